@@ -1,0 +1,131 @@
+"""Pairwise potentials: one K x K table of energies for every edge of a graph.
+
+Energies are costs, P(y | x) ∝ exp(-E), as in Lin, Shen, Reid and van den Hengel, "Efficient
+Piecewise Training of Deep Structured Models for Semantic Segmentation" (arXiv:1504.01013v2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.graph import EdgeGraph
+from deepcrf_ext.tensor_checks import check_device, check_dtype, check_floating, check_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredPotential:
+    """The paper's pairwise network with its first layer split into one projection a node and end.
+
+    The energy of edge (p, q) with labels (k, j) is
+    ``V_pq(k, j) = weight[k, j] · relu(source[p] + target[q]) + bias[k, j]``.
+    Any strides are accepted. Tensors share one floating-point dtype and the graph's device.
+
+    Args:
+        graph: the edges (p, q).
+        source: [N, D], the projection of each node as first end p, hidden bias included.
+        target: [N, D], the projection of each node as second end q.
+        weight: [K, K, D], indexed by the label of p, then the label of q.
+        bias: [K, K].
+
+    Raises:
+        TypeError: an argument is of another type or dtype.
+        ValueError: shapes or devices do not fit; K and D must be at least 1.
+    """
+
+    graph: EdgeGraph
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        _check_graph(self.graph)
+        sizes = {"N": self.graph.num_nodes}
+        check_tensor("source", self.source, "N D", sizes)
+        check_floating("source", self.source)
+        check_device("source", self.source, self.graph.device, "graph")
+        check_tensor("target", self.target, "N D", sizes)
+        check_tensor("weight", self.weight, "K K D", sizes)
+        check_tensor("bias", self.bias, "K K", sizes)
+        for name in ("target", "weight", "bias"):
+            check_dtype(name, getattr(self, name), self.source.dtype, "source")
+            check_device(name, getattr(self, name), self.graph.device, "graph")
+
+    @property
+    def num_labels(self) -> int:
+        """K, the number of labels."""
+        return self.bias.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every tensor of the potential."""
+        return self.source.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of every tensor of the potential."""
+        return self.source.device
+
+    def energies(self) -> Tensor:
+        """All energies, [E, K, K], differentiable. E · K² values: for inspection and reference."""
+        first, second = self.graph.edge_index()
+        hidden = (self.source.index_select(0, first) + self.target.index_select(0, second)).relu()
+        logits = hidden @ self.weight.flatten(0, 1).t()
+        return logits.unflatten(1, self.bias.shape) + self.bias
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class TablePotential:
+    """Pairwise energies given as a table, the output of any network. Any strides are accepted.
+
+    Args:
+        graph: the edges (p, q).
+        energies: [E, K, K], floating point, on the graph's device: ``V_pq(k, j)`` of every edge,
+            in the order of ``graph.edge_index()``; kept as ``table``.
+
+    Raises:
+        TypeError: an argument is of another type or dtype.
+        ValueError: shape or device do not fit; K must be at least 1.
+    """
+
+    graph: EdgeGraph
+    table: Tensor
+
+    def __init__(self, graph: EdgeGraph, energies: Tensor) -> None:
+        _check_graph(graph)
+        check_tensor("energies", energies, "E K K", {"E": graph.num_edges})
+        check_floating("energies", energies)
+        check_device("energies", energies, graph.device, "graph")
+        object.__setattr__(self, "graph", graph)
+        object.__setattr__(self, "table", energies)
+
+    @property
+    def num_labels(self) -> int:
+        """K, the number of labels."""
+        return self.table.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the table."""
+        return self.table.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the table."""
+        return self.table.device
+
+    def energies(self) -> Tensor:
+        """The table itself, [E, K, K]."""
+        return self.table
+
+
+Potential: TypeAlias = FactoredPotential | TablePotential
+
+
+def _check_graph(graph: Any) -> None:
+    if not isinstance(graph, EdgeGraph):
+        raise TypeError(f"graph must be an EdgeGraph, got {type(graph).__name__}")

@@ -1,0 +1,55 @@
+"""Checks of one tensor: its shape, dtype and device.
+
+Every check names the argument, says what it was and what it must be. A wrong type or dtype is a
+``TypeError``; a wrong shape or device is a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> None:
+    """Check that ``value`` is a tensor whose shape is spelt by the letters of ``shape``.
+
+    ``sizes`` holds the known size of a letter. A letter not yet in it takes the size met here,
+    which must be at least 1, and is added: one ``sizes`` ties the shapes of several arguments.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    letters = shape.split()
+    fits = value.dim() == len(letters)
+    if fits:
+        found = dict(sizes)
+        for letter, size in zip(letters, value.shape, strict=True):
+            fits &= found.setdefault(letter, size) == size and (letter in sizes or size >= 1)
+    if not fits:
+        known = ", ".join(
+            f"{letter} = {sizes[letter]}" if letter in sizes else f"{letter} >= 1"
+            for letter in dict.fromkeys(letters)
+        )
+        raise ValueError(
+            f"{name} must have shape [{', '.join(letters)}] with {known}, got {list(value.shape)}"
+        )
+    sizes.update(found)
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    """Check that ``value`` has a floating-point dtype."""
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+
+
+def check_dtype(name: str, value: Tensor, dtype: torch.dtype, owner: str) -> None:
+    """Check that ``value`` has ``dtype``, the dtype of the argument called ``owner``."""
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype}, the dtype of {owner}, got {value.dtype}")
+
+
+def check_device(name: str, value: Tensor, device: torch.device, owner: str) -> None:
+    """Check that ``value`` lies on ``device``, the device of the argument called ``owner``."""
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device}, the device of {owner}, got {value.device}")
