@@ -1,0 +1,12 @@
+"""The public functions in plain PyTorch: slow, materialised, differentiable by autograd.
+
+They define what the operators compute. Every floating-point dtype and device is accepted, and the
+work is done in the dtype of the arguments.
+"""
+
+from deepcrf_ext.reference.mean_field import mean_field
+from deepcrf_ext.reference.pairwise_messages import pairwise_messages
+from deepcrf_ext.reference.pairwise_nll import pairwise_nll
+from deepcrf_ext.reference.pseudo_likelihood import pseudo_likelihood_nll
+
+__all__ = ["mean_field", "pairwise_messages", "pairwise_nll", "pseudo_likelihood_nll"]
