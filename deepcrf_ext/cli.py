@@ -1,0 +1,52 @@
+"""What the commands share: parsing with config files, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from deepcrf_ext.errors import InputError, TrainingError
+
+EXIT_TRAINING = 1
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def make_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser with `--config FILE.yaml`, whose values later options override."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of settings; options after it override it."
+    )
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """The parsed arguments with dataclass groups built. Raises InputError in one line."""
+    try:
+        return parser.instantiate_classes(parser.parse_args(argv))
+    except ArgumentError as error:
+        cause = error.__cause__ or error.__context__
+        message = cause if isinstance(cause, InputError) else error
+        raise InputError(" ".join(str(message).split())) from error
+
+
+def run_command(body: Callable[[], int | None]) -> int:
+    """Runs a command's body and returns its exit code.
+
+    Bad input and failing files end in one `error:` line on stderr and code 2, a training that
+    cannot go on in code 1, Ctrl-C in code 130.
+    """
+    try:
+        return body() or 0
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_TRAINING
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

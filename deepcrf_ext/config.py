@@ -1,0 +1,277 @@
+"""Settings of a run, as plain dataclasses.
+
+`deepcrf_ext.cli` turns them into command-line options and config files; a checkpoint carries them as a dictionary
+(`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")` gives the paper's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+from deepcrf_ext.errors import InputError
+
+PresetName = Literal["small", "paper"]
+
+
+@dataclass(frozen=True)
+class RelationConfig:
+    """One kind of neighbourhood: the nodes q that a node p is joined to.
+
+    Args:
+        kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the node with the upper
+            node as p, "offsets" a box of fixed offsets in nodes.
+        width: Width of the box as a fraction of the short side of the node grid.
+        height: Height of the box as a fraction of the short side of the node grid (a surrounding box is square).
+        offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows grow downward.
+    """
+
+    kind: Literal["surrounding", "above_below", "offsets"]
+    width: float = 0.4
+    height: float = 0.4
+    offsets: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "offsets") != (self.offsets is not None):
+            raise InputError(f"relation of kind {self.kind!r}: offsets must be given for 'offsets' and only there")
+        if self.kind == "surrounding" and self.width != self.height:
+            raise InputError(f"surrounding relation: width {self.width} and height {self.height} must be equal")
+        if self.width <= 0 or self.height <= 0:
+            raise InputError(f"relation: width {self.width} and height {self.height} must be positive")
+
+
+def paper_relations() -> dict[str, RelationConfig]:
+    """The two relations of the paper (section 3.2): a 0.4a x 0.4a square and a 0.3a x 0.4a box below the node."""
+    return {
+        "surrounding": RelationConfig("surrounding", 0.4, 0.4),
+        "above_below": RelationConfig("above_below", 0.3, 0.4),
+    }
+
+
+@dataclass
+class DataConfig:
+    """Images and how training sees them.
+
+    Args:
+        dataset: "scenes" is rendered on the fly and needs no files; "camvid" and "voc" need --data.root.
+        root: Folder of the data set.
+        train_split: Split that training reads ("train_aug" is VOC with the SBD annotations).
+        val_split: Split that is measured while training.
+        crop: Height and width of the random crop, in pixels. Null takes whole images, which must then all have one size.
+        flip: Mirror half of the training images.
+        scale_range: Smallest and largest factor of the random resize before the crop. Null leaves sizes as they are.
+        workers: Processes that read images beside the training process; 0 reads them in it.
+    """
+
+    dataset: Literal["scenes", "camvid", "voc"] = "scenes"
+    root: Path | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    crop: tuple[int, int] | None = (96, 128)
+    flip: bool = True
+    scale_range: tuple[float, float] | None = (0.8, 1.25)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise InputError(f"data.crop: {self.crop} must be two positive sizes")
+        if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise InputError(f"data.scale_range: {self.scale_range} must be positive and in ascending order")
+        if self.workers < 0:
+            raise InputError(f"data.workers: {self.workers} must not be negative")
+
+
+@dataclass
+class ModelConfig:
+    """Networks of the potentials. Every potential has its own, of this shape.
+
+    Args:
+        preset: Which set of defaults the model and optimiser settings start from: "paper" is the published model,
+            "small" a narrow one that trains from scratch on two CPU cores.
+        widths: Channels of each convolution block.
+        convs: Number of 3x3 convolutions of each block.
+        pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride is 2 to that power.
+        head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
+        batch_norm: Normalise after every convolution.
+        scales: Factors of the image pyramid, largest first.
+        hidden: Width of the hidden layer of each potential.
+        relations: Pairwise relations by name.
+        potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network on the largest
+            scale alone) and names of relations. Null means all of them.
+        iterations: Mean-field iterations of a prediction.
+    """
+
+    preset: PresetName = "small"
+    widths: tuple[int, ...] = (24, 48, 96, 128, 128)
+    convs: tuple[int, ...] = (1, 1, 2, 2, 1)
+    pooled_blocks: int = 3
+    head_widths: tuple[int, ...] = (128, 128)
+    batch_norm: bool = True
+    scales: tuple[float, ...] = (1.2, 0.8, 0.4)
+    hidden: int = 128
+    relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
+    potentials: tuple[str, ...] | None = None
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.convs) or not self.widths or min(self.widths + self.convs) < 1:
+            raise InputError(
+                f"model.widths {self.widths} and model.convs {self.convs} must hold one positive number for each block"
+            )
+        if not 0 <= self.pooled_blocks <= len(self.widths):
+            raise InputError(f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}")
+        if not self.head_widths or min(self.head_widths) < 1 or self.hidden < 1:
+            raise InputError(f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be positive")
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
+            raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
+        if self.iterations < 0:
+            raise InputError(f"model.iterations: {self.iterations} must not be negative")
+        reserved = {"unary", "unary_1scale"} & self.relations.keys()
+        if reserved:
+            raise InputError(f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential")
+        unknown = set(self.potentials or ()) - set(self.all_potentials())
+        if unknown or self.potentials == ():
+            raise InputError(
+                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be some of {self.all_potentials()}"
+            )
+
+    def all_potentials(self) -> tuple[str, ...]:
+        """Names of every potential that this model can have."""
+        return ("unary", "unary_1scale", *self.relations)
+
+
+@dataclass
+class OptimConfig:
+    """Stochastic gradient descent.
+
+    Args:
+        lr: Learning rate of new layers.
+        lr_initialised: Learning rate of layers that start from VGG-16 weights.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly" lets it fall to zero
+            over the run as (1 - progress) ** 0.9.
+        decay: Factor an epoch of the exponential schedule.
+    """
+
+    lr: float = 0.05
+    lr_initialised: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["exponential", "poly"] = "poly"
+    decay: float = 0.97
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_initialised", "decay"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"optim.{name}: {getattr(self, name)} must be positive")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise InputError(
+                f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay {self.weight_decay} not negative"
+            )
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        data: Images.
+        model: Networks.
+        optim: Optimiser.
+        output: Run folder to create. Null takes runs/<date>-<data set>-<preset>.
+        epochs: Passes over the training images.
+        batch_size: Images in a step.
+        seed: Seed of the weights, of the order of the images and of their augmentation.
+        device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+        amp: Run the convolutions in bfloat16; losses and energies stay in float32.
+        vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch torchvision's.
+        validate_every: Epochs between measurements on the validation images; the last epoch is always measured.
+        save_minutes: Longest time between two checkpoints; one is also written after every epoch.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    output: Path | None = None
+    epochs: int = 12
+    batch_size: int = 8
+    seed: int = 0
+    device: str = "auto"
+    amp: bool = True
+    vgg_weights: str | None = None
+    validate_every: int = 2
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} must not be negative")
+        if self.save_minutes <= 0:
+            raise InputError(f"save_minutes: {self.save_minutes} must be positive")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"model.preset": "small"},
+    "paper": {
+        "model.preset": "paper",
+        "model.widths": (64, 128, 256, 512, 512),
+        "model.convs": (2, 2, 3, 3, 3),
+        "model.pooled_blocks": 5,
+        "model.head_widths": (4096, 512, 512),
+        "model.batch_norm": False,
+        "model.hidden": 512,
+        "optim.lr": 1e-3,
+        "optim.lr_initialised": 1e-4,
+        "optim.schedule": "exponential",
+        "data.crop": (450, 600),
+        "epochs": 60,
+        "batch_size": 2,
+    },
+}
+"""What each preset changes from the defaults of the dataclasses, by dotted option name."""
+
+
+def preset(name: PresetName) -> TrainConfig:
+    """All settings of a preset. Raises InputError for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"preset: {name!r} must be one of {', '.join(PRESETS)}")
+    values: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "optim": {}, "": {}}
+    for option, value in PRESETS[name].items():
+        group, _, key = option.rpartition(".")
+        values[group][key] = value
+    return TrainConfig(
+        DataConfig(**values["data"]), ModelConfig(**values["model"]), OptimConfig(**values["optim"]), **values[""]
+    )
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The settings as nested dictionaries of plain values, as YAML and checkpoints hold them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The settings back from `to_dict`. Raises InputError naming a value that does not fit."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, "run")
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({"run": values}))
+    except Exception as error:
+        raise InputError(f"settings: {' '.join(str(error).split())}") from error
+    config: TrainConfig = parsed["run"]
+    return config
