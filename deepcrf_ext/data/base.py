@@ -1,0 +1,114 @@
+"""What every data set gives: samples of an image and its label map, class names and a palette."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from deepcrf_ext.data.images import read_image, read_labels
+from deepcrf_ext.errors import InputError
+
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        labels: uint8 [H, W], class indices; 255 marks pixels that are ignored.
+        name: unique within the data set, usable as a file name.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    name: str
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """A finite sequence of :class:`Sample`.
+
+    Attributes:
+        classes: the K class names, in the order of their indices.
+        palette: uint8 [K, 3], the RGB colour of each class.
+        ignore_index: the label of ignored pixels, 255.
+    """
+
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file and its label file (None: the labels are not public)."""
+
+    name: str
+    image: Path
+    labels: Path | None
+
+
+class FileDataset(SegmentationDataset):
+    """Images and label maps in files, decoded on access.
+
+    Reading a sample raises :class:`InputError`, naming the file, when a file cannot be decoded, when
+    the label map differs in size from its image or when it holds a value that is not a class.
+    """
+
+    def __init__(
+        self, files: Sequence[LabelledFile], classes: tuple[str, ...], palette: np.ndarray
+    ) -> None:
+        self.files = tuple(files)
+        self.classes = classes
+        self.palette = palette
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self.files[index]
+        image = read_image(file.image)
+        if file.labels is None:
+            labels = np.full(image.shape[:2], self.ignore_index, np.uint8)
+            return Sample(image, labels, file.name)
+        labels = self.decode_labels(file.labels)
+        if labels.shape != image.shape[:2]:
+            raise InputError(
+                f"{file.labels}: label map is {labels.shape[1]}x{labels.shape[0]} pixels, but its "
+                f"image {file.image} is {image.shape[1]}x{image.shape[0]}"
+            )
+        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
+        if wrong.size:
+            raise InputError(
+                f"{file.labels}: label value {wrong[0]} is out of range; "
+                f"must be 0..{self.num_classes - 1}, or {self.ignore_index} for ignored pixels"
+            )
+        return Sample(image, labels, file.name)
+
+    def decode_labels(self, path: Path) -> np.ndarray:
+        """Read one label file as uint8 [H, W] of class indices and 255."""
+        return read_labels(path)
+
+
+def require_folder(path: Path, purpose: str) -> Path:
+    """Return `path` if it is a folder, else raise :class:`InputError` naming it and its purpose."""
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {problem}; must be {purpose}")
+    return path

@@ -1,0 +1,129 @@
+"""Reading images and label maps from files, and writing label maps."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from deepcrf_ext.errors import InputError
+
+# All that Pillow's decoders are known to raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# Pillow stretches grey PNGs of 2 and 4 bits to 0..255; these factors give the stored values back.
+_GREY_STRETCH = {"L;2": 85, "L;4": 17}
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as uint8 [H, W, 3], RGB.
+
+    Grey, palette, CMYK and 16-bit images are converted (16 bits keep their upper 8), an alpha channel
+    is dropped, and of an animation the first frame is taken. An EXIF orientation is applied, so
+    that the array is what viewers and labelling tools show.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, corrupt or not an image.
+    """
+    path = Path(path)
+    with _open(path) as picture:
+        if picture.mode == "F":
+            raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+            grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.array(upright.convert("RGB"))
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label map, an image with one channel of class indices or a palette, as uint8 [H, W].
+
+    Raises:
+        InputError: the file cannot be decoded, has colour channels, or holds values above 255.
+    """
+    path = Path(path)
+    with _open(path) as picture:
+        tile = picture.tile[0] if picture.tile else None
+        if picture.mode not in ("1", "L", "P", "I", "I;16"):
+            raise InputError(
+                f"{path}: a label map in mode {picture.mode}; "
+                "must have one channel of class indices, or a palette"
+            )
+        picture.load()
+        labels = np.asarray(picture)
+        stretch = _GREY_STRETCH.get(tile[3], 1) if tile and isinstance(tile[3], str) else 1
+        if labels.min() < 0 or labels.max() > 255:
+            raise InputError(
+                f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255"
+            )
+        return labels.astype(np.uint8) // np.uint8(stretch)
+
+
+def write_labels(path: str | Path, labels: np.ndarray, palette: np.ndarray) -> None:
+    """Write a label map as a PNG with a palette, the format of PASCAL VOC.
+
+    Args:
+        path: the file to write, ending in .png.
+        labels: uint8 [H, W].
+        palette: uint8 [K, 3], RGB. Index 255 is shown in VOC's cream, other indices from K on black.
+
+    Raises:
+        ValueError: an argument has another shape or dtype.
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
+        raise ValueError(
+            f"labels is {labels.dtype} {list(labels.shape)}; must be uint8 [H, W] and not empty"
+        )
+    if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256:
+        raise ValueError(f"palette has shape {list(palette.shape)}; must be [K, 3] with K <= 256")
+    table = np.zeros((256, 3), np.uint8)
+    table[255] = voc_palette(256)[255]
+    table[: len(palette)] = palette
+    picture = Image.fromarray(labels)
+    picture.putpalette(table.tobytes())
+    picture.save(path, format="PNG")
+
+
+def voc_palette(size: int) -> np.ndarray:
+    """The first `size` colours of PASCAL VOC's palette, uint8 [size, 3] RGB.
+
+    Bits 0, 1, 2 of an index are the highest bits of red, green and blue, bits 3, 4, 5 the
+    next ones, and so on.
+    """
+    index = np.arange(size)[:, None] >> np.arange(3)  # [size, 3], one column a channel
+    colours = np.zeros((size, 3), np.int64)
+    for step in range(8):
+        colours |= ((index >> 3 * step) & 1) << (7 - step)
+    return colours.astype(np.uint8)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image, turning every error of decoding into an InputError that names the file."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes)")
+        with Image.open(path) as picture:
+            yield picture
+    except InputError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error

@@ -1,0 +1,96 @@
+"""From samples to tensors: random scale, crop and flip for training, plain conversion else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from deepcrf_ext.data.base import IGNORE_INDEX, Sample
+
+# The mean colour of ImageNet, RGB 0..255, rounded; about zero once a model normalises its input.
+PAD_COLOUR = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random scale, random crop with padding and random flip, in this order.
+
+    All chance comes from the generator of the call, so a generator seeded with (seed, epoch, index)
+    makes a run repeatable in any order of loading.
+
+    Args:
+        crop: (height, width) of the result, or None for the whole scaled image. Where the
+            scaled image is smaller, it is placed at random and surrounded by the mean colour and the
+            ignored label 255.
+        flip: mirror left and right with probability 1/2.
+        scale_range: (lowest, highest) factor of a random uniform scale, or None for no scaling.
+
+    Raises:
+        ValueError: a crop side or a scale is not positive, or the scale range is reversed.
+    """
+
+    crop: tuple[int, int] | None
+    flip: bool
+    scale_range: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise ValueError(f"crop is {self.crop}; must be (height, width), both at least 1")
+        if self.scale_range is not None and not (0 < self.scale_range[0] <= self.scale_range[1]):
+            raise ValueError(
+                f"scale_range is {self.scale_range}; must be (lowest, highest), 0 < lowest <= highest"
+            )
+
+    def __call__(
+        self, sample: Sample, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the image, float32 [3, h, w] RGB 0..255, and the labels, int64 [h, w]."""
+        image, labels = sample.image, sample.labels
+        if self.scale_range is not None:
+            image, labels = _resize(image, labels, generator.uniform(*self.scale_range))
+        if self.crop is not None:
+            image, labels = _crop(image, labels, self.crop, generator)
+        if self.flip and generator.random() < 0.5:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        return _tensors(image, labels)
+
+
+def to_tensors(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole sample as an image, float32 [3, H, W] RGB 0..255, and labels, int64 [H, W]."""
+    return _tensors(sample.image, sample.labels)
+
+
+def _tensors(image: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+    return torch.from_numpy(planes), torch.from_numpy(labels.astype(np.int64))
+
+
+def _resize(image: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    height, width = (max(1, round(side * scale)) for side in labels.shape)
+    size = (width, height)
+    # NEAREST_EXACT samples at pixel centres as LINEAR does; NEAREST would shift the labels.
+    return (
+        cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+        cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT),
+    )
+
+
+def _crop(
+    image: np.ndarray, labels: np.ndarray, crop: tuple[int, int], generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    source, target = [], []  # slices along rows and columns
+    for side, wanted in zip(labels.shape, crop, strict=True):
+        kept = min(side, wanted)
+        offset = int(generator.integers(abs(side - wanted) + 1))
+        start_source, start_target = (offset, 0) if side > wanted else (0, offset)
+        source.append(slice(start_source, start_source + kept))
+        target.append(slice(start_target, start_target + kept))
+    padded_image = np.empty((*crop, 3), np.uint8)
+    padded_image[:] = PAD_COLOUR
+    padded_labels = np.full(crop, IGNORE_INDEX, np.uint8)
+    padded_image[tuple(target)] = image[tuple(source)]
+    padded_labels[tuple(target)] = labels[tuple(source)]
+    return padded_image, padded_labels

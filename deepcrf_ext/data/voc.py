@@ -1,0 +1,180 @@
+"""PASCAL VOC 2012 segmentation, with the additional annotations of SBD."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
+from deepcrf_ext.data.images import read_labels, voc_palette
+from deepcrf_ext.errors import InputError
+
+# All that scipy is known to raise on damaged files.
+_MAT_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    NotImplementedError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    MatReadError,
+    zlib.error,
+)
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+
+
+class Voc(FileDataset):
+    """VOC 2012 in its own folders: JPEGImages, SegmentationClass and ImageSets/Segmentation.
+
+    `root` is the folder VOC2012, the VOCdevkit that holds it, or the folder that holds VOCdevkit.
+
+    The split `train_aug` adds the annotations of the Semantic Boundaries Dataset (Hariharan et al.,
+    "Semantic Contours from Inverse Detectors", ICCV 2011), as PNGs in SegmentationClassAug or as the
+    .mat files of benchmark_RELEASE, which is looked for in VOC2012, beside it and beside VOCdevkit.
+    Its images are those of ImageSets/Segmentation/train_aug.txt, or, if there is no such list,
+    (SBD train + SBD val + VOC train) - VOC val, sorted: 10,582 images. VOC's own annotation
+    is preferred where an image has both. `test` has no public labels: its pixels are all 255.
+
+    Raises:
+        InputError: a folder, list, image or label file is missing, or a list holds a path.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root = _find_voc(root)
+        self.benchmark = _find_benchmark(self.root)
+        images = require_folder(self.root / "JPEGImages", "the folder of VOC images")
+        files = []
+        for name in self._names(split):
+            image = images / f"{name}.jpg"
+            if not image.is_file():
+                raise InputError(f"{image}: no such file, but the split {split} names it")
+            labels = None if split == "test" else self._label_file(name, split)
+            files.append(LabelledFile(name, image, labels))
+        super().__init__(files, CLASSES, voc_palette(len(CLASSES)))
+
+    def decode_labels(self, path: Path) -> np.ndarray:
+        """Read a label PNG or an SBD .mat file as uint8 [H, W]."""
+        return read_sbd_labels(path) if path.suffix == ".mat" else read_labels(path)
+
+    def _names(self, split: str) -> Sequence[str]:
+        lists = self.root / "ImageSets" / "Segmentation"
+        if split != "train_aug" or (lists / "train_aug.txt").exists():
+            return read_names(lists / f"{split}.txt")
+        names = self._sbd_names() | set(read_names(lists / "train.txt"))
+        return sorted(names - set(read_names(lists / "val.txt")))
+
+    def _sbd_names(self) -> set[str]:
+        if self.benchmark is not None:
+            train, val = (self.benchmark / f"{split}.txt" for split in ("train", "val"))
+            return {*read_names(train), *read_names(val)}
+        folder = require_folder(
+            self.root / "SegmentationClassAug",
+            "the label PNGs of SBD (or its benchmark_RELEASE must lie beside VOC2012)",
+        )
+        names = {path.stem for path in folder.glob("*.png")}
+        if not names:
+            raise InputError(f"{folder}: holds no label; must hold .png files")
+        return names
+
+    def _label_file(self, name: str, split: str) -> Path:
+        candidates = [self.root / "SegmentationClass" / f"{name}.png"]
+        if split == "train_aug":
+            candidates.append(self.root / "SegmentationClassAug" / f"{name}.png")
+            if self.benchmark is not None:
+                candidates.append(self.benchmark / "cls" / f"{name}.mat")
+        for path in candidates:
+            if path.is_file():
+                return path
+        image = self.root / "JPEGImages" / f"{name}.jpg"
+        raise InputError(f"{image}: image without label; looked for {_listed(candidates)}")
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read a split file: one image name a line, blank lines apart.
+
+    Raises:
+        InputError: the file is missing, empty or not text, or a line is not a plain file name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such split file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a split file ({error})") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"{path}: names no image")
+    for name in names:
+        if not all(letter.isalnum() or letter in "_-." for letter in name) or ".." in name:
+            raise InputError(
+                f"{path}: names {name!r}; must be an image name such as 2007_000032, without a path"
+            )
+    return names
+
+
+def read_sbd_labels(path: Path) -> np.ndarray:
+    """Read the class map `GTcls.Segmentation` of an SBD .mat file as uint8 [H, W].
+
+    Raises:
+        InputError: the file is damaged or holds no such map.
+    """
+    try:
+        labels = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+    except _MAT_ERRORS as error:
+        raise InputError(f"{path}: cannot be read as an SBD label file ({error})") from error
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.uint8:
+        raise InputError(f"{path}: GTcls.Segmentation must be a map of uint8")
+    return labels
+
+
+def _find_voc(root: Path) -> Path:
+    require_folder(root, "VOC2012, VOCdevkit or the folder that holds VOCdevkit")
+    candidates = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
+    for folder in candidates:
+        if (folder / "JPEGImages").is_dir():
+            return folder
+    raise InputError(
+        f"{root}: holds no JPEGImages folder; looked in {_listed(candidates)}"
+    )
+
+
+def _find_benchmark(voc: Path) -> Path | None:
+    resolved = voc.resolve()
+    for folder in (voc, resolved.parent, resolved.parent.parent):
+        benchmark = folder / "benchmark_RELEASE" / "dataset"
+        if (benchmark / "cls").is_dir():
+            return benchmark
+    return None
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
