@@ -1,0 +1,65 @@
+// The extension module deepcrf_ext._C: one bind function an operator, and facts about the build.
+#include <dlfcn.h>
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "core/checks.h"
+#include "cpu/dispatch.h"
+#ifdef DEEPCRF_WITH_CUDA
+#include "cuda/runtime.h"
+#endif
+
+namespace py = pybind11;
+
+namespace deepcrf {
+
+void bind_range_box_edges(py::module_& module);
+
+namespace {
+
+// The file that omp_get_max_threads was resolved in.
+std::string openmp_runtime() {
+  Dl_info info = {};
+  const bool found = dladdr(reinterpret_cast<void*>(&omp_get_max_threads), &info) != 0;
+  return found && info.dli_fname != nullptr ? info.dli_fname : "unknown";
+}
+
+// What CUDA kernels were built with; None in a CPU-only build.
+py::object cuda_build() {
+#ifdef DEEPCRF_WITH_CUDA
+  py::dict build;
+  build["compiler"] = DEEPCRF_CUDA_COMPILER;
+  build["architectures"] = DEEPCRF_CUDA_ARCHITECTURES;
+  build["runtime_version"] = cuda::runtime_version();
+  return build;
+#else
+  return py::none();
+#endif
+}
+
+}  // namespace
+
+}  // namespace deepcrf
+
+PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
+  using namespace deepcrf;
+  // Error is a ValueError to Python; BackendError, like any std::runtime_error, a RuntimeError.
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    }
+  });
+
+  module.attr("compiler") = DEEPCRF_COMPILER;
+  module.def("cuda_build", &cuda_build);
+  module.def("cpu_isa", [] { return std::string(cpu::isa_name(cpu::active_isa())); });
+  module.def("supported_cpu_isas", &cpu::supported_isas);
+  module.def("openmp_runtime", &openmp_runtime);
+
+  bind_range_box_edges(module);
+}

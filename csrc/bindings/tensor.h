@@ -1,0 +1,138 @@
+// The one header that knows what a torch.Tensor looks like: its attributes, read through pybind11.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "core/checks.h"
+#include "core/context.h"
+#include "core/dtypes.h"
+#ifdef DEEPCRF_WITH_CUDA
+#include "cuda/runtime.h"
+#endif
+
+namespace deepcrf {
+
+namespace py = pybind11;
+
+struct Device {
+  bool is_cuda;
+  int index;
+
+  bool operator==(const Device& other) const {
+    return is_cuda == other.is_cuda && index == other.index;
+  }
+  std::string name() const { return is_cuda ? concatenate("cuda:", index) : "cpu"; }
+};
+
+// A tensor argument: its name, and checks that name it. Valid while the Python object lives.
+class Tensor {
+ public:
+  Tensor(const py::object& tensor, const char* name) : name_(name) {
+    DEEPCRF_CHECK(py::hasattr(tensor, "data_ptr"), name_, " must be a torch.Tensor, got ",
+                  std::string(py::str(py::type::of(tensor))));
+    const py::object device = tensor.attr("device");
+    const std::string type = py::str(device.attr("type"));
+    DEEPCRF_CHECK(type == "cpu" || type == "cuda", name_, " must be on a cpu or cuda device, got ",
+                  type);
+    device_ = {type == "cuda", type == "cuda" ? device.attr("index").cast<int>() : 0};
+    dtype_ = py::str(tensor.attr("dtype"));
+    shape_ = tensor.attr("shape").cast<std::vector<int64_t>>();
+    DEEPCRF_CHECK(tensor.attr("is_contiguous")().cast<bool>(), name_,
+                  " must be contiguous, got other strides");
+    data_ = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+  }
+
+  const Device& device() const { return device_; }
+  int64_t size(size_t dimension) const { return shape_.at(dimension); }
+
+  DType dtype() const {
+    for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::int32, DType::int64,
+                        DType::uint8, DType::boolean}) {
+      if (dtype_ == concatenate("torch.", dtype_name(dtype))) return dtype;
+    }
+    throw Error(concatenate(name_, " must have a supported dtype, got ", dtype_));
+  }
+
+  const Tensor& expect_device(const Device& device) const {
+    DEEPCRF_CHECK(device_ == device, name_, " must be on ", device.name(), ", got ",
+                  device_.name());
+    return *this;
+  }
+
+  // A size of -1 stands for any.
+  const Tensor& expect_shape(std::initializer_list<int64_t> sizes) const {
+    bool same = sizes.size() == shape_.size();
+    size_t dimension = 0;
+    for (int64_t size : sizes) {
+      same = same && (size < 0 || size == shape_[dimension]);
+      ++dimension;
+    }
+    DEEPCRF_CHECK(same, name_, " must have shape ", format_shape(sizes), ", got ",
+                  format_shape(shape_));
+    return *this;
+  }
+
+  template <class T>
+  T* data() const {
+    DEEPCRF_CHECK(dtype() == DTypeOf<T>::value, name_, " must have dtype ",
+                  dtype_name(DTypeOf<T>::value), ", got ", dtype_);
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  template <class Sizes>
+  static std::string format_shape(const Sizes& sizes) {
+    std::string text;
+    for (int64_t size : sizes) {
+      text += (text.empty() ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
+    }
+    return "[" + text + "]";
+  }
+
+  const char* name_;
+  Device device_;
+  std::string dtype_;
+  std::vector<int64_t> shape_;
+  void* data_;
+};
+
+inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
+  DEEPCRF_CHECK(num_threads > 0, "num_threads must be positive, got ", num_threads);
+  return {num_threads, reinterpret_cast<void*>(stream)};
+}
+
+}  // namespace deepcrf
+
+// Runs cpu::op(...) or cuda::op(...), by device, without the GIL.
+#define DEEPCRF_LAUNCH(device, op, ...)               \
+  do {                                                \
+    const ::pybind11::gil_scoped_release without_gil; \
+    if (DEEPCRF_ON_CUDA(device)) {                    \
+      DEEPCRF_LAUNCH_CUDA(device, op, __VA_ARGS__);   \
+    } else {                                          \
+      ::deepcrf::cpu::op(__VA_ARGS__);                \
+    }                                                 \
+  } while (false)
+
+#if defined(DEEPCRF_CUDA_ON_HOST)  // CUDA sources compiled for the host: they take CPU tensors
+#define DEEPCRF_ON_CUDA(device) true
+#define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::cuda::op(__VA_ARGS__)
+#elif defined(DEEPCRF_WITH_CUDA)
+#define DEEPCRF_ON_CUDA(device) (device).is_cuda
+#define DEEPCRF_LAUNCH_CUDA(device, op, ...)                    \
+  const ::deepcrf::cuda::DeviceGuard on_device((device).index); \
+  ::deepcrf::cuda::op(__VA_ARGS__)
+#else
+#define DEEPCRF_ON_CUDA(device) (device).is_cuda
+#define DEEPCRF_LAUNCH_CUDA(device, op, ...)                                              \
+  throw ::deepcrf::BackendError(                                                          \
+      #op                                                                                 \
+      ": got CUDA tensors, but deepcrf_ext was built without CUDA; install nvcc and run " \
+      "'DEEPCRF_CUDA=on pip install .' in the checkout")
+#endif

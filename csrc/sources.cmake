@@ -1,0 +1,21 @@
+# The sources of the core, one line an operator in each list. Paths are relative to csrc/.
+
+# Compiled once per CPU instruction set (csrc/cpu/dispatch.h).
+set(DEEPCRF_CPU_VECTOR_SOURCES
+    cpu/range_box_edges.cpp)
+
+# Compiled once, for the portable instruction set.
+set(DEEPCRF_CPU_SOURCES
+    cpu/dispatch.cpp)
+
+set(DEEPCRF_CUDA_SOURCES
+    cuda/range_box_edges.cu)
+
+set(DEEPCRF_BINDING_SOURCES
+    bindings/module.cpp
+    bindings/range_box_edges.cpp)
+
+list(TRANSFORM DEEPCRF_CPU_VECTOR_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+list(TRANSFORM DEEPCRF_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+list(TRANSFORM DEEPCRF_BINDING_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

@@ -1,0 +1,330 @@
+"""Relations as boxes of offsets, and directed graphs in compressed rows."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.ops.range_box_edges import range_box_edges
+
+_MAX_NODES = 2**31 - 1  # targets are int32
+
+
+def _whole(value: int, name: str) -> int:
+    """`value` as a Python int; TypeError naming it where it is not a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def _fraction_of(side: int, fraction: float, name: str) -> int:
+    """max(1, floor(fraction · side)), the floor with 1e-9 of slack, so that 0.2 · 5 is 1."""
+    if not (math.isfinite(fraction) and fraction > 0):
+        raise ValueError(f"{name} must be a positive number, got {fraction!r}")
+    return max(1, math.floor(fraction * side + 1e-9))
+
+
+def _grid_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width, checked."""
+    height, width = _whole(height, "height"), _whole(width, "width")
+    for value, name in ((height, "height"), (width, "width")):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    if height * width > _MAX_NODES:
+        raise ValueError(f"height · width must be at most {_MAX_NODES}, got {height} · {width}")
+    return height, width
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    """`device` with its index, checked to be usable."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device must be 'cpu' here, as torch finds no CUDA device, got '{device}'"
+            )
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@dataclass(frozen=True)
+class RangeBox:
+    """A relation on a grid: node p is joined to every q whose offset q - p lies in the box.
+
+    All four are inclusive integer offsets, rows growing downward. The box may lie anywhere; the
+    offset (0, 0) never makes an edge (a node is not its own neighbour).
+
+    Attributes:
+        top: First row offset of q from p.
+        bottom: Last row offset.
+        left: First column offset.
+        right: Last column offset.
+
+    Raises:
+        TypeError: An offset is not an integer.
+        ValueError: The box is inverted.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def __post_init__(self) -> None:
+        for name in ("top", "bottom", "left", "right"):
+            object.__setattr__(self, name, _whole(getattr(self, name), name))
+        if self.top > self.bottom:
+            raise ValueError(f"top must be at most bottom = {self.bottom}, got {self.top}")
+        if self.left > self.right:
+            raise ValueError(f"left must be at most right = {self.right}, got {self.left}")
+
+    @classmethod
+    def surrounding(cls, height: int, width: int, size: float = 0.4) -> RangeBox:
+        """The paper's "surrounding" relation: a square box centred on the node (section 3.2).
+
+        Args:
+            height: Rows of the grid.
+            width: Columns of the grid.
+            size: Side of the box, as a fraction of the grid's short side.
+        """
+        height, width = _grid_size(height, width)
+        half = _fraction_of(min(height, width), size / 2, "size")
+        return cls(-half, half, -half, half)
+
+    @classmethod
+    def above_below(
+        cls, height: int, width: int, box_width: float = 0.3, box_height: float = 0.4
+    ) -> RangeBox:
+        """The paper's "above/below" relation (section 3.2).
+
+        In an edge (p, q), p is the upper node: the paper's box stands on q, its bottom edge centred
+        there, and holds p. Seen from p, q lies in the mirrored box below.
+
+        Args:
+            height: Rows of the grid.
+            width: Columns of the grid.
+            box_width: Width of the box, as a fraction of the grid's short side.
+            box_height: Height of the box, as a fraction of the grid's short side.
+        """
+        height, width = _grid_size(height, width)
+        short_side = min(height, width)
+        half = _fraction_of(short_side, box_width / 2, "box_width")
+        rows = _fraction_of(short_side, box_height, "box_height")
+        return cls(1, rows, -half, half)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeGraph:
+    """A directed graph, its edges sorted by (source, target) and stored in compressed rows.
+
+    The edges of node p are `targets[row_offsets[p]:row_offsets[p + 1]]`; the edges into it come
+    from `reverse_sources[reverse_row_offsets[p]:reverse_row_offsets[p + 1]]`. Made by
+    `from_range_box`, `from_edges` or `batch`. N nodes, E edges.
+
+    Attributes:
+        row_offsets: int64 [N+1].
+        targets: int32 [E].
+        reverse_row_offsets: int64 [N+1].
+        reverse_sources: int32 [E], sorted by (target, source).
+        reverse_edges: int64 [E], the position in `targets` of each edge of `reverse_sources`.
+        edge_order: int64 [E] for a graph of `from_edges`: the position of each edge in the input.
+            None for a range box.
+    """
+
+    row_offsets: Tensor
+    targets: Tensor
+    reverse_row_offsets: Tensor
+    reverse_sources: Tensor
+    reverse_edges: Tensor
+    edge_order: Tensor | None = None
+
+    @classmethod
+    def from_range_box(
+        cls, height: int, width: int, box: RangeBox, device: torch.device | str = "cpu"
+    ) -> EdgeGraph:
+        """The graph of a relation over a grid of height × width nodes in row-major order.
+
+        Raises:
+            ValueError: A size is negative, N reaches 2³¹, or the device cannot be used.
+        """
+        height, width = _grid_size(height, width)
+        if not isinstance(box, RangeBox):
+            raise TypeError(f"box must be a RangeBox, got {type(box).__name__}")
+        top, bottom = (max(-height, min(height, offset)) for offset in (box.top, box.bottom))
+        left, right = (max(-width, min(width, offset)) for offset in (box.left, box.right))
+        device = _usable_device(device)
+        return cls(*range_box_edges(height, width, top, bottom, left, right, device))
+
+    @classmethod
+    def from_edges(cls, source_index: Tensor, target_index: Tensor, num_nodes: int) -> EdgeGraph:
+        """Any graph, duplicate edges and self loops included.
+
+        Edges are sorted by (source, target), duplicates in input order. `edge_order` says where
+        each came from: `energies[graph.edge_order]` brings values from input order into the
+        graph's.
+
+        Args:
+            source_index: Integer [E], each in 0..num_nodes-1.
+            target_index: Integer [E], on the same device.
+            num_nodes: Number of nodes, isolated ones included.
+
+        Raises:
+            TypeError: An index tensor is no integer tensor, or num_nodes no integer.
+            ValueError: Shapes, devices or index ranges do not fit.
+        """
+        num_nodes = _whole(num_nodes, "num_nodes")
+        if not 0 <= num_nodes <= _MAX_NODES:
+            raise ValueError(f"num_nodes must be in 0..{_MAX_NODES}, got {num_nodes}")
+        source = _node_index(source_index, "source_index", num_nodes)
+        target = _node_index(target_index, "target_index", num_nodes)
+        if target.shape != source.shape:
+            raise ValueError(
+                f"target_index must have the {source.numel()} edges of source_index, "
+                f"got {target.numel()}"
+            )
+        if target.device != source.device:
+            raise ValueError(
+                f"target_index must be on {source.device}, the device of source_index, "
+                f"got {target.device}"
+            )
+        edge_order = torch.sort(source * num_nodes + target, stable=True).indices
+        source, target = source[edge_order], target[edge_order]
+        reverse_edges = torch.sort(target * num_nodes + source, stable=True).indices
+        nodes = torch.arange(num_nodes + 1, device=source.device)
+        return cls(
+            torch.searchsorted(source, nodes),
+            target.int(),
+            torch.searchsorted(target[reverse_edges], nodes),
+            source[reverse_edges].int(),
+            reverse_edges,
+            edge_order,
+        )
+
+    @classmethod
+    def batch(cls, graphs: Sequence[EdgeGraph]) -> EdgeGraph:
+        """The disjoint union: the nodes (and edges) of each graph follow those of the one before.
+
+        Raises:
+            ValueError: No graph is given, or their devices differ, or they have 2³¹ nodes or more.
+        """
+        graphs = list(graphs)
+        if not graphs:
+            raise ValueError("graphs must hold at least one graph, got none")
+        for i, graph in enumerate(graphs):
+            if graph.device != graphs[0].device:
+                raise ValueError(
+                    f"graphs[{i}] must be on {graphs[0].device}, the device of graphs[0], "
+                    f"got {graph.device}"
+                )
+        num_nodes = sum(graph.num_nodes for graph in graphs)
+        if num_nodes > _MAX_NODES:
+            raise ValueError(
+                f"graphs must have at most {_MAX_NODES} nodes together, got {num_nodes}"
+            )
+        if len(graphs) == 1:
+            return graphs[0]
+
+        first_node, first_edge = [0], [0]
+        for graph in graphs:
+            first_node.append(first_node[-1] + graph.num_nodes)
+            first_edge.append(first_edge[-1] + graph.num_edges)
+
+        def joined(name: str, shifts: list[int]) -> Tensor:
+            return torch.cat(
+                [getattr(graph, name) + shift for graph, shift in zip(graphs, shifts, strict=False)]
+            )
+
+        def joined_offsets(name: str) -> Tensor:
+            parts = [
+                getattr(graph, name)[:-1] + shift
+                for graph, shift in zip(graphs, first_edge, strict=False)
+            ]
+            return torch.cat([*parts, parts[0].new_tensor([first_edge[-1]])])
+
+        edge_order = None
+        if any(graph.edge_order is not None for graph in graphs):
+            edge_order = torch.cat(
+                [
+                    torch.arange(shift, shift + graph.num_edges, device=graph.device)
+                    if graph.edge_order is None
+                    else graph.edge_order + shift
+                    for graph, shift in zip(graphs, first_edge, strict=False)
+                ]
+            )
+        return cls(
+            joined_offsets("row_offsets"),
+            joined("targets", first_node),
+            joined_offsets("reverse_row_offsets"),
+            joined("reverse_sources", first_node),
+            joined("reverse_edges", first_edge),
+            edge_order,
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        """N, isolated nodes included."""
+        return self.row_offsets.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return self.targets.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph's tensors are."""
+        return self.targets.device
+
+    def edge_index(self) -> Tensor:
+        """Sources and targets, int64 [2, E], sorted by (source, target)."""
+        source = torch.repeat_interleave(
+            torch.arange(self.num_nodes, device=self.device),
+            self.row_offsets.diff(),
+            output_size=self.num_edges,
+        )
+        return torch.stack([source, self.targets.long()])
+
+    def to(self, device: torch.device | str) -> EdgeGraph:
+        """The same graph on another device; itself where it is there already."""
+        device = _usable_device(device)
+        if device == self.device:
+            return self
+        return EdgeGraph(
+            self.row_offsets.to(device),
+            self.targets.to(device),
+            self.reverse_row_offsets.to(device),
+            self.reverse_sources.to(device),
+            self.reverse_edges.to(device),
+            None if self.edge_order is None else self.edge_order.to(device),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"EdgeGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, "
+            f"device='{self.device}')"
+        )
+
+
+def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
+    """One end of the edges as int64 [E], checked."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name} must be an integer tensor, got {type(index).__name__}")
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have shape [E], got {list(index.shape)}")
+    if index.numel() > 0:
+        low, high = (int(bound) for bound in torch.aminmax(index))
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"{name} must be in 0..num_nodes-1 with num_nodes = {num_nodes}, "
+                f"got {low if low < 0 else high}"
+            )
+    return index.long()

@@ -1,0 +1,1 @@
+"""The operators: torch.library registrations over the compiled extension, one file an operator."""

@@ -1,0 +1,41 @@
+"""The way from Python into the compiled extension."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+
+
+@functools.cache
+def native() -> ModuleType:
+    """The compiled module `deepcrf_ext._C`.
+
+    Operators call it as `_backend.native()`, so that a test can put another build in its place.
+
+    Raises:
+        ImportError: The extension was not built, or cannot be loaded.
+    """
+    # torch is imported above, first: its OpenMP runtime is then the one the extension uses.
+    try:
+        from deepcrf_ext import _C
+    except ImportError as error:
+        raise ImportError(
+            f"the compiled extension deepcrf_ext._C cannot be loaded ({error}); "
+            "build it with 'pip install -e .' in the checkout"
+        ) from error
+    return _C
+
+
+def launch_args(tensor: torch.Tensor) -> tuple[int, int]:
+    """`num_threads` and `stream`, the last two arguments of every native call.
+
+    Args:
+        tensor: Any tensor of the call; its device decides.
+
+    Returns:
+        torch's number of CPU threads, and the address of its current CUDA stream (0 on the CPU).
+    """
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return torch.get_num_threads(), stream

@@ -1,0 +1,76 @@
+"""Builds the extension module deepcrf_ext._C with CMake and Ninja. Never imports torch.
+
+Environment variables:
+  DEEPCRF_CUDA              auto (default): CUDA where nvcc is found; on: nvcc is required;
+                            off: CPU only
+  CMAKE_CUDA_ARCHITECTURES  CUDA architectures as CMake writes them, e.g. "80-real;90"
+  TORCH_CUDA_ARCH_LIST      the same as torch writes them, e.g. "8.0 9.0+PTX"; used where
+                            CMAKE_CUDA_ARCHITECTURES is unset
+  CMAKE_ARGS                further arguments of the CMake configuration
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def cuda_architectures() -> str:
+    """CMAKE_CUDA_ARCHITECTURES as the environment asks for it; empty for the default."""
+    if os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
+        return os.environ["CMAKE_CUDA_ARCHITECTURES"]
+    architectures = []
+    for name in re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()):
+        if not name:
+            continue
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
+        if match is None:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST must hold names like '8.0' or '9.0+PTX', got '{name}'"
+            )
+        major, minor, ptx = match.groups()
+        architectures.append(f"{major}{minor}" if ptx else f"{major}{minor}-real")
+    return ";".join(architectures)
+
+
+class CMakeBuild(build_ext):
+    """Builds in build/cmake-<platform>, which stays there for the next, incremental build."""
+
+    def build_extension(self, ext: Extension) -> None:
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        configure = [
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDEEPCRF_CUDA={os.environ.get('DEEPCRF_CUDA') or 'auto'}",
+            f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures()}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        for command in (configure, ["cmake", "--build", str(build)]):
+            if subprocess.run(command).returncode != 0:
+                raise SystemExit(
+                    f"deepcrf_ext: {shlex.join(command)} failed; its messages stand above"
+                )
+        built = build / "module" / Path(self.get_ext_filename(ext.name)).name
+        self.mkpath(str(Path(self.get_ext_fullpath(ext.name)).parent))
+        self.copy_file(str(built), self.get_ext_fullpath(ext.name))
+
+
+setup(ext_modules=[Extension("deepcrf_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
