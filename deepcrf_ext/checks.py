@@ -1,7 +1,7 @@
 """Checks of the arguments of the public functions, shared by the operators and the reference.
 
 Every check names the argument, says what it was and what it must be. A wrong type or dtype is a
-``TypeError``; a wrong shape, device or value is a ``ValueError``.
+`TypeError`; a wrong shape, device or value is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -18,83 +18,77 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_potential(name: str, value: Any) -> None:
-    """Check that ``value`` is one of the two pairwise potentials."""
+    """Check that `value` is one of the two pairwise potentials."""
     if not isinstance(value, (FactoredPotential, TablePotential)):
         raise TypeError(
-            f"{name} must be a FactoredPotential or a TablePotential, got {type(value).__name__}"
+            f"{name}: got {type(value).__name__}, must be a FactoredPotential or a TablePotential"
         )
 
 
 def check_marginals(marginals: Any, potential: Potential) -> None:
-    """Check ``marginals`` [N, K] against the nodes, labels, dtype and device of ``potential``."""
+    """Check `marginals` [N, K] against the nodes, labels, dtype and device of `potential`."""
     sizes = {"N": potential.graph.num_nodes, "K": potential.num_labels}
     check_tensor("marginals", marginals, "N K", sizes)
-    check_dtype("marginals", marginals, potential.dtype, "the potential")
-    check_device("marginals", marginals, potential.device, "the potential")
+    check_dtype("marginals", marginals.dtype, potential.dtype, "the potential")
+    check_device("marginals", marginals.device, potential.device, "the potential")
 
 
 def check_unary(unary: Any, potentials: Any) -> None:
-    """Check ``unary`` [N, K] and a possibly empty list or tuple of potentials on its N nodes."""
+    """Check `unary` [N, K] and a possibly empty list or tuple of potentials on its N nodes."""
     sizes = {"N": unary.shape[0]} if isinstance(unary, Tensor) and unary.dim() == 2 else {}
     check_tensor("unary", unary, "N K", sizes)
     check_floating("unary", unary)
     if not isinstance(potentials, (list, tuple)):
         raise TypeError(
-            f"potentials must be a list or tuple of potentials, got {type(potentials).__name__}"
+            f"potentials: got {type(potentials).__name__}, must be a list or tuple of potentials"
         )
     for index, potential in enumerate(potentials):
         name = f"potentials[{index}]"
         check_potential(name, potential)
         if (potential.graph.num_nodes, potential.num_labels) != tuple(unary.shape):
             raise ValueError(
-                f"{name} must have the nodes and labels of unary, {list(unary.shape)}, "
-                f"got {[potential.graph.num_nodes, potential.num_labels]}"
+                f"{name}: got {potential.graph.num_nodes} nodes and {potential.num_labels} labels, "
+                f"must be {unary.shape[0]} and {unary.shape[1]} as unary"
             )
-        if potential.dtype != unary.dtype:
-            raise TypeError(
-                f"{name} must have dtype {unary.dtype}, the dtype of unary, got {potential.dtype}"
-            )
-        if potential.device != unary.device:
-            raise ValueError(
-                f"{name} must be on {unary.device}, the device of unary, got {potential.device}"
-            )
+        check_dtype(name, potential.dtype, unary.dtype, "unary")
+        check_device(name, potential.device, unary.device, "unary")
 
 
 def check_iterations(iterations: Any) -> None:
-    """Check that ``iterations`` is an int >= 0."""
+    """Check that `iterations` is an int >= 0."""
     if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
+        raise TypeError(f"iterations: got {type(iterations).__name__}, must be an int")
     if iterations < 0:
-        raise ValueError(f"iterations must be >= 0, got {iterations}")
+        raise ValueError(f"iterations: got {iterations}, must be at least 0")
 
 
 def check_reduction(reduction: Any) -> None:
-    """Check that ``reduction`` is one of ``REDUCTIONS``."""
+    """Check that `reduction` is one of `REDUCTIONS`."""
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        raise ValueError(f"reduction: got {reduction!r}, must be one of {', '.join(REDUCTIONS)}")
 
 
 def checked_labels(
     labels: Any, num_nodes: int, num_labels: int, ignore_index: Any, device: torch.device
 ) -> Tensor:
-    """Check ``labels`` [N] of any integer dtype and return them as int64.
+    """Check `labels` [N] of any integer dtype and return them as int64.
 
-    Every label must be ``ignore_index`` or lie in ``0..num_labels-1``. CPU labels are looked at
+    Every label must be `ignore_index` or lie in `0..num_labels-1`. CPU labels are looked at
     at once. On other devices, and in compiled code, the check runs with the work and raises what
-    ``torch.nn.functional.cross_entropy`` raises there: a ``RuntimeError`` or a device assertion.
+    `torch.nn.functional.cross_entropy` raises there: a `RuntimeError` or a device assertion.
     """
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}, must be an int")
     check_tensor("labels", labels, "N", {"N": num_nodes})
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
-    check_device("labels", labels, device, "the potentials or unary")
+        raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
+    check_device("labels", labels.device, device, "the energies")
     labels = labels.to(torch.int64)
     bad = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
-    rule = f"labels must be 0..{num_labels - 1} or ignore_index ({ignore_index})"
+    rule = f"must be in 0..{num_labels - 1} or ignore_index = {ignore_index}"
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
-        torch._assert_async(~bad.any(), rule)
+        torch._assert_async(~bad.any(), f"labels: {rule}")
     elif bad.any():
         node = int(bad.nonzero()[0])
-        raise ValueError(f"{rule}, got {int(labels[node])} at node {node}")
+        raise ValueError(f"labels: got {int(labels[node])} at node {node}, {rule}")
     return labels

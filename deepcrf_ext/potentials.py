@@ -21,7 +21,7 @@ class FactoredPotential:
     """The paper's pairwise network with its first layer split into one projection a node and end.
 
     The energy of edge (p, q) with labels (k, j) is
-    ``V_pq(k, j) = weight[k, j] · relu(source[p] + target[q]) + bias[k, j]``.
+    `V_pq(k, j) = weight[k, j] · relu(source[p] + target[q]) + bias[k, j]`.
     Any strides are accepted. Tensors share one floating-point dtype and the graph's device.
 
     Args:
@@ -47,13 +47,14 @@ class FactoredPotential:
         sizes = {"N": self.graph.num_nodes}
         check_tensor("source", self.source, "N D", sizes)
         check_floating("source", self.source)
-        check_device("source", self.source, self.graph.device, "graph")
+        check_device("source", self.source.device, self.graph.device, "graph")
         check_tensor("target", self.target, "N D", sizes)
         check_tensor("weight", self.weight, "K K D", sizes)
         check_tensor("bias", self.bias, "K K", sizes)
         for name in ("target", "weight", "bias"):
-            check_dtype(name, getattr(self, name), self.source.dtype, "source")
-            check_device(name, getattr(self, name), self.graph.device, "graph")
+            tensor = getattr(self, name)
+            check_dtype(name, tensor.dtype, self.source.dtype, "source")
+            check_device(name, tensor.device, self.graph.device, "graph")
 
     @property
     def num_labels(self) -> int:
@@ -84,8 +85,8 @@ class TablePotential:
 
     Args:
         graph: the edges (p, q).
-        energies: [E, K, K], floating point, on the graph's device: ``V_pq(k, j)`` of every edge,
-            in the order of ``graph.edge_index()``; kept as ``table``.
+        energies: [E, K, K], floating point, on the graph's device: `V_pq(k, j)` of every edge,
+            in the order of `graph.edge_index()`; kept as `table`.
 
     Raises:
         TypeError: an argument is of another type or dtype.
@@ -99,7 +100,7 @@ class TablePotential:
         _check_graph(graph)
         check_tensor("energies", energies, "E K K", {"E": graph.num_edges})
         check_floating("energies", energies)
-        check_device("energies", energies, graph.device, "graph")
+        check_device("energies", energies.device, graph.device, "graph")
         object.__setattr__(self, "graph", graph)
         object.__setattr__(self, "table", energies)
 
@@ -128,4 +129,4 @@ Potential: TypeAlias = FactoredPotential | TablePotential
 
 def _check_graph(graph: Any) -> None:
     if not isinstance(graph, EdgeGraph):
-        raise TypeError(f"graph must be an EdgeGraph, got {type(graph).__name__}")
+        raise TypeError(f"graph: got {type(graph).__name__}, must be an EdgeGraph")

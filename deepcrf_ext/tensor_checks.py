@@ -1,7 +1,7 @@
 """Checks of one tensor: its shape, dtype and device.
 
 Every check names the argument, says what it was and what it must be. A wrong type or dtype is a
-``TypeError``; a wrong shape or device is a ``ValueError``.
+`TypeError`; a wrong shape or device is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> None:
-    """Check that ``value`` is a tensor whose shape is spelt by the letters of ``shape``.
+    """Check that `value` is a tensor whose shape is spelt by the letters of `shape`.
 
-    ``sizes`` holds the known size of a letter. A letter not yet in it takes the size met here,
-    which must be at least 1, and is added: one ``sizes`` ties the shapes of several arguments.
+    `sizes` holds the known size of a letter. A letter not yet in it takes the size met here,
+    which must be at least 1, and is added: one `sizes` ties the shapes of several arguments.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
     letters = shape.split()
     fits = value.dim() == len(letters)
     if fits:
@@ -32,24 +32,24 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
             for letter in dict.fromkeys(letters)
         )
         raise ValueError(
-            f"{name} must have shape [{', '.join(letters)}] with {known}, got {list(value.shape)}"
+            f"{name}: got shape {list(value.shape)}, must be [{', '.join(letters)}] with {known}"
         )
     sizes.update(found)
 
 
 def check_floating(name: str, value: Tensor) -> None:
-    """Check that ``value`` has a floating-point dtype."""
+    """Check that `value` has a floating-point dtype."""
     if not value.is_floating_point():
-        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+        raise TypeError(f"{name}: got dtype {value.dtype}, must be a floating-point dtype")
 
 
-def check_dtype(name: str, value: Tensor, dtype: torch.dtype, owner: str) -> None:
-    """Check that ``value`` has ``dtype``, the dtype of the argument called ``owner``."""
-    if value.dtype != dtype:
-        raise TypeError(f"{name} must have dtype {dtype}, the dtype of {owner}, got {value.dtype}")
+def check_dtype(name: str, dtype: torch.dtype, wanted: torch.dtype, owner: str) -> None:
+    """Check that `name` has the dtype `wanted`, that of the argument called `owner`."""
+    if dtype != wanted:
+        raise TypeError(f"{name}: got dtype {dtype}, must be {wanted} as {owner}")
 
 
-def check_device(name: str, value: Tensor, device: torch.device, owner: str) -> None:
-    """Check that ``value`` lies on ``device``, the device of the argument called ``owner``."""
-    if value.device != device:
-        raise ValueError(f"{name} must be on {device}, the device of {owner}, got {value.device}")
+def check_device(name: str, device: torch.device, wanted: torch.device, owner: str) -> None:
+    """Check that `name` lies on the device `wanted`, that of the argument called `owner`."""
+    if device != wanted:
+        raise ValueError(f"{name}: got device {device}, must be {wanted} as {owner}")

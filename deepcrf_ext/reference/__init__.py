@@ -8,5 +8,12 @@ from deepcrf_ext.reference.mean_field import mean_field
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 from deepcrf_ext.reference.pairwise_nll import pairwise_nll
 from deepcrf_ext.reference.pseudo_likelihood import pseudo_likelihood_nll
+from deepcrf_ext.reference.range_box_edges import range_box_edges
 
-__all__ = ["mean_field", "pairwise_messages", "pairwise_nll", "pseudo_likelihood_nll"]
+__all__ = [
+    "mean_field",
+    "pairwise_messages",
+    "pairwise_nll",
+    "pseudo_likelihood_nll",
+    "range_box_edges",
+]

@@ -14,16 +14,16 @@ from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int = 2) -> Tensor:
     """Approximate marginals by parallel mean-field updates.
 
-    ``Q⁰ = softmax(-unary)``, then ``Q ← softmax(-unary - Σ pairwise_messages(potential, Q))``.
+    `Q⁰ = softmax(-unary)`, then `Q ← softmax(-unary - Σ pairwise_messages(potential, Q))`.
 
     Args:
         unary: energies, [N, K].
         potentials: a list or tuple of pairwise potentials on the same N nodes and K labels, in
-            the dtype of ``unary``; may be empty.
+            the dtype of `unary`; may be empty.
         iterations: the number of updates, >= 0.
 
     Returns:
-        [N, K] in the dtype of ``unary``; rows sum to 1.
+        [N, K] in the dtype of `unary`; rows sum to 1.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.

@@ -12,7 +12,7 @@ from deepcrf_ext.potentials import Potential
 def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
     """Expected pairwise energy of every label of every node under its neighbours' marginals.
 
-    ``m[p, k] = Σ_(p,q) Σ_j V_pq(k, j) Q_q[j] + Σ_(q,p) Σ_j V_qp(j, k) Q_q[j]``: an edge sends a
+    `m[p, k] = Σ_(p,q) Σ_j V_pq(k, j) Q_q[j] + Σ_(q,p) Σ_j V_qp(j, k) Q_q[j]`: an edge sends a
     message to both of its ends, a self loop two to its node.
 
     Args:
@@ -29,7 +29,7 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
     check_marginals(marginals, potential)
     first, second = potential.graph.edge_index()
     energies = potential.energies()  # [E, K, K]
-    to_first = torch.einsum("ekj,ej->ek", energies, marginals[second])
-    to_second = torch.einsum("ekj,ek->ej", energies, marginals[first])
+    to_first = torch.einsum("ekj,ej->ek", energies, marginals.index_select(0, second))
+    to_second = torch.einsum("ekj,ek->ej", energies, marginals.index_select(0, first))
     messages = torch.zeros_like(marginals)
     return messages.index_add(0, first, to_first).index_add(0, second, to_second)

@@ -14,11 +14,11 @@ def pairwise_nll(
 ) -> Tensor:
     """Negative log-likelihood of the labels of every edge, a softmax over its K² label pairs.
 
-    The loss of edge (p, q) is ``V_pq(y_p, y_q) + log Σ_kj exp(-V_pq(k, j))``.
+    The loss of edge (p, q) is `V_pq(y_p, y_q) + log Σ_kj exp(-V_pq(k, j))`.
 
     Args:
         potential: the pairwise energies, K labels on a graph of N nodes and E edges.
-        labels: [N], any integer dtype, 0..K-1 or ``ignore_index``.
+        labels: [N], any integer dtype, 0..K-1 or `ignore_index`.
         ignore_index: the label of nodes that drop out, with all their edges.
         reduction: "mean" over valid edges (0 when there is none), "sum", or "none": [E] with 0
             at edges that drop out.

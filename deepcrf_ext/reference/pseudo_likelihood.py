@@ -20,19 +20,19 @@ def pseudo_likelihood_nll(
 ) -> Tensor:
     """Negative log-probability of every node's label given the labels of all other nodes.
 
-    Edges to ignored nodes are dropped. A self loop (p, p) adds ``V_pp(k, k)`` to label k.
+    Edges to ignored nodes are dropped. A self loop (p, p) adds `V_pp(k, k)` to label k.
 
     Args:
         unary: energies, [N, K].
         potentials: a list or tuple of pairwise potentials on the same N nodes and K labels, in
-            the dtype of ``unary``; may be empty.
-        labels: [N], any integer dtype, 0..K-1 or ``ignore_index``.
+            the dtype of `unary`; may be empty.
+        labels: [N], any integer dtype, 0..K-1 or `ignore_index`.
         ignore_index: the label of nodes that drop out, with all their edges.
         reduction: "mean" over valid nodes (0 when there is none), "sum", or "none": [N] with 0
             at nodes that drop out.
 
     Returns:
-        A scalar, or [N], in the dtype of ``unary``.
+        A scalar, or [N], in the dtype of `unary`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -52,7 +52,7 @@ def pseudo_likelihood_nll(
 
 
 def _conditional_energies(potential: Potential, labels: Tensor, known: Tensor) -> Tensor:
-    """Pairwise energy [N, K] of every label of every node, the other nodes at ``labels`` [N]."""
+    """Pairwise energy [N, K] of every label of every node, the other nodes at `labels` [N]."""
     num_nodes, num_labels = potential.graph.num_nodes, potential.num_labels
     first, second = potential.graph.edge_index()
     energies = potential.energies()  # [E, K, K]

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def reduce_losses(losses: Tensor, valid: Tensor, reduction: str) -> Tensor:
-    """Reduce ``losses`` [M], of which those not ``valid`` [M] (bool) count as absent.
+    """Reduce `losses` [M], of which those not `valid` [M] (bool) count as absent.
 
-    ``"none"`` gives [M] with 0 where not valid, ``"sum"`` a scalar, ``"mean"`` the mean over the
+    `"none"` gives [M] with 0 where not valid, `"sum"` a scalar, `"mean"` the mean over the
     valid ones, 0 when there is none.
     """
     losses = losses.where(valid, 0)
