@@ -37,11 +37,17 @@ class RelationConfig:
 
     def __post_init__(self) -> None:
         if (self.kind == "offsets") != (self.offsets is not None):
-            raise InputError(f"relation of kind {self.kind!r}: offsets must be given for 'offsets' and only there")
+            raise InputError(
+                f"relation of kind {self.kind!r}: offsets must be given for 'offsets' and only there"
+            )
         if self.kind == "surrounding" and self.width != self.height:
-            raise InputError(f"surrounding relation: width {self.width} and height {self.height} must be equal")
+            raise InputError(
+                f"surrounding relation: width {self.width} and height {self.height} must be equal"
+            )
         if self.width <= 0 or self.height <= 0:
-            raise InputError(f"relation: width {self.width} and height {self.height} must be positive")
+            raise InputError(
+                f"relation: width {self.width} and height {self.height} must be positive"
+            )
 
 
 def paper_relations() -> dict[str, RelationConfig]:
@@ -80,7 +86,9 @@ class DataConfig:
         if self.crop is not None and min(self.crop) < 1:
             raise InputError(f"data.crop: {self.crop} must be two positive sizes")
         if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise InputError(f"data.scale_range: {self.scale_range} must be positive and in ascending order")
+            raise InputError(
+                f"data.scale_range: {self.scale_range} must be positive and in ascending order"
+            )
         if self.workers < 0:
             raise InputError(f"data.workers: {self.workers} must not be negative")
 
@@ -118,21 +126,31 @@ class ModelConfig:
     iterations: int = 2
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.convs) or not self.widths or min(self.widths + self.convs) < 1:
+        if (
+            len(self.widths) != len(self.convs)
+            or not self.widths
+            or min(self.widths + self.convs) < 1
+        ):
             raise InputError(
                 f"model.widths {self.widths} and model.convs {self.convs} must hold one positive number for each block"
             )
         if not 0 <= self.pooled_blocks <= len(self.widths):
-            raise InputError(f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}")
+            raise InputError(
+                f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}"
+            )
         if not self.head_widths or min(self.head_widths) < 1 or self.hidden < 1:
-            raise InputError(f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be positive")
+            raise InputError(
+                f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be positive"
+            )
         if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
             raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
         if self.iterations < 0:
             raise InputError(f"model.iterations: {self.iterations} must not be negative")
         reserved = {"unary", "unary_1scale"} & self.relations.keys()
         if reserved:
-            raise InputError(f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential")
+            raise InputError(
+                f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential"
+            )
         unknown = set(self.potentials or ()) - set(self.all_potentials())
         if unknown or self.potentials == ():
             raise InputError(
@@ -188,7 +206,8 @@ class TrainConfig:
         batch_size: Images in a step.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-        amp: Run the convolutions in bfloat16; losses and energies stay in float32.
+        amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where
+            the device has instructions for it.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch torchvision's.
         validate_every: Epochs between measurements on the validation images; the last epoch is always measured.
         save_minutes: Longest time between two checkpoints; one is also written after every epoch.
@@ -202,7 +221,7 @@ class TrainConfig:
     batch_size: int = 8
     seed: int = 0
     device: str = "auto"
-    amp: bool = True
+    amp: bool | None = None
     vgg_weights: str | None = None
     validate_every: int = 2
     save_minutes: float = 10.0
@@ -247,7 +266,10 @@ def preset(name: PresetName) -> TrainConfig:
         group, _, key = option.rpartition(".")
         values[group][key] = value
     return TrainConfig(
-        DataConfig(**values["data"]), ModelConfig(**values["model"]), OptimConfig(**values["optim"]), **values[""]
+        DataConfig(**values["data"]),
+        ModelConfig(**values["model"]),
+        OptimConfig(**values["optim"]),
+        **values[""],
     )
 
 

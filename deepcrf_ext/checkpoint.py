@@ -1,0 +1,115 @@
+"""Checkpoints: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcrf_ext.config import TrainConfig, from_dict
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import DeepCRF
+
+FORMAT = "deepcrf_ext checkpoint 1"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes tensors and plain values; an earlier file at `path` stays whole until the new one is.
+
+    Raises OSError naming `path` (a full disk, a read-only folder); the earlier file is intact then.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        cause = _os_error(error)
+        if cause is not None:
+            kept = "the earlier one is intact" if path.exists() else "nothing is written"
+            raise OSError(
+                cause.errno, f"cannot write the checkpoint ({cause.strerror}); {kept}", str(path)
+            ) from error
+        raise
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The OSError behind an error: torch's writer wraps it in errors of its own."""
+    chained: BaseException | None = error
+    while chained is not None:
+        if isinstance(chained, OSError):
+            return chained
+        chained = chained.__cause__ or chained.__context__
+    return None
+
+
+def find_checkpoint(path: Path, name: str = "last.pt") -> Path:
+    """The checkpoint file at `path`: itself, or `name` in a run folder. Raises InputError."""
+    if path.is_dir():
+        if not (path / name).is_file():
+            raise InputError(f"{path} holds no checkpoint {name}")
+        return path / name
+    if not path.is_file():
+        raise InputError(f"{path} is neither a checkpoint nor a run folder")
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, tensors on the CPU.
+
+    Raises InputError naming the file when it is truncated, corrupt or something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except Exception as error:  # what a damaged pickle or zip raises is open-ended
+        raise InputError(f"{path} is truncated or not a checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
+    return state
+
+
+def load_model(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[DeepCRF, TrainConfig, dict[str, Any]]:
+    """A trained model in eval mode, its settings, and what is known about it.
+
+    Args:
+        path: a checkpoint, or a run folder (its best.pt, else its last.pt).
+        device: where the model goes.
+
+    Returns:
+        model, settings, and a dictionary with "classes" (list of K names), "palette" (list of K
+        RGB triples), "epoch" and "step".
+
+    Raises:
+        InputError: the file cannot be read, or its weights do not fit its settings.
+    """
+    name = "best.pt" if (path / "best.pt").is_file() else "last.pt"
+    file = find_checkpoint(path, name)
+    state = load_checkpoint(file)
+    config = from_dict(state["config"])
+    model = DeepCRF(config.model, len(state["classes"]))
+    load_weights(model, state, file)
+    metadata = {key: state[key] for key in ("classes", "palette", "epoch", "step")}
+    return model.to(device).eval(), config, metadata
+
+
+def load_weights(model: DeepCRF, state: dict[str, Any], path: Path) -> None:
+    """Copies a checkpoint's weights. Raises InputError naming the first tensor that does not fit."""
+    weights, own = state["model"], model.state_dict()
+    for key in own.keys() | weights.keys():
+        stored = tuple(weights[key].shape) if key in weights else "nothing"
+        needed = tuple(own[key].shape) if key in own else "nothing"
+        if stored != needed:
+            raise InputError(f"{path}: {key} has {stored}, the model needs {needed}")
+    model.load_state_dict(weights)

@@ -1,0 +1,41 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from deepcrf_ext.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting: "auto", "cpu", "cuda", "cuda:1". Raises InputError if missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {name!r} is not here; {torch.cuda.device_count()} GPUs are")
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are faster than in float32 on a device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def autocast(device: torch.device, enabled: bool | None) -> AbstractContextManager[None]:
+    """bfloat16 autocast; `enabled` None means where the device is fast at it."""
+    on = has_fast_bfloat16(device) if enabled is None else enabled
+    context: AbstractContextManager[None] = torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=on
+    )
+    return context

@@ -1,0 +1,193 @@
+"""The deep structured CRF: independent potential networks, their losses and their prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import deepcrf_ext as dc
+from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.features import ImagePyramid
+from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
+from deepcrf_ext.models.relations import relation_graph
+from deepcrf_ext.potentials import FactoredPotential
+
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class Row:
+    """Which potentials a prediction uses; without a unary every label costs the same."""
+
+    unary: str | None
+    relations: tuple[str, ...] = ()
+
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        """Names of all its potentials."""
+        return self.relations if self.unary is None else (self.unary, *self.relations)
+
+
+ROWS: dict[str, Row] = {
+    "unary-1scale": Row("unary_1scale"),
+    "unary-3scales": Row("unary"),
+    "pairwise-1": Row(None, ("surrounding",)),
+    "pairwise-2": Row(None, ("above_below",)),
+    "1unary+2pair": Row("unary", ("surrounding", "above_below")),
+}
+"""The rows of the paper's ablation by name."""
+
+
+@dataclass(frozen=True)
+class CRFEnergies:
+    """Energies of a batch of images whose node grids have one size, grid = (B, h, w).
+
+    unaries: by potential name [B·h·w, K]; pairwise: by relation name.
+    """
+
+    unaries: dict[str, Tensor]
+    pairwise: dict[str, FactoredPotential]
+    grid: tuple[int, int, int]
+
+
+class DeepCRF(nn.Module):
+    """A CRF over the node grid of an image whose energies are networks.
+
+    Images are float32 RGB [B, 3, H, W] in 0..255 of any size; B·h·w nodes are numbered image by
+    image and row by row.
+
+    Args:
+        config: networks and relations.
+        num_classes: K.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        if not 1 <= num_classes <= IGNORE_INDEX:
+            raise ValueError(f"num_classes is {num_classes}; it must be 1 to {IGNORE_INDEX}")
+        self.config = config
+        self.num_classes = num_classes
+        self.potential_names = config.potentials or config.all_potentials()
+        self.pyramid = ImagePyramid(config.scales)
+        networks: list[nn.Module] = []
+        for name in self.potential_names:
+            kind = PairwiseNet if name in config.relations else UnaryNet
+            networks.append(kind(config, num_classes, self._num_scales(name)))
+        self.parts = nn.ModuleList(networks)
+        self.to(memory_format=torch.channels_last)
+
+    def _num_scales(self, name: str) -> int:
+        return 1 if name == "unary_1scale" else len(self.config.scales)
+
+    def rows(self) -> dict[str, Row]:
+        """The rows of the ablation that this model has all potentials for."""
+        have = set(self.potential_names)
+        return {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
+
+    def full_row(self) -> Row:
+        """The unary (if there is one) with every relation of this model."""
+        names = self.potential_names
+        unary = next((name for name in ("unary", "unary_1scale") if name in names), None)
+        return Row(unary, tuple(name for name in names if name in self.config.relations))
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Piecewise negative log-likelihood of each potential (paper, section 5), scalars.
+
+        Args:
+            images: [B, 3, H, W].
+            labels: int64 [B, H, W], 255 = ignore; resized to the node grid by nearest neighbour.
+
+        Each is the mean over valid nodes or edges; 0 where there is none.
+        """
+        pyramid = self.pyramid(images)
+        return {name: self.loss(name, pyramid, labels) for name in self.potential_names}
+
+    def loss(self, name: str, pyramid: list[Tensor], labels: Tensor) -> Tensor:
+        """One of `losses`, from the images that `self.pyramid` returned."""
+        unary, potential, grid = self._evaluate(name, pyramid)
+        nodes = functional.interpolate(labels[:, None].float(), grid[1:], mode="nearest-exact")
+        nodes = nodes.long().flatten()
+        if potential is not None:
+            return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
+        assert unary is not None
+        valid = (nodes != IGNORE_INDEX).sum().clamp(min=1)
+        total = functional.cross_entropy(-unary, nodes, ignore_index=IGNORE_INDEX, reduction="sum")
+        return total / valid
+
+    def energies(self, images: Tensor, names: Iterable[str] | None = None) -> CRFEnergies:
+        """Runs the named networks (default: all) once each."""
+        names = tuple(self.potential_names if names is None else names)
+        if not names:
+            raise ValueError("names is empty; it must name at least one potential")
+        pyramid = self.pyramid(images)
+        unaries: dict[str, Tensor] = {}
+        pairwise: dict[str, FactoredPotential] = {}
+        grid = (0, 0, 0)
+        for name in names:
+            unary, potential, grid = self._evaluate(name, pyramid)
+            if unary is not None:
+                unaries[name] = unary
+            if potential is not None:
+                pairwise[name] = potential
+        return CRFEnergies(unaries, pairwise, grid)
+
+    def _evaluate(
+        self, name: str, pyramid: list[Tensor]
+    ) -> tuple[Tensor | None, FactoredPotential | None, tuple[int, int, int]]:
+        """Unary energies [N, K] or a pairwise potential, and the grid (B, h, w)."""
+        if name not in self.potential_names:
+            raise ValueError(f"potential {name!r} is not one of {', '.join(self.potential_names)}")
+        network = self.parts[self.potential_names.index(name)]
+        output = network(pyramid[: self._num_scales(name)])
+        if not isinstance(network, PairwiseNet):
+            batch, height, width, _ = output.shape
+            return output.flatten(0, 2), None, (batch, height, width)
+        batch, height, width, _ = output[0].shape
+        relation = self.config.relations[name]
+        graph = relation_graph(relation, batch, height, width, output[0].device)
+        return None, network.potential(graph, *output), (batch, height, width)
+
+    def marginals(
+        self, energies: CRFEnergies, row: str | Row, iterations: int | None = None
+    ) -> Tensor:
+        """Mean-field marginals of a row's potentials on the node grid, float32 [B, K, h, w].
+
+        Args:
+            energies: what `energies` returned for at least the row's potentials.
+            row: a name of `ROWS`, or a row.
+            iterations: mean-field iterations (default: the model's).
+        """
+        chosen = self._row(row)
+        potentials = [energies.pairwise[name] for name in chosen.relations]
+        batch, height, width = energies.grid
+        if chosen.unary is not None:
+            unary = energies.unaries[chosen.unary]
+        else:
+            size = (batch * height * width, self.num_classes)
+            unary = torch.zeros(size, device=self.pyramid.mean.device)
+        steps = self.config.iterations if iterations is None else iterations
+        nodes = dc.mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
+        return nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
+
+    def predict(
+        self, images: Tensor, row: str | Row, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Marginals [B, K, H, W] float32, grown bilinearly to `size` (default: the images')."""
+        chosen = self._row(row)
+        nodes = self.marginals(self.energies(images, chosen.potentials), chosen)
+        height, width = images.shape[2:] if size is None else size
+        return functional.interpolate(nodes, (height, width), mode="bilinear", align_corners=False)
+
+    def _row(self, row: str | Row) -> Row:
+        if isinstance(row, str):
+            if row not in ROWS:
+                raise ValueError(f"row {row!r} is not one of {', '.join(ROWS)}")
+            row = ROWS[row]
+        missing = [name for name in row.potentials if name not in self.potential_names]
+        if missing:
+            raise ValueError(f"row needs the potential {missing[0]!r}, which this model lacks")
+        return row

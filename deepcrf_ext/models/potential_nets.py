@@ -1,0 +1,64 @@
+"""The potential networks (paper, sections 3.1 and 4.1): node features to energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.graph import EdgeGraph
+from deepcrf_ext.models.features import multiscale_features
+from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.potentials import FactoredPotential
+
+
+class UnaryNet(nn.Module):
+    """Features -> fully connected, ReLU -> fully connected: energies of K labels a node."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
+        super().__init__()
+        self.part = VGGPart(config)
+        self.hidden = nn.Linear(num_scales * self.part.channels, config.hidden)
+        self.output = nn.Linear(config.hidden, num_classes)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Energies [B, h, w, K], float32."""
+        hidden = self.hidden(multiscale_features(self.part, pyramid)).relu()
+        with torch.autocast(hidden.device.type, enabled=False):
+            energies: Tensor = self.output(hidden.float())
+        return energies
+
+
+class PairwiseNet(nn.Module):
+    """Features of two nodes in order -> fully connected, ReLU -> fully connected: K x K energies.
+
+    The first layer on the concatenated features [f_p ; f_q] is kept as its two halves: it is
+    applied to every node rather than to every edge (`FactoredPotential`).
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
+        super().__init__()
+        self.part = VGGPart(config)
+        features = num_scales * self.part.channels
+        self.source = nn.Linear(features, config.hidden)
+        self.target = nn.Linear(features, config.hidden, bias=False)
+        bound = (2 * features) ** -0.5
+        for parameter in (self.source.weight, self.source.bias, self.target.weight):
+            nn.init.uniform_(parameter, -bound, bound)
+        bound = config.hidden**-0.5
+        size = (num_classes, num_classes)
+        self.weight = nn.Parameter(torch.empty(*size, config.hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The two projections of every node, each float32 [B, h, w, D]."""
+        features = multiscale_features(self.part, pyramid)
+        return self.source(features).float(), self.target(features).float()
+
+    def potential(self, graph: EdgeGraph, source: Tensor, target: Tensor) -> FactoredPotential:
+        """The energies over the edges of a graph of B·h·w nodes, from what `forward` returns."""
+        return FactoredPotential(
+            graph, source.flatten(0, 2), target.flatten(0, 2), self.weight, self.bias
+        )

@@ -1,0 +1,29 @@
+"""Relations between the nodes of a grid as edge graphs (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from deepcrf_ext.config import RelationConfig
+from deepcrf_ext.graph import EdgeGraph, RangeBox
+
+
+def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:
+    """The box of neighbours on a grid of height x width nodes."""
+    if relation.offsets is not None:
+        return RangeBox(*relation.offsets)
+    if relation.kind == "surrounding":
+        return RangeBox.surrounding(height, width, size=relation.width)
+    return RangeBox.above_below(height, width, box_width=relation.width, box_height=relation.height)
+
+
+@lru_cache(maxsize=64)
+def relation_graph(
+    relation: RelationConfig, batch: int, height: int, width: int, device: torch.device
+) -> EdgeGraph:
+    """The edges of a batch of equal grids; nodes are numbered image by image, row by row."""
+    box = relation_box(relation, height, width)
+    graph = EdgeGraph.from_range_box(height, width, box)
+    return EdgeGraph.batch([graph] * batch).to(device)

@@ -1,0 +1,56 @@
+"""Network Part-1 of the paper (section 4.1): VGG-16 blocks 1-5 and a fully convolutional block 6."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from deepcrf_ext.config import ModelConfig
+
+
+def _conv(inputs: int, outputs: int, kernel: int, batch_norm: bool) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not batch_norm)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    norm: list[nn.Module] = [nn.BatchNorm2d(outputs)] if batch_norm else []
+    return [conv, *norm, nn.ReLU(inplace=True)]
+
+
+class VGGPart(nn.Module):
+    """Image to feature map: [B, 3, H, W] -> [B, C, h, w], C = head_widths[-1].
+
+    Blocks of 3x3 convolutions, the first `pooled_blocks` of them closed by 2x2 max pooling that
+    rounds up, so h = ceil(H / 2**pooled_blocks) and images down to 1x1 work; then block 6: a 7x7
+    and several 3x3 convolutions. A ReLU follows every convolution and padding keeps the size.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = 3
+        blocks: list[nn.Module] = []
+        for index, (width, convs) in enumerate(zip(config.widths, config.convs, strict=True)):
+            layers: list[nn.Module] = []
+            for _ in range(convs):
+                layers += _conv(channels, width, 3, config.batch_norm)
+                channels = width
+            if index < config.pooled_blocks:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            blocks.append(nn.Sequential(*layers))
+        self.blocks = nn.Sequential(*blocks)
+        head: list[nn.Module] = []
+        for index, width in enumerate(config.head_widths):
+            head += _conv(channels, width, 7 if index == 0 else 3, config.batch_norm)
+            channels = width
+        self.head = nn.Sequential(*head)
+        self.channels = channels
+
+    def vgg_convs(self) -> list[nn.Conv2d]:
+        """The convolutions that VGG-16 has weights for: blocks 1-5, then the 7x7 one (fc6)."""
+        convs = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Conv2d)]
+        first = self.head[0]
+        assert isinstance(first, nn.Conv2d)
+        return [*convs, first]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.head(self.blocks(images))
+        return features
