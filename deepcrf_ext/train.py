@@ -1,0 +1,134 @@
+"""`python -m deepcrf_ext.train`: trains a deep CRF and writes a run folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from deepcrf_ext import cli
+from deepcrf_ext.checkpoint import find_checkpoint, load_checkpoint
+from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
+from deepcrf_ext.data import open_dataset
+from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.training.run_folder import create_run_folder, write_config
+from deepcrf_ext.training.trainer import Trainer
+from deepcrf_ext.training.validation import write_picture_grid
+
+DESCRIPTION = """Trains the potentials of a deep structured CRF, each by its piecewise likelihood.
+
+Without options it trains the preset `small` on built-in rendered scenes in a few minutes. The run
+folder holds the settings, metrics.jsonl and TensorBoard events, checkpoints and a picture grid.
+Ctrl-C and SIGTERM end it after the current step; --resume goes on exactly there."""
+
+
+def make_parser() -> ArgumentParser:
+    """The options of a new run: every field of `TrainConfig`, and --config."""
+    parser = cli.make_parser("python -m deepcrf_ext.train", DESCRIPTION)
+    parser.add_class_arguments(TrainConfig)
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="Run folder (its last.pt) or checkpoint to continue, with the settings saved there; "
+        "beside it only --epochs, --device, --data.root and --data.workers can be given.",
+    )
+    return parser
+
+
+def make_resume_parser() -> ArgumentParser:
+    """The options that can be given beside --resume."""
+    parser = ArgumentParser(prog="python -m deepcrf_ext.train", exit_on_error=False)
+    parser.add_argument("--resume", type=Path, required=True)
+    parser.add_argument("--epochs", type=int | None)
+    parser.add_argument("--device", type=str | None)
+    parser.add_argument("--data.root", type=Path | None)
+    parser.add_argument("--data.workers", type=int | None)
+    return parser
+
+
+def parse_new_run(argv: Sequence[str]) -> TrainConfig:
+    """Settings of a new run: the preset's, then the config file's, then the options'.
+
+    Raises InputError for options that do not fit.
+    """
+    parser = make_parser()
+    parser.set_defaults(PRESETS[cli.parse(parser, argv).model.preset])
+    values = vars(cli.parse(parser, argv))
+    return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
+
+
+def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
+    """Settings and checkpoint of a run to continue. Raises InputError for what does not fit."""
+    options = cli.parse(make_resume_parser(), argv)
+    path = find_checkpoint(options.resume)
+    config = replace(from_dict(load_checkpoint(path)["config"]), output=path.parent)
+    given = {name: options[name] for name in ("epochs", "device") if options[name] is not None}
+    data = {name: value for name, value in vars(options.data).items() if value is not None}
+    return replace(config, data=replace(config.data, **data), **given), path
+
+
+def train(config: TrainConfig, checkpoint: Path | None = None) -> int:
+    """Runs or continues a training; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM.
+
+    Raises:
+        InputError: settings, data or checkpoint cannot be used.
+        TrainingError: a loss is not finite.
+        OSError: the run folder cannot be written.
+    """
+    begin = time.monotonic()
+    train_set = open_dataset(
+        config.data.dataset, config.data.root, config.data.train_split, config.seed
+    )
+    val_set = open_dataset(
+        config.data.dataset, config.data.root, config.data.val_split, config.seed
+    )
+    trainer = Trainer(config, train_set, val_set)
+    if checkpoint is None:
+        folder = create_run_folder(config)
+    else:
+        trainer.restore(checkpoint)
+        folder = checkpoint.parent
+        write_config(folder, config)
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    print(
+        f"{config.data.dataset}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{train_set.num_classes} classes; {config.model.preset} model, {count:,} parameters on "
+        f"{trainer.device}; writing {folder}"
+    )
+    with StopRequest() as stop:
+        finished = trainer.fit(folder, stop)
+    if not finished:
+        print(
+            f"stopped after step {trainer.progress.step}; continue with\n"
+            f"  python -m deepcrf_ext.train --resume {folder}",
+            file=sys.stderr,
+        )
+        return stop.exit_code
+    write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
+    print(
+        f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "
+        "(best.pt, metrics.jsonl, grid.png); next\n"
+        f"  python -m deepcrf_ext.evaluate --checkpoint {folder} --rows all\n"
+        f"  python -m deepcrf_ext.predict IMAGE --checkpoint {folder} --output predictions"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
+            return train(*parse_resume(arguments))
+        return train(parse_new_run(arguments))
+
+    return cli.run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Training batches that depend on (seed, epoch, index) alone, so that a run can be continued."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deepcrf_ext.config import DataConfig, TrainConfig
+from deepcrf_ext.data import SegmentationDataset, TrainTransform
+from deepcrf_ext.errors import InputError
+
+
+class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented samples by (epoch, index): float32 image [3, h, w] and int64 labels [h, w]."""
+
+    def __init__(self, dataset: SegmentationDataset, config: DataConfig, seed: int) -> None:
+        self.dataset = dataset
+        self.transform = TrainTransform(config.crop, config.flip, config.scale_range)
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        generator = np.random.default_rng((self.seed, epoch, index))
+        return self.transform(self.dataset[index], generator)
+
+
+def batches_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch; a data set smaller than a batch makes one small batch."""
+    return max(1, num_images // batch_size)
+
+
+def epoch_batches(
+    dataset: SegmentationDataset, config: TrainConfig, epoch: int, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch from number `first` on: images [B, 3, h, w], labels [B, h, w].
+
+    Raises InputError when an image cannot be read or images of several sizes meet in a batch.
+    """
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(dataset)).tolist()
+    size = config.batch_size
+    batches = [
+        [(epoch, index) for index in order[i * size : (i + 1) * size]]
+        for i in range(first, batches_per_epoch(len(dataset), size))
+    ]
+    loader = DataLoader(
+        TrainingSamples(dataset, config.data, config.seed),
+        batch_sampler=batches,
+        num_workers=config.data.workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    try:
+        yield from loader
+    except InputError as error:
+        # A worker's error arrives with its traceback as text; the last line is the error itself.
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from error
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    sizes = {tuple(labels.shape) for _, labels in samples}
+    if len(sizes) > 1:
+        raise InputError(f"data.crop: must be set, since training images differ in size: {sizes}")
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,75 @@
+"""A run folder: settings, metrics, checkpoints and pictures of one training run.
+
+config.yaml      the settings, resolved
+metrics.jsonl    one line a step (losses, learning rate) and one a validation (scores)
+events.out.*     the same for TensorBoard
+last.pt, best.pt checkpoints: the newest, and that of the best validation mean IoU
+grid.png         image / truth / unary only / with pairwise
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from deepcrf_ext.config import TrainConfig, to_dict
+from deepcrf_ext.errors import InputError
+
+
+def create_run_folder(config: TrainConfig) -> Path:
+    """Makes the run's folder with config.yaml. Raises InputError if it holds anything already."""
+    folder = config.output
+    if folder is None:
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.data.dataset}-{config.model.preset}"
+        folder = Path("runs") / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"output: {folder} exists already; choose another folder or use --resume {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
+    return folder
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes config.yaml, which `--config` reads back."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard events, continuing after `step` where they exist."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "metrics.jsonl"
+        kept: list[str] = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except json.JSONDecodeError:
+                    break  # the last line of a run that was killed while writing it
+        path.write_text("".join(kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a line; numbers, at the top or one level down, also go to TensorBoard."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for key, value in values.items():
+            numbers = value if isinstance(value, Mapping) else {"": value}
+            for name, number in numbers.items():
+                if isinstance(number, int | float):
+                    tag = f"{kind}/{key}" + (f"/{name}" if name else "")
+                    self._board.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()

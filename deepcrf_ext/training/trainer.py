@@ -1,0 +1,195 @@
+"""The training loop: steps, checkpoints, validation, and continuing exactly where it stopped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from deepcrf_ext.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from deepcrf_ext.config import TrainConfig, to_dict
+from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.device import autocast, choose_device
+from deepcrf_ext.errors import TrainingError
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.vgg_init import initialise_from_vgg16
+from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches
+from deepcrf_ext.training.optimiser import make_optimiser, make_schedule
+from deepcrf_ext.training.run_folder import MetricsLog
+from deepcrf_ext.training.validation import validate
+
+
+@dataclass
+class Progress:
+    """How far a run is: `batch` batches of `epoch` and `step` steps in all are done."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = -1.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains every potential of a model by its piecewise loss (paper, section 5).
+
+    Args:
+        config: the run.
+        train_set, val_set: images.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset,
+    ) -> None:
+        self.config = config
+        self.train_set, self.val_set = train_set, val_set
+        self.device = choose_device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = DeepCRF(config.model, train_set.num_classes)
+        if config.vgg_weights is not None:
+            initialise_from_vgg16(self.model, config.vgg_weights)
+        self.model.to(self.device)
+        self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
+        self.optimiser = make_optimiser(
+            self.model, config.optim, from_vgg=config.vgg_weights is not None
+        )
+        self.schedule = make_schedule(self.optimiser, config.optim, config.epochs, self.per_epoch)
+        self.progress = Progress()
+        self.folder = Path()
+        self.last_saved = time.monotonic()
+
+    def restore(self, path: Path) -> None:
+        """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
+        state = load_checkpoint(path)
+        load_weights(self.model, state, path)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.progress = Progress(**state["progress"])
+
+    def fit(self, folder: Path, stop: StopRequest) -> bool:
+        """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
+
+        Raises TrainingError when a loss is not finite, OSError when a checkpoint cannot be
+        written; the newest checkpoint stays whole either way.
+        """
+        progress, config = self.progress, self.config
+        self.folder = folder
+        log = MetricsLog(folder, progress.step)
+        total = config.epochs * self.per_epoch
+        try:
+            if progress.step == 0:
+                self.save("last.pt")
+            with tqdm(total=total, initial=progress.step, unit="step", smoothing=0.05) as bar:
+                while progress.epoch < config.epochs:
+                    if not self._finish_epoch(bar, log, stop):
+                        self.save("last.pt")
+                        return False
+            return True
+        finally:
+            log.close()
+
+    def save(self, name: str) -> None:
+        """Writes a checkpoint that training can go on from into the run folder."""
+        save_checkpoint(
+            self.folder / name,
+            {
+                "config": to_dict(self.config),
+                "classes": list(self.train_set.classes),
+                "palette": self.train_set.palette.tolist(),
+                "epoch": self.progress.epoch,
+                "step": self.progress.step,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "progress": asdict(self.progress),
+            },
+        )
+        self.last_saved = time.monotonic()
+
+    def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog, stop: StopRequest) -> bool:
+        """The rest of the epoch, its validation and checkpoint; False when asked to stop."""
+        progress, config = self.progress, self.config
+        self.model.train()
+        bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
+        for images, labels in epoch_batches(self.train_set, config, progress.epoch, progress.batch):
+            lr = self.schedule.get_last_lr()[0]
+            losses = self._step(images, labels)
+            log.write("train", progress.step, {"loss": losses, "lr": lr})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+            bar.update()
+            if stop.signal is not None:
+                return False
+            if time.monotonic() - self.last_saved > 60 * config.save_minutes:
+                self.save("last.pt")
+        improved = False
+        if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
+            bar.set_description("validating")
+            scores = validate(self.model, self.val_set, config.amp, lambda: stop.signal is not None)
+            if scores is None:
+                return False
+            means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
+            result = {title: score.mean_iou for title, score in scores.items()}
+            accuracy = {title: score.pixel_accuracy for title, score in scores.items()}
+            log.write(
+                "val",
+                progress.step,
+                {
+                    "epoch": progress.epoch + 1,
+                    "train_loss": means,
+                    "mean_iou": result,
+                    "pixel_accuracy": accuracy,
+                },
+            )
+            bar.write(_summary(progress.epoch + 1, means, result), file=None)
+            final = list(result.values())[-1]
+            improved = final > progress.best
+            progress.best = max(final, progress.best)
+        progress.epoch, progress.batch, progress.loss_sums = progress.epoch + 1, 0, {}
+        if improved:
+            self.save("best.pt")
+        self.save("last.pt")
+        return True
+
+    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """One optimiser step; potentials are independent, so each runs its backward pass alone."""
+        progress = self.progress
+        images, labels = images.to(self.device), labels.to(self.device)
+        self.optimiser.zero_grad()
+        pyramid = self.model.pyramid(images)
+        results: list[Tensor] = []
+        for name in self.model.potential_names:
+            with autocast(self.device, self.config.amp):
+                loss = self.model.loss(name, pyramid, labels)
+            loss.backward()
+            results.append(loss.detach())
+        values = torch.stack(results).tolist()
+        losses = dict(zip(self.model.potential_names, values, strict=True))
+        for name, value in losses.items():
+            if not abs(value) < float("inf"):
+                raise TrainingError(
+                    f"the loss of {name} is {value} at step {progress.step + 1} (epoch "
+                    f"{progress.epoch + 1}); a lower optim.lr may help; the newest checkpoint is "
+                    f"{self.folder / 'last.pt'}"
+                )
+        self.optimiser.step()
+        self.schedule.step()
+        progress.step += 1
+        progress.batch += 1
+        for name, value in losses.items():
+            progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
+        return losses
+
+
+def _summary(epoch: int, losses: dict[str, float], mean_iou: dict[str, float]) -> str:
+    parts = [f"{name} {value:.3f}" for name, value in losses.items()]
+    scores = [f"{title} {100 * value:.2f}" for title, value in mean_iou.items()]
+    return f"epoch {epoch}: loss {', '.join(parts)}; validation mIoU {', '.join(scores)}"
