@@ -18,6 +18,28 @@ int32_t* write_run(int32_t* out, int32_t first, int32_t count, int32_t excluded)
   return out + count - 1;
 }
 
+// Writes the positions of the edges into (row, column) from its sources on one row, left to right:
+// RangeBoxGrid::edge_position, its sums over columns carried along.
+int64_t* write_positions(int64_t* out, const RangeBoxGrid& grid, int64_t source_row, int64_t row,
+                         int64_t column) {
+  const AxisRange sources = grid.reversed().columns;
+  const int64_t first = sources.first(column);
+  const int64_t end = first + sources.count(column);
+  const int64_t row_count = grid.rows.count(source_row);
+  const int64_t rows_skipped = row - grid.rows.first(source_row);
+  const int64_t excluded_step = grid.contains_origin() ? 1 : 0;
+  int64_t offset = grid.row_offset(source_row, first);
+  for (int64_t x = first; x < end; ++x) {
+    const int64_t column_count = grid.columns.count(x);
+    const bool after_origin = row > source_row || (row == source_row && column > x);
+    const int64_t rank = rows_skipped * column_count + (column - grid.columns.first(x)) -
+                         (after_origin ? excluded_step : 0);
+    if (row != source_row || column != x) *out++ = offset + rank;
+    offset += row_count * column_count - excluded_step;
+  }
+  return out;
+}
+
 }  // namespace
 
 void range_box_edges(const RangeBoxGrid& grid, const RangeBoxEdges& edges,
@@ -41,16 +63,15 @@ void range_box_edges(const RangeBoxGrid& grid, const RangeBoxEdges& edges,
     }
 
     edges.reverse_row_offsets[node] = reverse.row_offset(row, column);
-    int64_t position = edges.reverse_row_offsets[node];
+    const int64_t first_in = edges.reverse_row_offsets[node];
+    int32_t* source = edges.reverse_sources + first_in;
+    int64_t* position = edges.reverse_edges + first_in;
     const int64_t first_source_row = reverse.rows.first(row);
     for (int64_t y = first_source_row; y < first_source_row + reverse.rows.count(row); ++y) {
-      const int64_t first = reverse.columns.first(column);
-      for (int64_t x = first; x < first + reverse.columns.count(column); ++x) {
-        if (y == row && x == column) continue;
-        edges.reverse_sources[position] = static_cast<int32_t>(y * width + x);
-        edges.reverse_edges[position] = grid.edge_position(y, x, row, column);
-        ++position;
-      }
+      source = write_run(source, static_cast<int32_t>(y * width + reverse.columns.first(column)),
+                         static_cast<int32_t>(reverse.columns.count(column)),
+                         static_cast<int32_t>(node));
+      position = write_positions(position, grid, y, row, column);
     }
   }
   edges.row_offsets[num_nodes] = grid.row_offset(grid.rows.size, 0);
