@@ -63,8 +63,10 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures()}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
+        # Without build isolation, CMake and Ninja may be in the environment's own scripts folder.
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
         for command in (configure, ["cmake", "--build", str(build)]):
-            if subprocess.run(command).returncode != 0:
+            if subprocess.run(command, env={**os.environ, "PATH": path}).returncode != 0:
                 raise SystemExit(
                     f"deepcrf_ext: {shlex.join(command)} failed; its messages stand above"
                 )

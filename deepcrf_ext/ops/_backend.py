@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 
 import torch
@@ -19,13 +20,12 @@ def native() -> ModuleType:
     """
     # torch is imported above, first: its OpenMP runtime is then the one the extension uses.
     try:
-        from deepcrf_ext import _C
+        return importlib.import_module("deepcrf_ext._C")
     except ImportError as error:
         raise ImportError(
             f"the compiled extension deepcrf_ext._C cannot be loaded ({error}); "
             "build it with 'pip install -e .' in the checkout"
         ) from error
-    return _C
 
 
 def launch_args(tensor: torch.Tensor) -> tuple[int, int]:
