@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 IGNORE_INDEX = 255
@@ -150,28 +151,32 @@ def picture_grid(
 def confusion_plot(
     confusions: Mapping[str, npt.NDArray[np.int64]], classes: Sequence[str], path: Path | str
 ) -> None:
-    """Writes confusion matrices side by side: the percentage of each true class a prediction got.
+    """Writes confusion matrices side by side, as percentages of each true class.
 
     confusions: title -> integers [K, K], truth in rows, prediction in columns.
     classes: the K names. A class absent from the truth has an empty row.
     """
     if not confusions:
         raise ValueError("confusions is empty; it must hold at least one matrix")
+    columns = min(len(confusions), 3)
+    rows = -(-len(confusions) // columns)
     size = max(3.2, 0.36 * len(classes))
     figure = Figure(
-        figsize=(len(confusions) * (size + 0.3) + 1.9, size + 1.3), layout="constrained"
+        figsize=(columns * (size + 0.3) + 1.9, rows * (size + 0.3) + 1),
+        layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
     )
     figure.set_dpi(_DPI)
-    all_axes = figure.subplots(1, len(confusions), squeeze=False)[0]
-    for axes, (title, confusion) in zip(all_axes, confusions.items(), strict=True):
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, (title, confusion) in zip(grid, confusions.items(), strict=False):
         _confusion_axes(axes, confusion, classes)
         axes.set_title(title)
-        if axes is not all_axes[0]:
-            axes.set_yticklabels([])
-    all_axes[0].set_ylabel("truth")
-    figure.colorbar(
-        all_axes[0].images[0], ax=list(all_axes), shrink=0.8, label="% of the true class"
-    )
+    for axes in grid[len(confusions) :]:
+        axes.set_axis_off()
+    for axes in grid[max(len(confusions) - columns, 0) : len(confusions)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("prediction", fontsize="medium")
+    figure.supylabel("truth", fontsize="medium")
+    figure.colorbar(grid[0].images[0], ax=list(grid), shrink=0.8, label="% of the true class")
     figure.savefig(path)
 
 
@@ -187,7 +192,7 @@ def iou_plot(
     names = [*classes, "mean"]
     thickness = 0.8 / len(ious)
     height = max(2.5, (0.16 * len(ious) + 0.14) * len(names) + 1.1)
-    figure = Figure(figsize=(7.5, height), layout="constrained")
+    figure = Figure(figsize=(7.5, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     figure.set_dpi(_DPI)
     axes = figure.subplots()
     positions = np.arange(len(names), dtype=np.float64)
@@ -221,7 +226,6 @@ def _confusion_axes(axes: Axes, confusion: npt.NDArray[np.int64], classes: Seque
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), classes)
-    axes.set_xlabel("prediction")
     for row, column in np.argwhere(percent >= 0.5):
         value = percent[row, column]
         shade = "white" if value > 55 else "black"
@@ -256,4 +260,5 @@ def _render(figure: Figure) -> Image:
     buffer = BytesIO()
     figure.savefig(buffer, format="rgba", dpi=_DPI)
     rgba = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
-    return rgba[..., :3].copy()
+    picture: Image = rgba[..., :3].copy()
+    return picture

@@ -1,0 +1,288 @@
+"""`python -m deepcrf_ext.predict`: segments images with a trained model.
+
+Every image gives a label PNG with a palette, a colour overlay and, on request, its marginals.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from deepcrf_ext import cli, visualise
+from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.data import read_image, write_labels
+from deepcrf_ext.device import autocast, choose_device
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import ROWS, DeepCRF, Row
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""Files that are taken from a folder, in any case. A file named alone may be any image."""
+
+_DESCRIPTION = """Segment images with a trained model.
+
+Writes below the output folder: labels/NAME.png (class indices with a palette), overlays/NAME.png
+(the image tinted with its labels), legend.png (the colours of the classes) and, with --marginals,
+marginals/NAME.npz. NAME is the name of the image without its suffix, or with it where two images
+would share a name. An image that cannot be read is reported and left out; the exit code is then 1,
+or 2 if none could be read."""
+
+
+def upsample_labels(marginals: Tensor, size: tuple[int, int]) -> Tensor:
+    """The likeliest label of every pixel, from marginals on the node grid.
+
+    marginals: float [K, h, w]. size: (H, W) of the image in pixels.
+    Returns uint8 [H, W]: the argmax over K of the bilinearly upsampled marginals, the lowest index
+    of equals. Only two maps of full size exist at a time, so that large images fit in memory.
+    """
+    best: Tensor | None = None
+    for index, plane in enumerate(marginals):
+        full = functional.interpolate(
+            plane[None, None], size, mode="bilinear", align_corners=False
+        )[0, 0]
+        if best is None:
+            best, labels = full, torch.zeros(size, dtype=torch.uint8, device=full.device)
+        else:
+            labels[full > best] = index
+            best = torch.maximum(best, full)
+    if best is None:
+        raise ValueError("marginals has no classes; it must be [K, h, w] with K of at least 1")
+    return labels
+
+
+def named_row(model: DeepCRF, name: str) -> Row:
+    """A row of `deepcrf_ext.models.ROWS`; raises InputError if the model lacks its potentials."""
+    rows = model.rows()
+    if name in rows:
+        return rows[name]
+    if name not in ROWS:
+        raise InputError(f"row {name!r} is unknown; must be one of {', '.join(ROWS)}")
+    missing = [p for p in ROWS[name].potentials if p not in model.potential_names]
+    raise InputError(
+        f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
+        f"it has the rows {', '.join(rows) or 'none'}"
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """labels: uint8 [H, W] of the image's size. marginals: float32 [K, h, w] on the node grid."""
+
+    labels: npt.NDArray[np.uint8]
+    marginals: npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def predict_image(
+    model: DeepCRF,
+    image: npt.NDArray[np.uint8],
+    row: str | Row,
+    max_size: int | None = None,
+    amp: bool | None = None,
+) -> Prediction:
+    """Segments one image of any size.
+
+    image: uint8 [H, W, 3] RGB.
+    row: which potentials to use: a name of `deepcrf_ext.models.ROWS`, or a `Row`.
+    max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
+        its labels grow back to its own size. None never shrinks: memory grows with the square of
+        the number of pixels, since neighbourhoods are fractions of the image.
+    amp: run the convolutions in bfloat16; None means where the device is fast at it.
+    """
+    height, width = image.shape[:2]
+    shrink = 1.0 if max_size is None else min(1.0, max_size / max(height, width))
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
+    chosen = named_row(model, row) if isinstance(row, str) else row
+    with autocast(device, amp):
+        energies = model.energies(pixels, chosen.potentials)
+    marginals = model.marginals(energies, chosen)[0]
+    labels = upsample_labels(marginals, (height, width))
+    return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())
+
+
+def find_images(inputs: Sequence[Path]) -> list[Path]:
+    """The image files that the arguments name, each once; a folder stands for the images in it.
+
+    Folders are not searched further down. Raises InputError for a path that does not exist and for
+    a folder without images.
+    """
+    found: dict[Path, Path] = {}
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not files:
+                raise InputError(f"{path}: no images in this folder (of {', '.join(SUFFIXES)})")
+        elif path.exists():
+            files = [path]
+        else:
+            raise InputError(f"{path}: no such file or folder")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A distinct name for each image: its stem; its whole name where stems are the same (`a.jpg`,
+    `a.png`); with a number behind where even those are (`x/a.jpg`, `y/a.jpg`). Case is ignored."""
+    stems = Counter(path.stem.casefold() for path in images)
+    names: list[str] = []
+    taken = {stem for stem, count in stems.items() if count == 1}
+    for path in images:
+        if stems[path.stem.casefold()] == 1:
+            names.append(path.stem)
+            continue
+        name, number = path.name, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{path.name}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Where the results of one image go."""
+
+    labels: Path
+    overlay: Path
+    marginals: Path | None
+
+    def paths(self) -> list[Path]:
+        return [p for p in (self.labels, self.overlay, self.marginals) if p is not None]
+
+
+def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool) -> list[_Targets]:
+    """The files to write for each image; raises InputError where one must not be written."""
+    targets = [
+        _Targets(
+            output / "labels" / f"{name}.png",
+            output / "overlays" / f"{name}.png",
+            output / "marginals" / f"{name}.npz" if marginals else None,
+        )
+        for name in output_names(images)
+    ]
+    inputs = {path.resolve() for path in images}
+    for path in (path for target in targets for path in target.paths()):
+        if path.resolve() in inputs:
+            raise InputError(f"--output: {path} is an input image; choose another folder")
+        if not overwrite and path.exists():
+            raise InputError(
+                f"--output: {path} exists; choose another folder, or give --overwrite to replace it"
+            )
+    if (output / "legend.png").resolve() in inputs:
+        raise InputError(
+            f"--output: {output / 'legend.png'} is an input image; choose another folder"
+        )
+    for folder in {path.parent for target in targets for path in target.paths()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Writes uint8 [H, W, 3] RGB; raises OSError when the file cannot be written."""
+    encoded, data = cv2.imencode(path.suffix, picture[..., ::-1])
+    if not encoded:
+        raise OSError(f"{path}: cannot be encoded")
+    path.write_bytes(data.tobytes())
+
+
+def _parser() -> ArgumentParser:
+    parser = cli.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
+    parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
+    parser.add_argument(
+        "--row",
+        type=str | None,
+        help=f"Potentials to use, one of {', '.join(ROWS)}. Default: every one of the checkpoint.",
+    )
+    parser.add_argument(
+        "--marginals",
+        action="store_true",
+        help="Also write marginals/NAME.npz: marginals (float32 [K, h, w] on the grid of nodes, "
+        "before they are upsampled), classes (K names) and size (height and width of the image).",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=PositiveInt | None,
+        default=640,
+        help="Longest side, in pixels, that the networks see. Larger images are shrunk for them "
+        "and the labels grow back to full size. Time and memory grow with the fourth power of this "
+        "side, as neighbourhoods are fractions of the image; null never shrinks.",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=ClosedUnitInterval,
+        default=0.55,
+        help="Strength of the colours in the overlays: 0 shows only the image, 1 only the colours.",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Replace results that exist; never an input image."
+    )
+    parser.add_argument(
+        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
+    )
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = cli.parse(_parser(), argv)
+    images = find_images(arguments.inputs)
+    model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
+    row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
+    classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
+    _write_picture(arguments.output / "legend.png", visualise.legend(classes, palette))
+    failed = 0
+    bar = tqdm(images, "predict", unit="image", disable=len(images) == 1)
+    for path, target in zip(bar, targets, strict=True):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        prediction = predict_image(model, image, row, arguments.max_size, config.amp)
+        write_labels(target.labels, prediction.labels, palette)
+        tinted = visualise.overlay(image, prediction.labels, palette, arguments.alpha)
+        _write_picture(target.overlay, tinted)
+        if target.marginals is not None:
+            np.savez_compressed(
+                target.marginals,
+                marginals=prediction.marginals,
+                classes=np.array(classes),
+                size=np.array(image.shape[:2]),
+            )
+    print(f"{len(images) - failed} of {len(images)} images segmented into {arguments.output}")
+    return 0 if not failed else 1 if failed < len(images) else cli.EXIT_INPUT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 (some images left out) or 2 (bad input)."""
+    return cli.run_command(lambda: _run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The evaluate command: scores against a plain second computation, files, and bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_run import NUM_CLASSES, write_camvid, write_run
+
+from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.data import open_dataset, to_tensors
+from deepcrf_ext.evaluate import (
+    before_and_after,
+    choose_rows,
+    evaluate,
+    format_table,
+    main,
+    package_commit,
+)
+from deepcrf_ext.metrics import Scores, SegmentationMetrics
+from deepcrf_ext.models import ROWS, Row
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evaluate")
+    return write_run(root / "run", root / "camvid")
+
+
+def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run):
+    model, config, _ = load_model(run)
+    dataset = open_dataset("camvid", config.data.root, "val")
+    expected = {name: SegmentationMetrics(NUM_CLASSES) for name in ROWS}
+    with torch.no_grad():
+        for index in range(len(dataset)):
+            image, truth = to_tensors(dataset[index])
+            for name, metric in expected.items():
+                metric.update(model.predict(image[None], name)[0].argmax(0), truth)
+    calls = []
+    for name, part in zip(model.potential_names, model.parts, strict=True):
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+    result = evaluate(model, dataset, choose_rows(model, ["all"]), amp=False)
+    assert list(result.scores) == list(ROWS)
+    for name, metric in expected.items():
+        np.testing.assert_array_equal(
+            result.scores[name].confusion, metric.compute().confusion, err_msg=name
+        )
+    assert result.images == len(dataset) == 3
+    assert sorted(calls) == sorted(model.potential_names * 3)
+    labels_used = {name: np.count_nonzero(s.confusion.sum(0)) for name, s in result.scores.items()}
+    assert max(labels_used.values()) > 2, "the untrained model must not be constant for this test"
+
+
+def test_rows_before_and_after(tmp_path, run):
+    model, _, _ = load_model(run)
+    names = ["unary-3scales", "1unary+2pair"]
+    assert before_and_after(model) == {name: ROWS[name] for name in names}
+    part, _, _ = load_model(
+        write_run(tmp_path / "part", tmp_path / "data", potentials=("unary_1scale", "above_below"))
+    )
+    assert before_and_after(part) == {
+        "unary-1scale": Row("unary_1scale"),
+        "unary_1scale+above_below": Row("unary_1scale", ("above_below",)),
+    }
+    assert list(choose_rows(part, ["all"])) == ["unary-1scale", "pairwise-2"]
+
+
+def test_command_writes_table_json_and_plots(run, tmp_path, capsys):
+    output = tmp_path / "results"
+    code = main(["--checkpoint", str(run), "--rows", "all", "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert printed.splitlines()[2].startswith("sky ")
+    report = json.loads((output / "evaluation.json").read_text())
+    assert list(report["rows"]) == list(ROWS)
+    assert report["data"] == {
+        "dataset": "camvid",
+        "root": report["config"]["data"]["root"],
+        "split": "val",
+        "images": 3,
+    }
+    assert report["checkpoint"]["step"] == 7
+    assert report["command"].startswith("python -m deepcrf_ext.evaluate --checkpoint")
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["seconds_per_image"]["networks"] > 0
+    for name, row in report["rows"].items():
+        matrix = np.array(row["confusion"])
+        assert matrix.shape == (NUM_CLASSES, NUM_CLASSES)
+        assert row["pixel_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
+        assert f"{100 * row['mean_iou']:.1f}" in printed, name
+    for plot in ("iou.png", "confusion.png"):
+        assert cv2.imread(str(output / plot)) is not None
+
+
+def test_defaults_are_the_trained_data_and_a_folder_beside_the_checkpoint(run):
+    assert main(["--checkpoint", str(run / "last.pt")]) == 0
+    report = json.loads((run / "evaluate-camvid-val" / "evaluation.json").read_text())
+    assert list(report["rows"]) == ["unary-3scales", "1unary+2pair"]
+
+
+def test_data_can_be_overridden(run, tmp_path):
+    other = write_camvid(tmp_path / "other", "test", count=1)
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--data.root", str(other), "--data.split", "test"]) == 0
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["data"]["images"] == 1
+    assert report["data"]["root"] == str(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "fully"], "row 'fully' is unknown"),
+        (["--data.split", "nope"], "split is 'nope'"),
+        (["--data.dataset", "scenes"], "the checkpoint was trained for 11"),
+        (["--data.dataset", "voc"], "root is not given"),
+        (["--data.root", "missing-folder"], "missing-folder"),
+        (["--checkpoint", "missing-run"], "missing-run"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--nonsense", "1"], "nonsense"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(run, capsys, arguments, message):
+    assert main(["--checkpoint", str(run), *arguments]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert "\n" not in errors
+
+
+def test_row_without_its_networks_names_them(tmp_path, capsys):
+    run = write_run(tmp_path / "run", tmp_path / "data", potentials=("unary", "surrounding"))
+    assert main(["--checkpoint", str(run), "--rows", "1unary+2pair"]) == 2
+    assert "needs the potentials above_below" in capsys.readouterr().err
+
+
+def test_unreadable_files_are_named(tmp_path, capsys):
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    (tmp_path / "data" / "val" / "1.png").write_bytes(b"")
+    assert main(["--checkpoint", str(run)]) == 2
+    assert str(tmp_path / "data" / "val" / "1.png") in capsys.readouterr().err
+    checkpoint = run / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    assert main(["--checkpoint", str(run)]) == 2
+    assert str(checkpoint) in capsys.readouterr().err
+
+
+def test_table_shows_absent_classes_as_a_dash():
+    scores = Scores.from_confusion(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    table = format_table({"a-long-row-name": scores}, ["sky", "building", "car"])
+    lines = {line.split("  ")[0].strip(): line.split()[-1] for line in table.splitlines()}
+    assert lines["sky"] == "75.0"
+    assert lines["building"] == "80.0"
+    assert lines["car"] == "-"
+    assert lines["mean IoU"] == "77.5"
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_commit_is_a_hash_or_absent():
+    commit = package_commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+
+
+def test_help_explains_the_rows():
+    command = [sys.executable, "-m", "deepcrf_ext.evaluate", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1unary+2pair" in done.stdout

@@ -1,0 +1,229 @@
+"""The predict command: labels of the image's size for any image, and inputs that stay whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_run import write_run
+from torch.nn import functional
+
+from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.data import read_image, read_labels
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.predict import (
+    find_images,
+    main,
+    named_row,
+    output_names,
+    predict_image,
+    upsample_labels,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predict")
+    return write_run(root / "run", root / "camvid")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Images of several kinds and sizes, two of one stem, and a file that is no image."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (40, 52, 4), dtype=np.uint8)
+    Image.fromarray(image[..., :3]).save(folder / "a.jpg")
+    Image.fromarray(image[..., 0]).save(folder / "a.png")
+    Image.fromarray(image).save(folder / "rgba.PNG")
+    Image.fromarray(image[:1, :1, :3]).save(folder / "dot.png")
+    Image.fromarray(np.repeat(image[:3, :, :3], 100, axis=1)).save(folder / "wide.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 61)])
+def test_upsampled_labels_are_the_argmax_of_upsampled_marginals(size):
+    marginals = torch.rand(6, 5, 7, generator=torch.Generator().manual_seed(0))
+    whole = functional.interpolate(marginals[None], size, mode="bilinear", align_corners=False)[0]
+    labels = upsample_labels(marginals, size)
+    assert labels.dtype == torch.uint8
+    torch.testing.assert_close(labels.long(), whole.argmax(0))
+
+
+def test_upsampling_gives_ties_to_the_first_class_and_needs_a_class():
+    assert upsample_labels(torch.full((3, 2, 2), 1 / 3), (4, 4)).unique().tolist() == [0]
+    with pytest.raises(ValueError, match="no classes"):
+        upsample_labels(torch.zeros(0, 2, 2), (4, 4))
+
+
+def test_prediction_equals_the_models_and_other_rows_differ(run):
+    model, _, _ = load_model(run)
+    image = np.random.default_rng(2).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    predictions = {}
+    for row in ("unary-3scales", "1unary+2pair"):
+        predictions[row] = predict_image(model, image, row, amp=False)
+        with torch.no_grad():
+            expected = model.predict(pixels, row)[0].argmax(0).numpy()
+        np.testing.assert_array_equal(predictions[row].labels, expected)
+    assert (predictions["unary-3scales"].labels != predictions["1unary+2pair"].labels).any()
+
+
+def test_max_size_limits_what_the_networks_see(run):
+    model, _, _ = load_model(run)
+    seen = []
+    model.pyramid.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
+    image = np.zeros((30, 200, 3), np.uint8)
+    for max_size in (None, 50, 1000):
+        prediction = predict_image(model, image, "unary-3scales", max_size)
+        assert prediction.labels.shape == (30, 200)
+    assert [tuple(shape) for shape in seen] == [(30, 200), (8, 50), (30, 200)]
+
+
+def test_folder_of_every_kind_of_image(run, pictures, tmp_path, capsys):
+    before, output = files_of(pictures), tmp_path / "out"
+    code = main([str(pictures), "--checkpoint", str(run), "--output", str(output), "--marginals"])
+    assert code == 0
+    assert files_of(pictures) == before
+    assert "5 of 5 images" in capsys.readouterr().out
+    names = {"a.jpg": "a.jpg", "a.png": "a.png", "rgba": "rgba.PNG", "dot": "dot.png"}
+    names["wide"] = "wide.png"
+    assert {p.name for p in (output / "labels").iterdir()} == {f"{name}.png" for name in names}
+    _, _, metadata = load_model(run)
+    for name, source in names.items():
+        image = read_image(pictures / source)
+        labels = read_labels(output / "labels" / f"{name}.png")
+        assert labels.shape == image.shape[:2]
+        with Image.open(output / "labels" / f"{name}.png") as written:
+            assert written.mode == "P"
+            assert written.getpalette()[:33] == np.ravel(metadata["palette"]).tolist()
+        assert read_image(output / "overlays" / f"{name}.png").shape == image.shape
+        saved = np.load(output / "marginals" / f"{name}.npz")
+        np.testing.assert_allclose(saved["marginals"].sum(0), 1, atol=1e-5)
+        assert saved["size"].tolist() == list(image.shape[:2])
+        assert saved["classes"].tolist() == metadata["classes"]
+        again = upsample_labels(torch.from_numpy(saved["marginals"]), tuple(saved["size"]))
+        np.testing.assert_array_equal(labels, again)
+    assert cv2.imread(str(output / "legend.png")) is not None
+
+
+def test_unreadable_images_are_named_and_left_out(run, pictures, tmp_path, capsys):
+    (pictures / "empty.jpg").touch()
+    (pictures / "broken.png").write_bytes((pictures / "rgba.PNG").read_bytes()[:200])
+    common = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([str(pictures), *common]) == 1
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if "error: " in line]
+    assert len(errors) == 2
+    assert any(str(pictures / "empty.jpg") in line for line in errors)
+    assert any(str(pictures / "broken.png") in line for line in errors)
+    assert "5 of 7 images" in printed.out
+    written = {p.name for p in (tmp_path / "out" / "labels").iterdir()}
+    assert len(written) == 5
+    assert not written & {"empty.png", "broken.png"}
+    assert main([str(pictures / "empty.jpg"), *common]) == 2
+    alone = capsys.readouterr().err.strip()
+    assert alone.startswith("error: ")
+    assert "\n" not in alone
+
+
+def test_results_replace_nothing_unasked_and_inputs_never(run, pictures, tmp_path, capsys):
+    output = tmp_path / "out"
+    dot = [str(pictures / "dot.png"), "--checkpoint", str(run), "--output", str(output)]
+    assert main(dot) == 0
+    before = files_of(output)
+    assert main(dot) == 2
+    assert "labels/dot.png exists" in capsys.readouterr().err
+    assert main([*dot, "--overwrite"]) == 0
+    assert files_of(output) == before
+
+    labels = tmp_path / "trap" / "labels"
+    labels.mkdir(parents=True)
+    (labels / "x.png").write_bytes((pictures / "a.png").read_bytes())
+    arguments = [str(labels), "--checkpoint", str(run), "--output", str(tmp_path / "trap")]
+    before = files_of(tmp_path / "trap")
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "x.png is an input image" in capsys.readouterr().err
+    legend = tmp_path / "trap" / "legend.png"
+    legend.write_bytes((pictures / "a.png").read_bytes())
+    arguments[0] = str(legend)
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "legend.png is an input image" in capsys.readouterr().err
+    assert files_of(tmp_path / "trap") == {**before, "legend.png": legend.read_bytes()}
+    assert legend.read_bytes() == (pictures / "a.png").read_bytes()
+
+
+def test_find_images_takes_each_file_once(pictures):
+    found = find_images([pictures / "dot.png", pictures, pictures / ".." / "pictures" / "a.jpg"])
+    assert [p.name for p in found] == ["dot.png", "a.jpg", "a.png", "rgba.PNG", "wide.png"]
+
+
+NAME = st.sampled_from(["a.jpg", "a.png", "A.png", "a.jpg.png", "b.png", "a.png-2.png", "a.jpg-2"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), NAME), unique=True, max_size=12))
+def test_output_names_are_distinct_and_plain_where_they_can_be(files):
+    images = [Path(folder) / name for folder, name in files]
+    names = output_names(images)
+    assert len({name.casefold() for name in names}) == len(images)
+    stems = [path.stem.casefold() for path in images]
+    for path, name in zip(images, names, strict=True):
+        if stems.count(path.stem.casefold()) == 1:
+            assert name == path.stem
+        else:
+            assert name.startswith(path.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png"], "missing.png: no such file"),
+        (["EMPTY"], "no images in this folder"),
+        (["PICTURES", "--row", "full-ish"], "row 'full-ish' is unknown"),
+        (["PICTURES", "--max-size", "0"], "max_size"),
+        (["PICTURES", "--alpha", "1.5"], "alpha"),
+        (["PICTURES", "--device", "tpu"], "'tpu'"),
+        (["PICTURES", "--checkpoint", "EMPTY"], "checkpoint"),
+        (["PICTURES", "--output", "FILE"], "FILE"),
+        ([], "inputs"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(run, pictures, tmp_path, capsys, arguments, message):
+    places = {"EMPTY": tmp_path / "empty", "PICTURES": pictures, "FILE": tmp_path / "FILE"}
+    places["EMPTY"].mkdir()
+    places["FILE"].write_text("in the way")
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    common = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([*common, *given]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert "\n" not in errors
+
+
+def test_row_without_its_networks_names_them(tmp_path):
+    model, _, _ = load_model(
+        write_run(tmp_path / "run", tmp_path / "data", potentials=("unary", "surrounding"))
+    )
+    with pytest.raises(InputError, match=r"needs the potentials above_below.*has the rows unary-3"):
+        named_row(model, "1unary+2pair")
+
+
+def test_help_explains_the_outputs():
+    command = [sys.executable, "-m", "deepcrf_ext.predict", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "labels/NAME.png" in done.stdout

@@ -1,0 +1,59 @@
+"""A run folder with a tiny untrained model, and data in the layout of CamVid, for the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from deepcrf_ext.checkpoint import save_checkpoint
+from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
+from deepcrf_ext.data.camvid import CamVid
+from deepcrf_ext.models import DeepCRF
+
+NUM_CLASSES = 11
+
+
+def write_camvid(root: Path, split: str = "val", count: int = 3) -> Path:
+    """Random images with labels of every class and of void, each of another size."""
+    rng = np.random.default_rng(0)
+    for folder in (split, f"{split}annot"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        height, width = 24 + 5 * index, 30 - 4 * index
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        labels = rng.integers(0, NUM_CLASSES + 1, (height, width), dtype=np.uint8)
+        cv2.imwrite(str(root / split / f"{index}.png"), image)
+        cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
+    return root
+
+
+def write_run(folder: Path, data_root: Path, **model_settings: Any) -> Path:
+    """A run folder with last.pt: the small preset's networks, narrowed, with random weights."""
+    model_config = ModelConfig(
+        widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(8,), hidden=8, **model_settings
+    )
+    config = TrainConfig(
+        data=DataConfig(dataset="camvid", root=data_root), model=model_config, amp=False
+    )
+    write_camvid(data_root)
+    dataset = CamVid(data_root, "val")
+    torch.manual_seed(0)
+    model = DeepCRF(model_config, NUM_CLASSES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # spreads the energies, so that predictions hold several labels
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "config": to_dict(config),
+        "classes": list(dataset.classes),
+        "palette": dataset.palette.tolist(),
+        "epoch": 2,
+        "step": 7,
+        "model": model.state_dict(),
+    }
+    save_checkpoint(folder / "last.pt", state)
+    return folder
