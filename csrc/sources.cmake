@@ -2,7 +2,10 @@
 
 # Compiled once per CPU instruction set (csrc/cpu/dispatch.h).
 set(DEEPCRF_CPU_VECTOR_SOURCES
-    cpu/range_box_edges.cpp)
+    cpu/range_box_edges.cpp
+    cpu/pairwise_messages.cpp
+    cpu/mean_field.cpp
+    cpu/pairwise_nll.cpp)
 
 # Compiled once, for the portable instruction set.
 set(DEEPCRF_CPU_SOURCES
@@ -13,7 +16,10 @@ set(DEEPCRF_CUDA_SOURCES
 
 set(DEEPCRF_BINDING_SOURCES
     bindings/module.cpp
-    bindings/range_box_edges.cpp)
+    bindings/range_box_edges.cpp
+    bindings/pairwise_messages.cpp
+    bindings/mean_field.cpp
+    bindings/pairwise_nll.cpp)
 
 list(TRANSFORM DEEPCRF_CPU_VECTOR_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

@@ -136,6 +136,7 @@ class EdgeGraph:
         reverse_edges: int64 [E], the position in `targets` of each edge of `reverse_sources`.
         edge_order: int64 [E] for a graph of `from_edges`: the position of each edge in the input.
             None for a range box.
+        num_self_loops: how many edges (p, p) there are; none for a range box.
     """
 
     row_offsets: Tensor
@@ -144,6 +145,7 @@ class EdgeGraph:
     reverse_sources: Tensor
     reverse_edges: Tensor
     edge_order: Tensor | None = None
+    num_self_loops: int = 0
 
     @classmethod
     def from_range_box(
@@ -205,6 +207,7 @@ class EdgeGraph:
             source[reverse_edges].int(),
             reverse_edges,
             edge_order,
+            int((source == target).sum()),
         )
 
     @classmethod
@@ -265,6 +268,7 @@ class EdgeGraph:
             joined("reverse_sources", first_node),
             joined("reverse_edges", first_edge),
             edge_order,
+            sum(graph.num_self_loops for graph in graphs),
         )
 
     @property
@@ -303,6 +307,7 @@ class EdgeGraph:
             self.reverse_sources.to(device),
             self.reverse_edges.to(device),
             None if self.edge_order is None else self.edge_order.to(device),
+            self.num_self_loops,
         )
 
     def __repr__(self) -> str:

@@ -17,6 +17,9 @@ namespace py = pybind11;
 namespace deepcrf {
 
 void bind_range_box_edges(py::module_& module);
+void bind_pairwise_messages(py::module_& module);
+void bind_mean_field(py::module_& module);
+void bind_pairwise_nll(py::module_& module);
 
 namespace {
 
@@ -62,4 +65,7 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
   module.def("openmp_runtime", &openmp_runtime);
 
   bind_range_box_edges(module);
+  bind_pairwise_messages(module);
+  bind_mean_field(module);
+  bind_pairwise_nll(module);
 }

@@ -78,6 +78,8 @@ class Tensor {
     return *this;
   }
 
+  void* untyped_data() const { return data_; }
+
   template <class T>
   T* data() const {
     DEEPCRF_CHECK(dtype() == DTypeOf<T>::value, name_, " must have dtype ",
@@ -136,3 +138,15 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
       ": got CUDA tensors, but deepcrf_ext was built without CUDA; install nvcc and run " \
       "'DEEPCRF_CUDA=on pip install .' in the checkout")
 #endif
+
+// For operators without a CUDA kernel yet.
+#define DEEPCRF_LAUNCH_CPU(device, op, ...)                                                 \
+  do {                                                                                      \
+    if ((device).is_cuda) {                                                                 \
+      throw ::deepcrf::BackendError(#op                                                     \
+                                    ": got CUDA tensors, but this operator has only a CPU " \
+                                    "kernel; move its tensors to the CPU");                 \
+    }                                                                                       \
+    const ::pybind11::gil_scoped_release without_gil;                                       \
+    ::deepcrf::cpu::op(__VA_ARGS__);                                                        \
+  } while (false)

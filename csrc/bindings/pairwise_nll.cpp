@@ -1,0 +1,99 @@
+#include "ops/pairwise_nll.h"
+
+#include "bindings/arguments.h"
+
+namespace deepcrf {
+
+namespace {
+
+EdgeLabels edge_labels(const py::object& labels, int64_t ignore_index, int64_t num_nodes,
+                       const Device& device) {
+  const Tensor tensor(labels, "labels");
+  tensor.expect_device(device).expect_shape({num_nodes});
+  return {tensor.data<int64_t>(), ignore_index};
+}
+
+// None stands for weights of one.
+const void* optional_edge_weight(const py::object& edge_weight, DType dtype, const Device& device,
+                                 int64_t num_edges) {
+  if (edge_weight.is_none()) return nullptr;
+  return untyped(edge_weight, "edge_weight", dtype, device, {num_edges});
+}
+
+void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
+                           const py::object& labels, int64_t ignore_index, const py::object& losses,
+                           int num_threads, uintptr_t stream) {
+  const Device device = Tensor(losses, "losses").device();
+  const GraphView view = graph_view(graph, device);
+  const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
+  const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
+  void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
+  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_factored, view, factored, truth, out,
+                     execution_context(num_threads, stream));
+}
+
+void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& potential,
+                                    const py::object& labels, int64_t ignore_index,
+                                    const py::object& edge_weight, const py::object& losses,
+                                    const py::tuple& gradient, int num_threads, uintptr_t stream) {
+  const Device device = Tensor(losses, "losses").device();
+  const GraphView view = graph_view(graph, device);
+  const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
+  const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
+  const void* weight = optional_edge_weight(edge_weight, factored.dtype, device, view.num_edges);
+  void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
+  const AnyFactoredGradient gradients =
+      factored_gradient(gradient, factored, view.num_nodes, device);
+  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_factored_backward, view, factored, truth, weight, out,
+                     gradients, execution_context(num_threads, stream));
+}
+
+void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
+                        const py::object& labels, int64_t ignore_index, const py::object& losses,
+                        int num_threads, uintptr_t stream) {
+  const Device device = Tensor(losses, "losses").device();
+  const GraphView view = graph_view(graph, device);
+  const AnyTablePotential table = table_potential(energies, view.num_edges);
+  const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
+  void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
+  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_table, view, table, truth, out,
+                     execution_context(num_threads, stream));
+}
+
+void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energies,
+                                 const py::object& labels, int64_t ignore_index,
+                                 const py::object& edge_weight, const py::object& losses,
+                                 const py::object& grad_energies, int num_threads,
+                                 uintptr_t stream) {
+  const Device device = Tensor(losses, "losses").device();
+  const GraphView view = graph_view(graph, device);
+  const AnyTablePotential table = table_potential(energies, view.num_edges);
+  const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
+  const void* weight = optional_edge_weight(edge_weight, table.dtype, device, view.num_edges);
+  void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
+  void* gradient = untyped(grad_energies, "grad_energies", table.dtype, device,
+                           {view.num_edges, table.num_labels, table.num_labels});
+  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_table_backward, view, table, truth, weight, out, gradient,
+                     execution_context(num_threads, stream));
+}
+
+}  // namespace
+
+void bind_pairwise_nll(py::module_& module) {
+  module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
+             py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
+             py::arg("num_threads"), py::arg("stream"));
+  module.def("pairwise_nll_factored_backward", &pairwise_nll_factored_backward, py::arg("graph"),
+             py::arg("potential"), py::arg("labels"), py::arg("ignore_index"),
+             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("num_threads"),
+             py::arg("stream"));
+  module.def("pairwise_nll_table", &pairwise_nll_table, py::arg("graph"), py::arg("energies"),
+             py::arg("labels"), py::arg("ignore_index"), py::arg("losses"), py::arg("num_threads"),
+             py::arg("stream"));
+  module.def("pairwise_nll_table_backward", &pairwise_nll_table_backward, py::arg("graph"),
+             py::arg("energies"), py::arg("labels"), py::arg("ignore_index"),
+             py::arg("edge_weight"), py::arg("losses"), py::arg("grad_energies"),
+             py::arg("num_threads"), py::arg("stream"));
+}
+
+}  // namespace deepcrf

@@ -1,0 +1,99 @@
+// The inner loop of the factored messages (design: "mean field without the K x K tables"):
+//   A_p[j, :] = sum over neighbours q of  Q_q[j] * relu(self_p + other_q),
+// with h = relu(...) formed in registers and the accumulators of a node never leaving them.
+#pragma once
+
+#include "cpu/planes.h"
+
+namespace deepcrf::cpu::DEEPCRF_ISA {
+
+// Accumulators held in registers at once; the rest hold h, self and an address or two.
+constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
+
+// Labels are cut into near-equal blocks of at most kAccumulators; few labels share the registers
+// with several planes, so that enough independent sums hide the latency of the multiply-add.
+constexpr int planes_per_pass(int block_labels) {
+  return block_labels * 4 <= kAccumulators ? 4 : block_labels * 2 <= kAccumulators ? 2 : 1;
+}
+
+inline int64_t label_blocks(int64_t num_labels) { return ceil_div(num_labels, kAccumulators); }
+
+// Planes that one call of accumulate() handles for this number of labels.
+inline int64_t plane_group(int64_t num_labels) {
+  return label_blocks(num_labels) > 1 ? 1 : planes_per_pass(static_cast<int>(num_labels));
+}
+
+template <int Labels, int Planes, typename T>
+void accumulate_block(const int32_t* neighbours,  // [count]
+                      int64_t count,
+                      const T* self,          // [Planes, lanes], planes plane_size apart
+                      const T* other,         // [Planes, N, lanes]
+                      int64_t plane_size,     // N * lanes
+                      const T* coefficients,  // [N, num_labels], from the block's first label on
+                      int64_t num_labels,
+                      T* out) {  // [Planes, num_labels, lanes], likewise
+  constexpr int V = kLanes<T>;
+  Vec<T> sum[Planes][Labels];
+  Vec<T> own[Planes];
+#pragma GCC unroll 4
+  for (int v = 0; v < Planes; ++v) {
+    own[v] = load(self + v * plane_size);
+#pragma GCC unroll 24
+    for (int j = 0; j < Labels; ++j) sum[v][j] = Vec<T>{};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t q = neighbours[i];
+    const T* q_coefficients = coefficients + q * num_labels;
+#pragma GCC unroll 4
+    for (int v = 0; v < Planes; ++v) {
+      const Vec<T> h = relu<T>(own[v] + load(other + v * plane_size + q * V));
+#pragma GCC unroll 24
+      for (int j = 0; j < Labels; ++j) sum[v][j] += q_coefficients[j] * h;
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < Planes; ++v) {
+#pragma GCC unroll 24
+    for (int j = 0; j < Labels; ++j) store(out + (v * num_labels + j) * V, sum[v][j]);
+  }
+}
+
+// A_p for plane_group(num_labels) planes: out[v, j, :] for every label j.
+template <typename T>
+void accumulate(const int32_t* neighbours,  // [count]
+                int64_t count,
+                const T* self,          // [group, lanes], planes plane_size apart
+                const T* other,         // [group, N, lanes]
+                int64_t plane_size,     // N * lanes
+                const T* coefficients,  // [N, num_labels]
+                int64_t num_labels,
+                T* out) {  // [group, num_labels, lanes]
+  const int64_t blocks = label_blocks(num_labels);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = num_labels * block / blocks;
+    const int64_t labels = num_labels * (block + 1) / blocks - first;
+#define DEEPCRF_LABELS(n)                                                                       \
+  case n:                                                                                       \
+    if constexpr (n <= kAccumulators) {                                                         \
+      constexpr int planes = planes_per_pass(n);                                                \
+      (blocks > 1 ? accumulate_block<n, 1, T>                                                   \
+                  : accumulate_block<n, planes, T>)(neighbours, count, self, other, plane_size, \
+                                                    coefficients + first, num_labels,           \
+                                                    out + first * kLanes<T>);                   \
+    }                                                                                           \
+    break;
+    switch (labels) {
+      DEEPCRF_LABELS(1)
+      DEEPCRF_LABELS(2)
+      DEEPCRF_LABELS(3) DEEPCRF_LABELS(4) DEEPCRF_LABELS(5) DEEPCRF_LABELS(6) DEEPCRF_LABELS(7)
+          DEEPCRF_LABELS(8) DEEPCRF_LABELS(9) DEEPCRF_LABELS(10) DEEPCRF_LABELS(11)
+              DEEPCRF_LABELS(12) DEEPCRF_LABELS(13) DEEPCRF_LABELS(14) DEEPCRF_LABELS(15)
+                  DEEPCRF_LABELS(16) DEEPCRF_LABELS(17) DEEPCRF_LABELS(18) DEEPCRF_LABELS(19)
+                      DEEPCRF_LABELS(20) DEEPCRF_LABELS(21) DEEPCRF_LABELS(22) DEEPCRF_LABELS(23)
+                          DEEPCRF_LABELS(24)
+    }
+#undef DEEPCRF_LABELS
+  }
+}
+
+}  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -1,0 +1,115 @@
+// Plane layout of the node and weight arrays of a factored potential.
+//
+// The feature axis is cut into planes of one vector: [N, D] becomes [P, N, lanes]. A kernel works
+// on one or a few planes at a time, so the neighbours of a node are read as short contiguous runs
+// and everything a plane touches stays in the L2 cache. The padding is zero, which adds nothing to
+// any sum.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cpu/vec.h"
+
+namespace deepcrf::cpu::DEEPCRF_ISA {
+
+// Uninitialised storage aligned to whole vectors.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : data_(static_cast<T*>(::operator new(sizeof(T) * std::max<int64_t>(size, 1), kAlignment))) {
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> data_;
+};
+
+// One workspace per thread of a parallel region, made before it: nothing may throw inside.
+template <typename Workspace>
+class PerThread {
+ public:
+  template <typename... Arguments>
+  explicit PerThread(int num_threads, const Arguments&... arguments) {
+    workspaces_.reserve(num_threads);
+    for (int i = 0; i < num_threads; ++i) workspaces_.emplace_back(arguments...);
+  }
+  Workspace& mine() { return workspaces_[omp_get_thread_num()]; }
+
+ private:
+  std::vector<Workspace> workspaces_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
+
+// Number of planes for `size` features, a multiple of `group`.
+template <typename T>
+int64_t num_planes(int64_t size, int64_t group = 1) {
+  return round_up(ceil_div(size, kLanes<T>), group);
+}
+
+// Copies `count` values into one zero-padded vector slot.
+template <typename T>
+inline void pack_lanes(const T* from, int64_t count, T* to) {
+  if (count >= kLanes<T>) {
+    store(to, load(from));
+  } else {
+    store(to, Vec<T>{});
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+
+// One plane of node features. Call with plane = 0..P-1, from any thread.
+template <typename T>
+void pack_node_plane(const T* features,  // [N, D]
+                     int64_t num_nodes, int64_t num_features, int64_t plane,
+                     T* planes) {  // [P, N, lanes]
+  constexpr int V = kLanes<T>;
+  T* out = planes + plane * num_nodes * V;
+  for (int64_t p = 0; p < num_nodes; ++p) {
+    pack_lanes(features + p * num_features + plane * V, num_features - plane * V, out + p * V);
+  }
+}
+
+// One plane of the weight, as [K receiver, K neighbour, lanes]. Messages along the edge's direction
+// (to its source) are received by the first label axis, messages against it by the second.
+template <typename T>
+void pack_weight_plane(const T* weight,  // [K, K, D]
+                       int64_t num_labels, int64_t num_features, int64_t plane, bool transposed,
+                       T* planes) {  // [P, K, K, lanes]
+  constexpr int V = kLanes<T>;
+  T* out = planes + plane * num_labels * num_labels * V;
+  for (int64_t k = 0; k < num_labels; ++k) {
+    for (int64_t j = 0; j < num_labels; ++j) {
+      const int64_t entry = transposed ? j * num_labels + k : k * num_labels + j;
+      pack_lanes(weight + entry * num_features + plane * V, num_features - plane * V,
+                 out + (k * num_labels + j) * V);
+    }
+  }
+}
+
+// The inverse, for one plane of rows (nodes, or entries of the weight): drops the padding.
+template <typename T>
+void unpack_plane(const T* plane_values,  // [rows, lanes]
+                  int64_t rows, int64_t num_features, int64_t plane,
+                  T* features) {  // [rows, D]
+  constexpr int V = kLanes<T>;
+  const int64_t count = std::min<int64_t>(V, num_features - plane * V);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < count; ++i) {
+      features[row * num_features + plane * V + i] = plane_values[row * V + i];
+    }
+  }
+}
+
+}  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -1,0 +1,28 @@
+// Mean field over factored potentials (deepcrf_ext/ops/mean_field.py):
+//   Q <- softmax(-unary), then `iterations` times Q <- softmax(-unary - sum of pairwise messages).
+#pragma once
+
+#include <vector>
+
+#include "core/context.h"
+#include "core/graph_view.h"
+#include "ops/factored_potential.h"
+
+namespace deepcrf {
+
+struct MeanFieldArguments {
+  DType dtype;  // of unary, marginals and every potential
+  int64_t num_nodes;
+  int64_t num_labels;
+  int64_t iterations;
+  const void* unary;  // [N, K]
+  void* marginals;    // [N, K]
+};
+
+namespace cpu {
+void mean_field(const std::vector<GraphView>& graphs,
+                const std::vector<AnyFactoredPotential>& potentials,
+                const MeanFieldArguments& arguments, const ExecutionContext& ctx);
+}
+
+}  // namespace deepcrf

@@ -1,0 +1,51 @@
+"""How operators see graphs and potentials: flat tuples of contiguous tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.graph import EdgeGraph
+from deepcrf_ext.potentials import FactoredPotential
+
+FactoredTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def graph_tensors(graph: EdgeGraph) -> list[Tensor]:
+    """The five tensors of a graph, in the order the compiled extension takes them."""
+    return [
+        graph.row_offsets,
+        graph.targets,
+        graph.reverse_row_offsets,
+        graph.reverse_sources,
+        graph.reverse_edges,
+    ]
+
+
+def factored_tensors(potential: FactoredPotential) -> FactoredTensors:
+    """The four tensors of a factored potential, in the order the compiled extension takes them."""
+    return potential.source, potential.target, potential.weight, potential.bias
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype a kernel computes in: CPU kernels widen bfloat16 to float32."""
+    if tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu":
+        return torch.float32
+    return tensor.dtype
+
+
+def prepare(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, contiguous and in `compute_dtype`."""
+    return tuple(tensor.to(compute_dtype(tensor)).contiguous() for tensor in tensors)
+
+
+def prepare_graph(graph: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of a graph, contiguous."""
+    return tuple(tensor.contiguous() for tensor in graph)
+
+
+def empty_gradients(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Uninitialised contiguous gradients of prepared tensors."""
+    return tuple(torch.empty_like(tensor) for tensor in tensors)

@@ -1,0 +1,80 @@
+"""Operator `pseudo_likelihood_nll`: every node's loss given the labels of all other nodes.
+
+With the truth as one-hot marginals, the messages into a node are the pairwise energies of its
+labels, so the loss is a softmax cross-entropy over `pairwise_messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepcrf_ext.checks import check_reduction, check_unary, checked_labels
+from deepcrf_ext.ops.pairwise_messages import pairwise_messages
+from deepcrf_ext.potentials import FactoredPotential, Potential
+
+
+def pseudo_likelihood_nll(
+    unary: Tensor,
+    potentials: Sequence[Potential],
+    labels: Tensor,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Negative log-probability of every node's label given the labels of all other nodes.
+
+    Edges to ignored nodes are dropped (arXiv:1504.01013v2, appendix). A self loop (p, p) adds
+    ``V_pp(k, k)`` to label k. Differentiable once in the unary and the potentials.
+
+    Args:
+        unary: energies, [N, K].
+        potentials: a list or tuple of pairwise potentials on the same N nodes and K labels, in
+            the dtype of ``unary``; may be empty.
+        labels: [N], any integer dtype, 0..K-1 or ``ignore_index``.
+        ignore_index: the label of nodes that drop out, with all their edges.
+        reduction: "mean" over valid nodes (0 when there is none), "sum", or "none": [N] with 0
+            at nodes that drop out.
+
+    Returns:
+        A scalar, or [N], in the dtype of ``unary``.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    check_unary(unary, potentials)
+    check_reduction(reduction)
+    num_nodes, num_labels = unary.shape
+    labels = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
+    known = labels != ignore_index
+    labels = labels.where(known, 0)
+    truth = F.one_hot(labels, num_labels).to(unary.dtype) * known[:, None]
+
+    energies = unary
+    for potential in potentials:
+        energies = energies + pairwise_messages(potential, truth)
+        if potential.graph.num_self_loops:
+            energies = energies + _self_loop_correction(potential, truth)
+    losses = F.cross_entropy(-energies, labels, reduction="none").where(known, 0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / known.sum().clamp(min=1) if reduction == "mean" else losses.sum()
+
+
+def _self_loop_correction(potential: Potential, truth: Tensor) -> Tensor:
+    """[N, K]: takes the two messages of every self loop out and puts its own energies in."""
+    sources, targets = potential.graph.edge_index()
+    loops = (sources == targets).nonzero().squeeze(1)
+    nodes = sources[loops]
+    if isinstance(potential, FactoredPotential):
+        hidden = (potential.source[nodes] + potential.target[nodes]).relu()
+        energies = torch.einsum("ld,kjd->lkj", hidden, potential.weight) + potential.bias
+    else:
+        energies = potential.energies()[loops]
+    messages = torch.einsum("lkj,lj->lk", energies, truth[nodes]) + torch.einsum(
+        "lkj,lk->lj", energies, truth[nodes]
+    )
+    own = energies.diagonal(dim1=1, dim2=2)
+    return torch.zeros_like(truth).index_add(0, nodes, own - messages)
