@@ -45,4 +45,12 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
 }
 
+extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
+
+// The block's dynamic shared memory, of the size given to launch().
+template <class T>
+__device__ T* dynamic_shared() {
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
 }  // namespace deepcrf::cuda

@@ -1,0 +1,144 @@
+// Warp-wide bfloat16 matrix products and asynchronous copies: thin names for the PTX of sm_80 and
+// later.
+//
+// Fragments of d[16x8] += a[16x16] * b[16x8], with g = lane / 4 and t = lane % 4 (PTX ISA,
+// mma.m16n8k16):
+//   a[0] = A[g, 2t..2t+1]    a[1] = A[g+8, 2t..2t+1]    a[2] = A[g, 2t+8..2t+9]   a[3] = A[g+8,
+//   2t+8..2t+9] b[0] = B[2t..2t+1, g]    b[1] = B[2t+8..2t+9, g] d[0..1] = D[g, 2t..2t+1] d[2..3] =
+//   D[g+8, 2t..2t+1]
+// The lower index is in the lower half of a register. All 32 lanes must call, converged.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#ifndef __CUDACC__
+#include "cuda_on_host/mma.h"
+#endif
+
+namespace deepcrf::cuda {
+
+// Two floats as one register of bfloat16: `low` in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
+#ifdef __CUDACC__
+
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// d += a * b.
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 give the addresses of
+// the rows of matrix i (16 bytes each, 16-byte aligned); lane l receives elements 2(l%4), 2(l%4)+1
+// of row l/4 of matrix i in registers[i]. Lanes past the last matrix must still give a valid
+// address.
+__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[1], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
+               : "=r"(registers[0])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same, each matrix transposed: lane l receives elements l/4 of rows 2(l%4), 2(l%4)+1.
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[1], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];\n"
+               : "=r"(registers[0])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Starts copying 16 bytes from global to shared memory, both 16-byte aligned; zeros where not
+// `valid`
+// (`global` is then not read, but must be a pointer into the tensor).
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same for 4 bytes, 4-byte aligned.
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
+               : "memory");
+}
+// Closes this thread's current group of copies.
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+// Waits until at most `kGroupsLeft` of this thread's groups are under way. Other threads see the
+// copies after a barrier that follows.
+template <int kGroupsLeft>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroupsLeft) : "memory");
+}
+
+#else  // the host twin, for tests
+
+inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              cuda_on_host::Site site = cuda_on_host::Site::here()) {
+  cuda_on_host::mma_m16n8k16_bf16(d, a, b, site);
+}
+template <int kCount>
+void ldmatrix(uint32_t (&registers)[kCount], const void* row,
+              cuda_on_host::Site site = cuda_on_host::Site::here()) {
+  cuda_on_host::ldmatrix(registers, kCount, false, row, site);
+}
+template <int kCount>
+void ldmatrix_transposed(uint32_t (&registers)[kCount], const void* row,
+                         cuda_on_host::Site site = cuda_on_host::Site::here()) {
+  cuda_on_host::ldmatrix(registers, kCount, true, row, site);
+}
+inline void cp_async_16(void* shared, const void* global, bool valid = true) {
+  cuda_on_host::async_copy(shared, global, 16, valid ? 16 : 0);
+}
+inline void cp_async_4(void* shared, const void* global, bool valid = true) {
+  cuda_on_host::async_copy(shared, global, 4, valid ? 4 : 0);
+}
+inline void cp_async_commit() { cuda_on_host::async_commit(); }
+template <int kGroupsLeft>
+void cp_async_wait() {
+  cuda_on_host::async_wait(kGroupsLeft);
+}
+
+#endif
+
+}  // namespace deepcrf::cuda

@@ -1,0 +1,216 @@
+// Planted faults, each with its corrected twin: what the shim must catch, and what it must let
+// pass.
+#include <cstring>
+
+#include "cuda/launch.cuh"
+#include "cuda/mma.cuh"
+#include "kernels.h"
+
+namespace deepcrf::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+// Every twin reverses its block's 128 values or copies them, by another means.
+template <bool kCorrected>
+__global__ void missing_barrier(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int base = blockIdx.x * kThreads;
+  values[threadIdx.x] = input[base + threadIdx.x];
+  if (kCorrected) __syncthreads();
+  output[base + threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
+// The second round overwrites what the first is still reading.
+template <bool kCorrected>
+__global__ void missing_second_barrier(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int base = blockIdx.x * kThreads;
+  for (int round = 0; round < 2; ++round) {
+    values[threadIdx.x] = input[base + threadIdx.x];
+    __syncthreads();
+    output[base + threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+    if (kCorrected) __syncthreads();
+  }
+}
+
+template <bool kCorrected>
+__global__ void missing_warp_barrier(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  values[threadIdx.x] = input[i];
+  if (kCorrected) __syncwarp();
+  output[i] = values[threadIdx.x ^ 31];
+}
+
+template <bool kCorrected>
+__global__ void race_between_blocks(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  output[kCorrected ? i : threadIdx.x] = input[i];
+}
+
+template <bool kCorrected>
+__global__ void wrong_index(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  output[i] = input[kCorrected ? i : i + 1];
+}
+
+template <bool kCorrected>
+__global__ void wrong_store(const float* input, float* output, int count) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  output[kCorrected ? i : i - 1 + (i == 1 ? count : 0)] = input[i];
+}
+
+template <bool kCorrected>
+__global__ void wrong_shared_index(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  values[threadIdx.x + (kCorrected ? 0 : 1)] = input[i];
+  output[i] = values[threadIdx.x + (kCorrected ? 0 : 1)];
+}
+
+template <bool kCorrected>
+__global__ void dynamic_shared_too_small(const float* input, float* output, int) {
+  float* values = dynamic_shared<float>();
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  values[threadIdx.x + (kCorrected ? 0 : 1)] = input[i];
+  output[i] = values[threadIdx.x + (kCorrected ? 0 : 1)];
+}
+
+template <bool kCorrected>
+__global__ void early_exit_before_barrier(const float* input, float* output, int count) {
+  __shared__ float values[kThreads];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (!kCorrected && i + 3 >= count) return;
+  values[threadIdx.x] = input[i];
+  __syncthreads();
+  output[i] = values[threadIdx.x];
+}
+
+template <bool kCorrected>
+__global__ void divergent_barrier(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (kCorrected || threadIdx.x < 64) {
+    __syncthreads();
+  } else {
+    output[i] = 0.0f;
+    __syncthreads();
+  }
+  output[i] = input[i];
+}
+
+template <bool kCorrected>
+__global__ void unwritten_shared(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (kCorrected || threadIdx.x != 77) values[threadIdx.x] = input[i];
+  __syncthreads();
+  output[i] = values[threadIdx.x];
+}
+
+template <bool kCorrected>
+__global__ void misaligned_vector(const float* input, float* output, int) {
+  if (threadIdx.x >= kThreads / 4 - 1) return;
+  const int i = blockIdx.x * kThreads + threadIdx.x * 4;
+  const float4 four = *reinterpret_cast<const float4*>(input + i + (kCorrected ? 0 : 1));
+  *reinterpret_cast<float4*>(output + i) = four;
+}
+
+template <bool kCorrected>
+__global__ void wrong_shuffle_mask(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  float value = input[i];
+  if (threadIdx.x % 32 < 16) {
+    value = __shfl_xor_sync(kCorrected ? 0x0000ffffu : 0xffffffffu, value, 1);
+  }
+  output[i] = value;
+}
+
+template <bool kCorrected>
+__global__ void mask_without_caller(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  output[i] = __shfl_sync(kCorrected ? 0xffffffffu : 0x7fffffffu, input[i], 0);
+}
+
+template <bool kCorrected>
+__global__ void disagreeing_masks(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned half = threadIdx.x % 32 < 16 ? 0x0000ffffu : 0xffffffffu;
+  output[i] = __shfl_xor_sync(kCorrected ? 0xffffffffu : half, input[i], 1);
+}
+
+template <bool kCorrected>
+__global__ void missing_copy_wait(const float* input, float* output, int) {
+  __shared__ float values[kThreads];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  cp_async_4(values + threadIdx.x, input + i);
+  cp_async_commit();
+  if (kCorrected) cp_async_wait<0>();
+  __syncthreads();
+  output[i] = values[kThreads - 1 - threadIdx.x];
+}
+
+template <bool kCorrected>
+__global__ void overflowing_index(const float* input, float* output, int count) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const int large = count << 12;
+  if (kCorrected) {
+    output[i] = input[static_cast<int64_t>(large) * large % count + i];
+  } else {
+    output[i] = input[large * large % count + i];
+  }
+}
+
+// Not a race, as the additions are atomic; but the sum depends on their order.
+template <bool kCorrected>
+__global__ void order_of_atomics(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  atomicAdd(output + (kCorrected ? i : 0), input[i]);
+}
+
+using Kernel = void (*)(const float*, float*, int);
+struct Fault {
+  const char* name;
+  Kernel faulty;
+  Kernel corrected;
+  size_t shared_bytes;
+};
+
+#define FAULT(name, shared_bytes) {#name, name<false>, name<true>, shared_bytes}
+const Fault kFaults[] = {
+    FAULT(missing_barrier, 0),
+    FAULT(missing_second_barrier, 0),
+    FAULT(missing_warp_barrier, 0),
+    FAULT(race_between_blocks, 0),
+    FAULT(wrong_index, 0),
+    FAULT(wrong_store, 0),
+    FAULT(wrong_shared_index, 0),
+    FAULT(dynamic_shared_too_small, kThreads * sizeof(float)),
+    FAULT(early_exit_before_barrier, 0),
+    FAULT(divergent_barrier, 0),
+    FAULT(unwritten_shared, 0),
+    FAULT(misaligned_vector, 0),
+    FAULT(wrong_shuffle_mask, 0),
+    FAULT(mask_without_caller, 0),
+    FAULT(disagreeing_masks, 0),
+    FAULT(missing_copy_wait, 0),
+    FAULT(overflowing_index, 0),
+    FAULT(order_of_atomics, 0),
+};
+#undef FAULT
+
+}  // namespace
+
+bool run_fault(const char* name, bool corrected, const float* input, float* output, int count) {
+  for (const Fault& fault : kFaults) {
+    if (std::strcmp(fault.name, name) != 0) continue;
+    launch(name, corrected ? fault.corrected : fault.faulty,
+           static_cast<unsigned>(count / kThreads), kThreads, fault.shared_bytes, nullptr, input,
+           output, count);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace deepcrf::cuda

@@ -1,0 +1,151 @@
+"""Builds the modules whose CUDA sources run on the host, and calls them under the shim's checks."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pybind11
+import torch
+from torch import Tensor
+
+from deepcrf_ext.ops import _backend
+
+SOURCE = Path(__file__).resolve().parent
+BUILD = SOURCE.parents[1] / "build" / "cuda_on_host"
+ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
+
+
+class OrderDependence(AssertionError):
+    """A kernel's result depends on the order in which its threads ran."""
+
+
+class CheckedModule:
+    """A module built over the shim, its functions called under all of its checks.
+
+    Every call may touch the tensors among its arguments and no other memory. It runs once in
+    each of `orders`, from the same memory, and must leave the same bits each time.
+    """
+
+    def __init__(self, module: ModuleType, orders: Sequence[str] = ("forward", "reverse")) -> None:
+        self._module = module
+        self._library = ctypes.CDLL(str(module.__file__))
+        self._orders = orders
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        return functools.partial(self._call, value) if callable(value) else value
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tensors = dict(_named_tensors([*enumerate(args), *kwargs.items()]))
+        self._set_global_memory(tensors)
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        first: dict[str, Tensor] = {}
+        result = None
+        for order in self._orders:
+            for name, tensor in tensors.items():
+                tensor.copy_(before[name])
+            self._library.cuda_on_host_set_order(ORDERS[order], ctypes.c_uint64(0))
+            result = function(*args, **kwargs)
+            if not first:
+                first = {name: tensor.clone() for name, tensor in tensors.items()}
+            for name, tensor in tensors.items():
+                if not torch.equal(_bytes(tensor), _bytes(first[name])):
+                    raise OrderDependence(
+                        f"{function.__name__}: {name} differs between the thread orders "
+                        f"{self._orders[0]} and {order}"
+                    )
+        return result
+
+    def _set_global_memory(self, tensors: dict[str, Tensor]) -> None:
+        count = len(tensors)
+        addresses = (ctypes.c_uint64 * count)(*(t.data_ptr() for t in tensors.values()))
+        sizes = (ctypes.c_uint64 * count)(*(t.nbytes for t in tensors.values()))
+        labels = (ctypes.c_char_p * count)(
+            *(
+                f"{name} ({str(t.dtype).removeprefix('torch.')}{list(t.shape)})".encode()
+                for name, t in tensors.items()
+            )
+        )
+        self._library.cuda_on_host_set_global_memory(
+            addresses, sizes, labels, ctypes.c_uint64(count)
+        )
+
+
+def _named_tensors(arguments: Sequence[tuple[object, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among arguments, in lists and tuples too, with a name each."""
+    for key, value in arguments:
+        if isinstance(value, Tensor):
+            yield f"argument {key}", value
+        elif isinstance(value, (list, tuple)):
+            yield from _named_tensors([(f"{key}[{i}]", item) for i, item in enumerate(value)])
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+@functools.cache
+def load(name: str) -> CheckedModule:
+    """Build and import `kernels_on_host` or `_C_cuda_on_host`.
+
+    Raises:
+        RuntimeError: The build failed; the message ends with the compiler's.
+    """
+    _build(name)
+    path = BUILD / (name + sysconfig.get_config_var("EXT_SUFFIX"))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return CheckedModule(module)
+
+
+def _build(target: str) -> None:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    search = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    environment = {"CXX": "g++", **os.environ, "PATH": search}
+    cmake = shutil.which("cmake", path=search) or "cmake"
+    configure = [
+        *(cmake, "-S", str(SOURCE), "-B", str(BUILD), "-G", "Ninja"),
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, [cmake, "--build", str(BUILD), "--target", target]):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode != 0:
+                output = (done.stdout + done.stderr)[-4000:]
+                raise RuntimeError(f"{' '.join(command)} failed:\n{output}")
+
+
+@contextmanager
+def cuda_on_host() -> Iterator[CheckedModule]:
+    """A context in which the operators launch the project's CUDA kernels, on CPU tensors.
+
+    New tensors hold NaN, or the largest integer, until they are written.
+    """
+    module = load("_C_cuda_on_host")
+    former = torch.are_deterministic_algorithms_enabled()
+    former_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    with patch.object(_backend, "native", lambda: module):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield module
+        finally:
+            torch.use_deterministic_algorithms(former, warn_only=former_warn)

@@ -1,0 +1,220 @@
+// Shuffles, votes, reductions and tensor-core instructions: what the last lane to arrive computes
+// for all.
+#include <cstring>
+
+#include "cuda_on_host/mma.h"
+#include "cuda_runtime.h"
+
+namespace cuda_on_host {
+
+namespace {
+
+struct ShufflePayload {
+  std::uint64_t value;
+  unsigned source;
+  std::uint64_t result;
+};
+
+void resolve_shuffle(void* const* payloads) {
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    auto* own = static_cast<ShufflePayload*>(payloads[lane]);
+    if (own == nullptr) continue;
+    const auto* source = static_cast<const ShufflePayload*>(payloads[own->source]);
+    // A lane that takes no part has no defined value: NaN, or -1.
+    own->result = source == nullptr ? ~std::uint64_t{0} : source->value;
+  }
+}
+
+struct NumberPayload {
+  std::uint64_t value;
+  Reduction kind;
+  std::uint64_t result;
+};
+
+void resolve_vote(void* const* payloads) {
+  std::uint64_t votes = 0;
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    const auto* own = static_cast<const NumberPayload*>(payloads[lane]);
+    if (own != nullptr && own->value != 0) votes |= std::uint64_t{1} << lane;
+  }
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    if (payloads[lane] != nullptr) static_cast<NumberPayload*>(payloads[lane])->result = votes;
+  }
+}
+
+void resolve_match(void* const* payloads) {
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    auto* own = static_cast<NumberPayload*>(payloads[lane]);
+    if (own == nullptr) continue;
+    own->result = 0;
+    for (unsigned other = 0; other < kWarpSize; ++other) {
+      const auto* candidate = static_cast<const NumberPayload*>(payloads[other]);
+      if (candidate != nullptr && candidate->value == own->value)
+        own->result |= std::uint64_t{1} << other;
+    }
+  }
+}
+
+std::int64_t combine(Reduction kind, std::int64_t a, std::int64_t b) {
+  switch (kind) {
+    case Reduction::add: return a + b;
+    case Reduction::min: return a < b ? a : b;
+    case Reduction::max: return a > b ? a : b;
+    case Reduction::bit_and: return a & b;
+    case Reduction::bit_or: return a | b;
+    case Reduction::bit_xor: return a ^ b;
+  }
+  return 0;
+}
+
+void resolve_reduce(void* const* payloads) {
+  bool first = true;
+  std::int64_t total = 0;
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    const auto* own = static_cast<const NumberPayload*>(payloads[lane]);
+    if (own == nullptr) continue;
+    const auto value = static_cast<std::int64_t>(own->value);
+    total = first ? value : combine(own->kind, total, value);
+    first = false;
+  }
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    if (payloads[lane] == nullptr) continue;
+    static_cast<NumberPayload*>(payloads[lane])->result = static_cast<std::uint64_t>(total);
+  }
+}
+
+void require_all_lanes(void* const* payloads, const char* name) {
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    if (payloads[lane] == nullptr) {
+      fail(std::string(name) + " needs all 32 lanes: lane " + std::to_string(lane) + " is missing");
+    }
+  }
+}
+
+float to_float(std::uint32_t pair, int half) {
+  const std::uint32_t word = half == 0 ? pair << 16 : pair & 0xffff0000u;
+  float value;
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
+}
+
+struct MmaPayload {
+  float* d;
+  const std::uint32_t* a;
+  const std::uint32_t* b;
+};
+
+void resolve_mma(void* const* payloads) {
+  require_all_lanes(payloads, "mma_m16n8k16_bf16");
+  float a[16][16];
+  float b[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& own = *static_cast<const MmaPayload*>(payloads[lane]);
+    const int g = lane / 4;
+    const int t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      a[g][2 * t + half] = to_float(own.a[0], half);
+      a[g + 8][2 * t + half] = to_float(own.a[1], half);
+      a[g][2 * t + 8 + half] = to_float(own.a[2], half);
+      a[g + 8][2 * t + 8 + half] = to_float(own.a[3], half);
+      b[2 * t + half][g] = to_float(own.b[0], half);
+      b[2 * t + 8 + half][g] = to_float(own.b[1], half);
+    }
+  }
+  float product[16][8] = {};
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < 16; ++k) {
+      for (int column = 0; column < 8; ++column) product[row][column] += a[row][k] * b[k][column];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& own = *static_cast<MmaPayload*>(payloads[lane]);
+    for (int i = 0; i < 4; ++i) own.d[i] += product[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+  }
+}
+
+struct LdmatrixPayload {
+  std::uint32_t* registers;
+  int count;
+  bool transposed;
+  const void* row;
+};
+
+void resolve_ldmatrix(void* const* payloads) {
+  require_all_lanes(payloads, "ldmatrix");
+  const auto& first = *static_cast<const LdmatrixPayload*>(payloads[0]);
+  for (int i = 0; i < first.count; ++i) {
+    std::uint16_t matrix[8][8];
+    for (int row = 0; row < 8; ++row) {
+      std::memcpy(matrix[row], static_cast<const LdmatrixPayload*>(payloads[8 * i + row])->row, 16);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4;
+      const int t = lane % 4 * 2;
+      const std::uint32_t low = first.transposed ? matrix[t][g] : matrix[g][t];
+      const std::uint32_t high = first.transposed ? matrix[t + 1][g] : matrix[g][t + 1];
+      static_cast<const LdmatrixPayload*>(payloads[lane])->registers[i] = low | high << 16;
+    }
+  }
+}
+
+}  // namespace
+
+std::uint64_t shuffle(const char* name, Shuffle kind, unsigned mask, std::uint64_t value,
+                      int operand, int width, Site site) {
+  if (width <= 0 || width > 32 || (width & (width - 1)) != 0) {
+    fail(std::string(name) + ": width " + std::to_string(width) + " is no power of two up to 32");
+  }
+  const int own = static_cast<int>(lane());
+  const int begin = own & ~(width - 1);
+  int source = own;
+  switch (kind) {
+    case Shuffle::index: source = begin + (operand & (width - 1)); break;
+    case Shuffle::up: source = own - operand; break;
+    case Shuffle::down: source = own + operand; break;
+    case Shuffle::exclusive_or: source = own ^ operand; break;
+  }
+  if (source >= begin + width || (kind == Shuffle::up && source < begin)) source = own;
+  ShufflePayload payload = {value, static_cast<unsigned>(source), 0};
+  warp_rendezvous(name, mask, &payload, &resolve_shuffle, site);
+  return payload.result;
+}
+
+unsigned vote(const char* name, unsigned mask, bool predicate, Site site) {
+  NumberPayload payload = {predicate, Reduction::bit_or, 0};
+  warp_rendezvous(name, mask, &payload, &resolve_vote, site);
+  return static_cast<unsigned>(payload.result);
+}
+
+unsigned match_any(unsigned mask, std::uint64_t value, Site site) {
+  NumberPayload payload = {value, Reduction::bit_or, 0};
+  warp_rendezvous("__match_any_sync", mask, &payload, &resolve_match, site);
+  return static_cast<unsigned>(payload.result);
+}
+
+std::int64_t reduce(const char* name, Reduction kind, unsigned mask, std::int64_t value,
+                    Site site) {
+  NumberPayload payload = {static_cast<std::uint64_t>(value), kind, 0};
+  warp_rendezvous(name, mask, &payload, &resolve_reduce, site);
+  return static_cast<std::int64_t>(payload.result);
+}
+
+void mma_m16n8k16_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                       Site site) {
+  MmaPayload payload = {d, a, b};
+  warp_rendezvous("mma_m16n8k16_bf16", kAllLanes, &payload, &resolve_mma, site);
+}
+
+void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site) {
+  if (static_cast<int>(lane()) < 8 * count) {
+    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
+      fail(std::string("misaligned ldmatrix row, at ") + site.file + ":" +
+           std::to_string(site.line));
+    }
+    check_access(row, 16, Access::read);
+  }
+  LdmatrixPayload payload = {registers, count, transposed, row};
+  warp_rendezvous("ldmatrix", kAllLanes, &payload, &resolve_ldmatrix, site);
+}
+
+}  // namespace cuda_on_host

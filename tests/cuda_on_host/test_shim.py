@@ -1,0 +1,102 @@
+"""The shim itself: it runs correct kernels to the right results, and catches planted faults."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_on_host.host_module import CheckedModule, OrderDependence, load
+from torch import Tensor
+
+# Planted fault -> what the shim says of it.
+FAULTS = {
+    "missing_barrier": "nothing written yet: read of 4 bytes at static shared memory",
+    "missing_second_barrier": "race: read of 4 bytes at static shared memory, written by thread",
+    "missing_warp_barrier": "nothing written yet: read of 4 bytes at static shared memory",
+    "race_between_blocks": "race: write of 4 bytes at argument 3 .*written by another block",
+    "wrong_index": r"read of 4 bytes at 0 bytes past the end of argument 2 \(float32\[512\]\)",
+    "wrong_store": "out of bounds: write of 4 bytes at 4 bytes before argument 3",
+    "wrong_shared_index": "out of bounds: array index 128",
+    "dynamic_shared_too_small": "write of 4 bytes at dynamic shared memory, byte 512 of 512",
+    "early_exit_before_barrier": r"wait for each other.*, but thread \(125,0,0\) has exited",
+    "divergent_barrier": "meet in different barriers",
+    "unwritten_shared": r"thread \(77,0,0\): nothing written yet",
+    "misaligned_vector": "misaligned access",
+    "wrong_shuffle_mask": "lanes of one mask disagree: .* has exited",
+    "mask_without_caller": "leaves out the calling lane 31",
+    "disagreeing_masks": "lanes of one mask disagree",
+    "missing_copy_wait": "asynchronous copy under way",
+    "overflowing_index": "signed overflow",
+    "order_of_atomics": "differs between the thread orders",
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CheckedModule:
+    return load("kernels_on_host")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_catches_fault(kernels: CheckedModule, name: str) -> None:
+    with pytest.raises((RuntimeError, OrderDependence), match=FAULTS[name]) as caught:
+        kernels.fault(name, False, randn(512), torch.zeros(512))
+    if not isinstance(caught.value, OrderDependence):
+        for part in (name, "block (", "tests/cuda_on_host/faults.cu:"):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_passes_corrected_twin(kernels: CheckedModule, name: str) -> None:
+    output = torch.zeros(512)
+    kernels.fault(name, True, randn(512), output)
+    assert output.any()
+
+
+def test_runs_on_after_a_fault(kernels: CheckedModule) -> None:
+    with pytest.raises(RuntimeError):
+        kernels.fault("divergent_barrier", False, randn(128), torch.zeros(128))
+    rows, sums = randn(3, 50), torch.empty(3)
+    kernels.block_sum(rows, sums)
+    torch.testing.assert_close(sums, rows.sum(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 31), (133, 33), (300, 200)])
+def test_shuffles(kernels: CheckedModule, shape: tuple[int, int]) -> None:
+    rows, output = randn(*shape), torch.empty(shape)
+    kernels.softmax(rows, output)
+    torch.testing.assert_close(output, rows.softmax(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 129), (50, 300)])
+def test_shared_memory(kernels: CheckedModule, shape: tuple[int, int]) -> None:
+    rows, sums = randn(*shape), torch.empty(shape[0])
+    kernels.block_sum(rows, sums)
+    torch.testing.assert_close(sums, rows.sum(1))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(8, 8, 8), (1, 64, 32), (77, 72, 104), (130, 200, 256)])
+def test_matrix_product(kernels: CheckedModule, m: int, n: int, k: int) -> None:
+    a, b, c = randn(m, k).bfloat16(), randn(k, n).bfloat16(), torch.empty(m, n)
+    kernels.matmul(a, b, c)
+    torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_fence_between_blocks(kernels: CheckedModule) -> None:
+    values = torch.arange(1000, dtype=torch.int32)
+    partial, counter, total = torch.empty(7).int(), torch.zeros(1).int(), torch.zeros(1).int()
+    kernels.last_block_sum(values, partial, counter, total)
+    assert total.item() == values.sum()
+
+
+def test_votes(kernels: CheckedModule) -> None:
+    values = torch.randint(-3, 4, (64,), generator=torch.Generator().manual_seed(0)).int()
+    same, ranks = torch.empty(64).int(), torch.empty(64).int()
+    kernels.vote(values, same, ranks)
+    for i in range(64):
+        warp = values[i // 32 * 32 : i // 32 * 32 + 32]
+        lanes = sum(1 << lane for lane in range(32) if warp[lane] == values[i])
+        assert same[i].item() & 0xFFFFFFFF == lanes
+        assert ranks[i] == (warp[: i % 32] > 0).sum()
