@@ -114,7 +114,7 @@ class ModelConfig:
     """
 
     preset: PresetName = "small"
-    widths: tuple[int, ...] = (24, 48, 96, 128, 128)
+    widths: tuple[int, ...] = (16, 32, 64, 128, 128)
     convs: tuple[int, ...] = (1, 1, 2, 2, 1)
     pooled_blocks: int = 3
     head_widths: tuple[int, ...] = (128, 128)
