@@ -142,7 +142,7 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
 // For operators without a CUDA kernel yet.
 #define DEEPCRF_LAUNCH_CPU(device, op, ...)                                                 \
   do {                                                                                      \
-    if ((device).is_cuda) {                                                                 \
+    if (DEEPCRF_ON_CUDA(device)) {                                                          \
       throw ::deepcrf::BackendError(#op                                                     \
                                     ": got CUDA tensors, but this operator has only a CPU " \
                                     "kernel; move its tensors to the CPU");                 \
