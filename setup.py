@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -44,29 +45,32 @@ def cuda_architectures() -> str:
     return ";".join(architectures)
 
 
+def find_tool(name: str) -> str:
+    """The path of a build tool: from PATH, else from this environment's own scripts."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise SystemExit(f"deepcrf_ext: {name} was not found; 'pip install {name}' brings it")
+    return found
+
+
 class CMakeBuild(build_ext):
     """Builds in build/cmake-<platform>, which stays there for the next, incremental build."""
 
     def build_extension(self, ext: Extension) -> None:
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
         build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         configure = [
-            "cmake",
-            "-S",
-            str(ROOT),
-            "-B",
-            str(build),
-            "-G",
-            "Ninja",
+            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDEEPCRF_CUDA={os.environ.get('DEEPCRF_CUDA') or 'auto'}",
             f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures()}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        # Without build isolation, CMake and Ninja may be in the environment's own scripts folder.
-        path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-        for command in (configure, ["cmake", "--build", str(build)]):
-            if subprocess.run(command, env={**os.environ, "PATH": path}).returncode != 0:
+        for command in (configure, [cmake, "--build", str(build)]):
+            if subprocess.run(command).returncode != 0:
                 raise SystemExit(
                     f"deepcrf_ext: {shlex.join(command)} failed; its messages stand above"
                 )

@@ -127,3 +127,19 @@ def test_output_of_another_size_is_refused() -> None:
         _backend.native().range_box_edges(
             3, 4, -1, 1, -1, 1, fields[0], None, *fields[2:], *threads_and_stream
         )
+
+
+def test_cuda_device_that_is_not_there_is_an_error() -> None:
+    class OnMissingDevice:
+        """A CUDA tensor to the extension, of which only the device will be looked at."""
+
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.device = torch.device("cuda", 99)
+            self.shape, self.dtype = tensor.shape, tensor.dtype
+            self.data_ptr, self.is_contiguous = tensor.data_ptr, tensor.is_contiguous
+
+    fields = range_box_edges(3, 4, -1, 1, -1, 1, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="built without CUDA|CUDA error in cuda"):
+        _backend.native().range_box_edges(
+            *(3, 4, -1, 1, -1, 1), *map(OnMissingDevice, fields), num_threads=1, stream=0
+        )
