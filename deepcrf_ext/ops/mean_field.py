@@ -9,9 +9,15 @@ from torch import Tensor
 
 from deepcrf_ext.checks import check_iterations, check_unary
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import factored_tensors, graph_tensors, prepare, prepare_graph
+from deepcrf_ext.ops._arguments import (
+    compute_dtype,
+    factored_tensors,
+    graph_tensors,
+    prepare,
+    prepare_graph,
+)
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
-from deepcrf_ext.potentials import FactoredPotential, Potential
+from deepcrf_ext.potentials import FactoredPotential, Potential, TablePotential
 
 _GRAPH_TENSORS = 5
 _POTENTIAL_TENSORS = 4
@@ -46,13 +52,24 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
             unary,
             iterations,
         )
-    marginals = (-unary).softmax(1)
+    # The dtype of the kernels throughout: an energy rounded between iterations is lost to the next.
+    dtype = compute_dtype(unary)
+    wide_unary, wide_potentials = unary.to(dtype), [_converted(p, dtype) for p in potentials]
+    marginals = (-wide_unary).softmax(1)
     for _ in range(iterations):
-        energies = unary
-        for potential in potentials:
+        energies = wide_unary
+        for potential in wide_potentials:
             energies = energies + pairwise_messages(potential, marginals)
         marginals = (-energies).softmax(1)
-    return marginals
+    return marginals.to(unary.dtype)
+
+
+def _converted(potential: Potential, dtype: torch.dtype) -> Potential:
+    """The potential in another dtype, differentiably."""
+    if isinstance(potential, FactoredPotential):
+        tensors = (tensor.to(dtype) for tensor in factored_tensors(potential))
+        return FactoredPotential(potential.graph, *tensors)
+    return TablePotential(potential.graph, potential.energies().to(dtype))
 
 
 def _needs_gradient(unary: Tensor, potentials: Sequence[FactoredPotential]) -> bool:
