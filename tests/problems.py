@@ -108,10 +108,14 @@ def random_graph(num_nodes: int, num_edges: int, seed: int) -> EdgeGraph:
     return EdgeGraph.from_edges(ends[0], ends[1], num_nodes)
 
 
-# Every public operator, with a result per edge or node, as a function of (functions, problem).
+# Every public operator as a function of (functions, problem), with a result per edge or node. The
+# mean of the pairwise loss may take another way through an implementation.
 OPERATORS: dict[str, Callable[[Any, Problem], Tensor]] = {
     "pairwise_nll": lambda functions, problem: functions.pairwise_nll(
         problem.potentials[0], problem.labels, problem.ignore_index, "none"
+    ),
+    "pairwise_nll_mean": lambda functions, problem: functions.pairwise_nll(
+        problem.potentials[0], problem.labels, problem.ignore_index, "mean"
     ),
     "pairwise_messages": lambda functions, problem: functions.pairwise_messages(
         problem.potentials[0], problem.tensors["marginals"]
@@ -140,15 +144,18 @@ def value_and_gradients(
     wanted: Sequence[str] | None = None,
     upstream_layout: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
-    """The result as "value", and its gradient in every tensor of `wanted` (default: all used).
+    """The result, alone and with its gradient in every tensor of `wanted` (default: all used).
 
-    The gradient arriving from above is random, of multiples of 1/8 that every dtype holds.
+    "prediction" is the result where no gradient is wanted, "value" where one is. The gradient
+    arriving from above is random, of odd multiples of 1/8, which every dtype holds.
     """
     names = used_tensors(operator, problem) if wanted is None else list(wanted)
+    with torch.no_grad():
+        prediction = OPERATORS[operator](functions, problem)
     leaves = {name: problem.tensors[name].detach().requires_grad_() for name in names}
     value = OPERATORS[operator](functions, problem.with_tensors(leaves))
     generator = torch.Generator().manual_seed(1)
-    upstream = torch.randint(-8, 9, value.shape, generator=generator) / 8
+    upstream = (2 * torch.randint(-4, 4, value.shape, generator=generator) + 1) / 8
     gradients = torch.autograd.grad(
         value,
         list(leaves.values()),
@@ -156,4 +163,5 @@ def value_and_gradients(
         allow_unused=True,
         materialize_grads=True,
     )
-    return {"value": value.detach(), **dict(zip(names, gradients, strict=True))}
+    results = {"prediction": prediction, "value": value.detach()}
+    return {**results, **dict(zip(names, gradients, strict=True))}

@@ -42,6 +42,6 @@ def test_works_in_the_dtype_given(operator: str, kind: str, dtype: torch.dtype) 
     assert error <= 32 * torch.finfo(dtype).eps
 
 
-def test_public_names() -> None:
-    assert set(OPERATORS) < set(reference.__all__)
-    assert all(callable(getattr(reference, name)) for name in reference.__all__)
+@pytest.mark.parametrize("name", reference.__all__)
+def test_names_are_functions_and_not_their_modules(name: str) -> None:
+    assert callable(getattr(reference, name))

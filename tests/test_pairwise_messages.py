@@ -1,0 +1,92 @@
+"""pairwise_messages against loops over edges and label pairs, and its arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from problems import FACTORED, TABLE, Problem, make_problem, random_graph
+from strategies import problems
+from targets import Target
+
+from deepcrf_ext import EdgeGraph, TablePotential
+
+
+@given(problem=problems())
+def test_equals_loops(target: Target, problem: Problem) -> None:
+    problem = problem.to(target.device, torch.float64)
+    potential, marginals = problem.potentials[0], problem.tensors["marginals"]
+    value = target.functions.pairwise_messages(potential, marginals)
+    wanted = oracle.pairwise_messages(oracle.edges(potential), oracle.array(marginals))
+    np.testing.assert_allclose(oracle.array(value), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_both_ends_of_an_edge_receive(target: Target) -> None:
+    graph = EdgeGraph.from_edges(torch.tensor([0]), torch.tensor([1]), 3).to(target.device)
+    energies = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], device=target.device)
+    marginals = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]], device=target.device)
+    messages = target.functions.pairwise_messages(TablePotential(graph, energies), marginals)
+    assert messages.tolist() == [[2.0, 4.0], [1.0, 2.0], [0.0, 0.0]]
+
+
+def test_self_loop_and_duplicates_count_each_time(target: Target) -> None:
+    graph = EdgeGraph.from_edges(torch.tensor([0, 0]), torch.tensor([0, 0]), 1).to(target.device)
+    energies = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], device=target.device).expand(2, 2, 2)
+    marginals = torch.tensor([[0.25, 0.75]], device=target.device)
+    messages = target.functions.pairwise_messages(TablePotential(graph, energies), marginals)
+    out_message = [0.25 * 1 + 0.75 * 2, 0.25 * 3 + 0.75 * 4]
+    in_message = [0.25 * 1 + 0.75 * 3, 0.25 * 2 + 0.75 * 4]
+    wanted = [2 * (out + into) for out, into in zip(out_message, in_message, strict=True)]
+    assert messages.tolist() == [wanted]
+
+
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
+def test_is_the_gradient_of_the_expected_energy(target: Target, kind: str) -> None:
+    problem = make_problem([random_graph(7, 20, 9)], [kind], 4, 6)
+    problem = problem.to(target.device, torch.float64)
+    potential = problem.potentials[0]
+    marginals = problem.tensors["marginals"].requires_grad_()
+    first, second = potential.graph.edge_index()
+    expected_energy = torch.einsum(
+        "ek,ekj,ej->", marginals[first], potential.energies(), marginals[second]
+    )
+    (wanted,) = torch.autograd.grad(expected_energy, marginals)
+    torch.testing.assert_close(target.functions.pairwise_messages(potential, marginals), wanted)
+
+
+def test_marginals_need_not_be_probabilities(target: Target) -> None:
+    problem = make_problem([random_graph(7, 20, 9)], [FACTORED], 4, 6)
+    problem = problem.to(target.device, torch.float64)
+    potential, marginals = problem.potentials[0], problem.tensors["marginals"]
+    messages = target.functions.pairwise_messages(potential, marginals)
+    scaled = target.functions.pairwise_messages(potential, -3 * marginals)
+    torch.testing.assert_close(scaled, -3 * messages)
+    assert (target.functions.pairwise_messages(potential, 0 * marginals) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"potential": None}, TypeError, "potential"),
+        ({"marginals": [[0.5, 0.5, 0.5]] * 6}, TypeError, "marginals"),
+        ({"marginals": torch.zeros(6)}, ValueError, "marginals"),
+        ({"marginals": torch.zeros(5, 3)}, ValueError, "marginals"),
+        ({"marginals": torch.zeros(6, 4)}, ValueError, "marginals"),
+        ({"marginals": torch.zeros(6, 3, dtype=torch.float64)}, TypeError, "marginals"),
+        ({"marginals": torch.zeros(6, 3, dtype=torch.int64)}, TypeError, "marginals"),
+        ({"marginals": torch.zeros(6, 3, device="meta")}, ValueError, "marginals"),
+    ],
+)
+def test_bad_arguments(
+    target: Target, arguments: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    problem = make_problem([random_graph(6, 14, 8)], [FACTORED], 3, 5)
+    problem = problem.to(target.device, torch.float32)
+    potential = arguments.get("potential", problem.potentials[0])
+    marginals = arguments.get("marginals", problem.tensors["marginals"])
+    with pytest.raises(error, match=rf"^{named}: got .*must be"):
+        target.functions.pairwise_messages(potential, marginals)
