@@ -5,32 +5,18 @@
 #include <new>
 
 namespace cuda_on_host {
-namespace {
-
-constexpr std::size_t kGuardBytes = 64 * 1024;
-constexpr std::size_t kSlotBytes = Fiber::kStackBytes + kGuardBytes;
-constexpr std::size_t kPoolBytes = kSlotBytes * Fiber::kMaxFibers;
-
-std::uintptr_t create_pool() {
+std::uintptr_t Fiber::create_pool() {
   void* pool = mmap(nullptr, kPoolBytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pool == MAP_FAILED) throw std::bad_alloc();
   const auto base = reinterpret_cast<std::uintptr_t>(pool);
-  for (unsigned slot = 0; slot < Fiber::kMaxFibers; ++slot)
+  for (unsigned slot = 0; slot < kMaxFibers; ++slot) {
     mprotect(reinterpret_cast<void*>(base + slot * kSlotBytes), kGuardBytes, PROT_NONE);
+  }
   return base;
 }
 
-std::uintptr_t pool() {
-  static const std::uintptr_t base = create_pool();
-  return base;
-}
-
-std::uintptr_t stack_bottom(unsigned slot) { return pool() + slot * kSlotBytes + kGuardBytes; }
-
-}  // namespace
-
-bool Fiber::on_stack(std::uintptr_t address) { return address - pool() < kPoolBytes; }
+const std::uintptr_t Fiber::pool_ = Fiber::create_pool();
 
 #if defined(__x86_64__)
 

@@ -26,9 +26,19 @@ class Fiber {
   void suspend();
 
   // Whether an address lies in the stack pool.
-  static bool on_stack(std::uintptr_t address);
+  static bool on_stack(std::uintptr_t address) { return address - pool_ < kPoolBytes; }
 
  private:
+  static constexpr std::size_t kGuardBytes = 64 * 1024;
+  static constexpr std::size_t kSlotBytes = kStackBytes + kGuardBytes;
+  static constexpr std::size_t kPoolBytes = kSlotBytes * kMaxFibers;
+  static std::uintptr_t create_pool();
+  static const std::uintptr_t pool_;
+
+  static std::uintptr_t stack_bottom(unsigned slot) {
+    return pool_ + slot * kSlotBytes + kGuardBytes;
+  }
+
 #if defined(__x86_64__)
   void* context_ = nullptr;
   void* caller_ = nullptr;

@@ -124,7 +124,7 @@ bool ordered_after(const Stamp& stamp, const Thread& thread) {
   if (stamp.epoch < machine.epoch || stamp.thread == thread.number) return true;
   const unsigned warp = thread.number / kWarpSize;
   if (stamp.thread / kWarpSize != warp) return false;
-  return machine.clocks[warp].clock[thread.number % kWarpSize][stamp.thread % kWarpSize] >=
+  return machine.warps[warp].clock[thread.number % kWarpSize][stamp.thread % kWarpSize] >=
          stamp.clock;
 }
 
@@ -179,7 +179,7 @@ Stamp stamp_of(const Thread& thread) {
   Stamp stamp = {};
   stamp.epoch = machine.epoch;
   stamp.thread = thread.number;
-  stamp.clock = machine.clocks[thread.number / kWarpSize].clock[lane][lane];
+  stamp.clock = machine.warps[thread.number / kWarpSize].clock[lane][lane];
   return stamp;
 }
 
@@ -197,6 +197,11 @@ GlobalArea* find_area(std::uintptr_t address) {
 
 void check_access_from(const void* code, const void* pointer, std::size_t bytes, Access access,
                        bool copying = false) {
+  if (Fiber::on_stack(number(pointer))) return;
+  if (access == Access::read &&
+      (image.holds(number(pointer)) || arguments.holds(number(pointer)))) {
+    return;
+  }
   Thread& thread = *machine.current;
   Request request = {number(pointer), bytes, access, code, stamp_of(thread)};
   request.now.atomic = access == Access::atomic;
@@ -216,15 +221,12 @@ void check_access_from(const void* code, const void* pointer, std::size_t bytes,
                          [&](Cell& cell) { check_cell(cell, request, thread, true); });
     return;
   }
-  if (Fiber::on_stack(request.address)) return;
   if (GlobalArea* area = find_area(request.address)) {
     if (end > area->range.end) report("out of bounds", access, request.address, bytes, code, "");
     area->shadow.visit(request.address, end, replaces,
                        [&](Cell& cell) { check_cell(cell, request, thread, false); });
     return;
   }
-  if (access == Access::read && (image.holds(request.address) || arguments.holds(request.address)))
-    return;
   report("out of bounds", access, request.address, bytes, code, "");
 }
 

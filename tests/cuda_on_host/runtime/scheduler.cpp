@@ -47,6 +47,12 @@ std::vector<Number> visiting_order(Number count) {
   return numbers;
 }
 
+std::string hex(unsigned value) {
+  char text[16];
+  std::snprintf(text, sizeof(text), "%08x", value);
+  return text;
+}
+
 std::string where(const Thread& thread) {
   std::string text = thread_name(thread.number);
   if (thread.state == ThreadState::finished) return text + " has exited";
@@ -54,6 +60,9 @@ std::string where(const Thread& thread) {
   return text + " waits in " + thread.waits_in + " at " + thread.site.file + ":" +
          std::to_string(thread.site.line);
 }
+
+// How many threads wait in a block barrier.
+std::size_t at_barrier;
 
 void wait(Thread& thread, ThreadState state, const char* name, Site site) {
   thread.state = state;
@@ -70,29 +79,29 @@ Thread* thread_of_warp(unsigned warp, unsigned lane) {
   return number < machine.threads.size() ? &machine.threads[number] : nullptr;
 }
 
-// Completes the operation that `thread` waits in, if all lanes of its mask that still run are
-// there.
+// Completes the operation that `thread` waits in, if all lanes of its mask are there. Hardware
+// forgives a lane that exits early, if it is early enough; this does not.
 void try_complete_warp(Thread& thread) {
   const unsigned warp = thread.number / kWarpSize;
+  const WarpState& state = machine.warps[warp];
+  const unsigned wanted = thread.mask & state.existing;  // the block may end within this warp
+  if ((wanted & ~(state.waiting | state.finished)) != 0) return;
   void* payloads[kWarpSize] = {};
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
-    if (!(thread.mask >> lane & 1)) continue;
-    const Thread* other = thread_of_warp(warp, lane);
-    if (other == nullptr) continue;  // the block ends within this warp
-    if (other->state == ThreadState::finished) {
-      fail("lanes of one mask disagree: " + where(thread) + ", " + where(*other));
+    if (!(wanted >> lane & 1)) continue;
+    const Thread& other = *thread_of_warp(warp, lane);
+    if (other.state == ThreadState::finished) {
+      fail("lanes of one mask disagree: " + where(thread) + ", " + where(other));
     }
-    if (other->state != ThreadState::in_warp) return;
-    if (!same_site(*other, thread) || other->mask != thread.mask) {
-      char masks[64];
-      snprintf(masks, sizeof(masks), " with masks %08x and %08x", thread.mask, other->mask);
-      fail("lanes of one mask disagree: " + where(thread) + ", " + where(*other) + masks);
+    if (!same_site(other, thread) || other.mask != thread.mask) {
+      fail("lanes of one mask disagree: " + where(thread) + " with mask " + hex(thread.mask) +
+           ", " + where(other) + " with mask " + hex(other.mask));
     }
-    payloads[lane] = other->payload;
+    payloads[lane] = other.payload;
   }
   if (thread.resolve != nullptr) thread.resolve(payloads);
   if (thread.orders_memory) {
-    auto& clock = machine.clocks[warp].clock;
+    auto& clock = machine.warps[warp].clock;
     std::array<std::uint32_t, kWarpSize> latest = {};
     for (unsigned lane = 0; lane < kWarpSize; ++lane) {
       if (payloads[lane] == nullptr) continue;
@@ -104,6 +113,7 @@ void try_complete_warp(Thread& thread) {
       ++clock[lane][lane];
     }
   }
+  machine.warps[warp].waiting &= ~wanted;
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if (payloads[lane] != nullptr) thread_of_warp(warp, lane)->state = ThreadState::ready;
   }
@@ -112,17 +122,17 @@ void try_complete_warp(Thread& thread) {
 void enter_warp(const char* name, unsigned mask, void* payload, Resolve resolve, bool orders_memory,
                 Site site) {
   Thread& thread = *machine.current;
-  char text[16];
-  snprintf(text, sizeof(text), "%08x", mask);
-  if (!(mask >> (thread.number % kWarpSize) & 1)) {
+  const unsigned own_lane = thread.number % kWarpSize;
+  if (!(mask >> own_lane & 1)) {
     fail(std::string(name) + " at " + site.file + ":" + std::to_string(site.line) + ": the mask " +
-         text + " leaves out the calling lane " + std::to_string(thread.number % kWarpSize));
+         hex(mask) + " leaves out the calling lane " + std::to_string(own_lane));
   }
   wait(thread, ThreadState::in_warp, name, site);
   thread.mask = mask;
   thread.payload = payload;
   thread.resolve = resolve;
   thread.orders_memory = orders_memory;
+  machine.warps[thread.number / kWarpSize].waiting |= 1u << own_lane;
   try_complete_warp(thread);
   if (thread.state == ThreadState::in_warp) thread.fiber.suspend();
 }
@@ -130,10 +140,10 @@ void enter_warp(const char* name, unsigned mask, void* payload, Resolve resolve,
 int barrier_result;
 
 void try_complete_barrier() {
+  if (at_barrier < machine.threads.size()) return;
   const Thread& first = machine.threads.front();
   int sum = 0;
   for (const Thread& thread : machine.threads) {
-    if (thread.state != ThreadState::at_barrier) return;
     sum += thread.predicate;
   }
   for (const Thread& thread : machine.threads) {
@@ -143,6 +153,7 @@ void try_complete_barrier() {
     }
   }
   barrier_result = sum;
+  at_barrier = 0;
   ++machine.epoch;
   for (Thread& thread : machine.threads) thread.state = ThreadState::ready;
 }
@@ -181,8 +192,7 @@ void thread_body(void* raw) {
 }
 
 void resume(Thread& thread) {
-  const Index3 index = unravel(thread.number, machine.shape.block);
-  threadIdx = {index.x, index.y, index.z};
+  threadIdx = {thread.index.x, thread.index.y, thread.index.z};
   machine.current = &thread;
   thread.fiber.resume();
   machine.current = nullptr;
@@ -198,18 +208,19 @@ void after_exit(unsigned warp) {
 }
 
 // Runs the lanes of a warp until none is ready; returns how many have exited.
-unsigned run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
+unsigned run_warp(unsigned warp, const std::vector<unsigned>& lanes, bool& progress) {
   unsigned exited = 0;
-  bool progress = true;
-  while (progress) {
-    progress = false;
+  bool again = true;
+  while (again) {
+    again = false;
     for (const unsigned lane : lanes) {
       Thread* thread = thread_of_warp(warp, lane);
       if (thread == nullptr || thread->state != ThreadState::ready) continue;
       resume(*thread);
-      progress = true;
+      again = progress = true;
       if (thread->state == ThreadState::finished) {
         ++exited;
+        machine.warps[warp].finished |= 1u << lane;
         after_exit(warp);
       }
     }
@@ -222,13 +233,18 @@ void run_block() {
   const unsigned warps = (count + kWarpSize - 1) / kWarpSize;
   ++machine.epoch;
   machine.block_start = machine.epoch;
-  for (WarpClocks& warp : machine.clocks) {
-    warp.clock = {};
+  at_barrier = 0;
+  for (unsigned number = 0; number < warps; ++number) {
+    WarpState& warp = machine.warps[number];
+    warp = {};
+    const unsigned lanes = std::min(count - number * kWarpSize, kWarpSize);
+    warp.existing = lanes == kWarpSize ? kAllLanes : (1u << lanes) - 1;
     for (unsigned lane = 0; lane < kWarpSize; ++lane) warp.clock[lane][lane] = 1;
   }
   for (unsigned number = 0; number < count; ++number) {
     Thread& thread = machine.threads[number];
     thread.number = number;
+    thread.index = unravel(number, machine.shape.block);
     thread.state = ThreadState::ready;
     thread.used_atomic = false;
     thread.open_copies.clear();
@@ -243,11 +259,7 @@ void run_block() {
   while (running > 0) {
     bool progress = false;
     for (const unsigned warp : warp_order) {
-      for (unsigned lane = 0; lane < kWarpSize; ++lane) {
-        const Thread* thread = thread_of_warp(warp, lane);
-        progress = progress || (thread != nullptr && thread->state == ThreadState::ready);
-      }
-      running -= run_warp(warp, lane_order);
+      running -= run_warp(warp, lane_order, progress);
     }
     if (!progress) report_deadlock();
   }
@@ -275,6 +287,7 @@ int block_barrier(const char* name, int predicate, Site site) {
   Thread& thread = *machine.current;
   wait(thread, ThreadState::at_barrier, name, site);
   thread.predicate = predicate;
+  ++at_barrier;
   try_complete_barrier();
   if (thread.state == ThreadState::at_barrier) thread.fiber.suspend();
   return barrier_result;
@@ -302,7 +315,7 @@ void run_grid(const void* kernel, const LaunchShape& shape, Entry entry, void* a
   machine.shape = shape;
   machine.failure.clear();
   machine.threads.resize(volume(shape.block));
-  machine.clocks.resize((machine.threads.size() + kWarpSize - 1) / kWarpSize);
+  machine.warps.resize((machine.threads.size() + kWarpSize - 1) / kWarpSize);
   machine.launch_start = machine.epoch + 1;
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};

@@ -23,6 +23,7 @@ struct AsyncCopy {
 struct Thread {
   Fiber fiber;
   unsigned number;  // in the block, x fastest
+  Index3 index;
   ThreadState state;
   const char* waits_in;  // name of the operation it waits in
   Site site;
@@ -36,15 +37,19 @@ struct Thread {
   std::vector<std::vector<AsyncCopy>> groups;  // committed, oldest first
 };
 
-// clock[i][j]: the latest clock of lane j that lane i is ordered after; clock[i][i] is its own.
-struct WarpClocks {
+struct WarpState {
+  // Bits of lanes: within the block, waiting in a warp operation, exited.
+  unsigned existing;
+  unsigned waiting;
+  unsigned finished;
+  // clock[i][j]: the latest clock of lane j that lane i is ordered after; clock[i][i] is its own.
   std::array<std::array<std::uint32_t, kWarpSize>, kWarpSize> clock;
 };
 
 struct Machine {
   Thread* current = nullptr;  // null outside of kernels
   std::vector<Thread> threads;
-  std::vector<WarpClocks> clocks;  // [warp]
+  std::vector<WarpState> warps;
   LaunchShape shape;
   Index3 block;
   const void* kernel = nullptr;
