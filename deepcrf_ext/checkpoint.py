@@ -105,7 +105,7 @@ def load_model(
 
 
 def load_weights(model: DeepCRF, state: dict[str, Any], path: Path) -> None:
-    """Copies a checkpoint's weights. Raises InputError naming the first tensor that does not fit."""
+    """Copies a checkpoint's weights. Raises InputError naming a tensor that does not fit."""
     weights, own = state["model"], model.state_dict()
     for key in own.keys() | weights.keys():
         stored = tuple(weights[key].shape) if key in weights else "nothing"

@@ -26,7 +26,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """The parsed arguments with dataclass groups built. Raises InputError in one line."""
     try:
-        return parser.instantiate_classes(parser.parse_args(argv))
+        return parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         cause = error.__cause__ or error.__context__
         message = cause if isinstance(cause, InputError) else error

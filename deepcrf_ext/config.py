@@ -1,7 +1,8 @@
 """Settings of a run, as plain dataclasses.
 
-`deepcrf_ext.cli` turns them into command-line options and config files; a checkpoint carries them as a dictionary
-(`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")` gives the paper's.
+The commands turn them into options and config files; a checkpoint carries them as a dictionary
+(`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")`
+gives the paper's.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ class RelationConfig:
     """One kind of neighbourhood: the nodes q that a node p is joined to.
 
     Args:
-        kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the node with the upper
-            node as p, "offsets" a box of fixed offsets in nodes.
+        kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the
+            node with the upper node as p, "offsets" a box of fixed offsets in nodes.
         width: Width of the box as a fraction of the short side of the node grid.
-        height: Height of the box as a fraction of the short side of the node grid (a surrounding box is square).
-        offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows grow downward.
+        height: Height of the box as a fraction of the short side of the node grid (a surrounding
+            box is square).
+        offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows
+            grow downward.
     """
 
     kind: Literal["surrounding", "above_below", "offsets"]
@@ -38,7 +41,7 @@ class RelationConfig:
     def __post_init__(self) -> None:
         if (self.kind == "offsets") != (self.offsets is not None):
             raise InputError(
-                f"relation of kind {self.kind!r}: offsets must be given for 'offsets' and only there"
+                f"relation of kind {self.kind!r}: offsets go with kind 'offsets' and only with it"
             )
         if self.kind == "surrounding" and self.width != self.height:
             raise InputError(
@@ -51,7 +54,7 @@ class RelationConfig:
 
 
 def paper_relations() -> dict[str, RelationConfig]:
-    """The two relations of the paper (section 3.2): a 0.4a x 0.4a square and a 0.3a x 0.4a box below the node."""
+    """The paper's two (section 3.2): a square of 0.4 and a box of 0.3 x 0.4 of the short side."""
     return {
         "surrounding": RelationConfig("surrounding", 0.4, 0.4),
         "above_below": RelationConfig("above_below", 0.3, 0.4),
@@ -63,13 +66,16 @@ class DataConfig:
     """Images and how training sees them.
 
     Args:
-        dataset: "scenes" is rendered on the fly and needs no files; "camvid" and "voc" need --data.root.
+        dataset: "scenes" is rendered on the fly and needs no files; "camvid" and "voc" need
+            --data.root.
         root: Folder of the data set.
         train_split: Split that training reads ("train_aug" is VOC with the SBD annotations).
         val_split: Split that is measured while training.
-        crop: Height and width of the random crop, in pixels. Null takes whole images, which must then all have one size.
+        crop: Height and width of the random crop, in pixels. Null takes whole images, which must
+            then all have one size.
         flip: Mirror half of the training images.
-        scale_range: Smallest and largest factor of the random resize before the crop. Null leaves sizes as they are.
+        scale_range: Smallest and largest factor of the random resize before the crop. Null leaves
+            sizes as they are.
         workers: Processes that read images beside the training process; 0 reads them in it.
     """
 
@@ -98,18 +104,20 @@ class ModelConfig:
     """Networks of the potentials. Every potential has its own, of this shape.
 
     Args:
-        preset: Which set of defaults the model and optimiser settings start from: "paper" is the published model,
-            "small" a narrow one that trains from scratch on two CPU cores.
+        preset: Which defaults the model, the optimiser and the length of the run start from:
+            "paper" is the published model, "small" a narrow one that trains from scratch on two
+            CPU cores.
         widths: Channels of each convolution block.
         convs: Number of 3x3 convolutions of each block.
-        pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride is 2 to that power.
+        pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride
+            is 2 to that power.
         head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
         batch_norm: Normalise after every convolution.
         scales: Factors of the image pyramid, largest first.
         hidden: Width of the hidden layer of each potential.
         relations: Pairwise relations by name.
-        potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network on the largest
-            scale alone) and names of relations. Null means all of them.
+        potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
+            on the largest scale alone) and names of relations. Null means all of them.
         iterations: Mean-field iterations of a prediction.
     """
 
@@ -132,7 +140,8 @@ class ModelConfig:
             or min(self.widths + self.convs) < 1
         ):
             raise InputError(
-                f"model.widths {self.widths} and model.convs {self.convs} must hold one positive number for each block"
+                f"model.widths {self.widths} and model.convs {self.convs} must hold one positive "
+                "number for each block"
             )
         if not 0 <= self.pooled_blocks <= len(self.widths):
             raise InputError(
@@ -140,7 +149,8 @@ class ModelConfig:
             )
         if not self.head_widths or min(self.head_widths) < 1 or self.hidden < 1:
             raise InputError(
-                f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be positive"
+                f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be "
+                "positive"
             )
         if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
             raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
@@ -154,7 +164,8 @@ class ModelConfig:
         unknown = set(self.potentials or ()) - set(self.all_potentials())
         if unknown or self.potentials == ():
             raise InputError(
-                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be some of {self.all_potentials()}"
+                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be some of "
+                f"{', '.join(self.all_potentials())}"
             )
 
     def all_potentials(self) -> tuple[str, ...]:
@@ -171,8 +182,8 @@ class OptimConfig:
         lr_initialised: Learning rate of layers that start from VGG-16 weights.
         momentum: Momentum.
         weight_decay: Weight decay.
-        schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly" lets it fall to zero
-            over the run as (1 - progress) ** 0.9.
+        schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly"
+            lets it fall to zero over the run as (1 - progress) ** 0.9.
         decay: Factor an epoch of the exponential schedule.
     """
 
@@ -189,7 +200,8 @@ class OptimConfig:
                 raise InputError(f"optim.{name}: {getattr(self, name)} must be positive")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise InputError(
-                f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay {self.weight_decay} not negative"
+                f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay "
+                f"{self.weight_decay} not negative"
             )
 
 
@@ -206,10 +218,12 @@ class TrainConfig:
         batch_size: Images in a step.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-        amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where
-            the device has instructions for it.
-        vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch torchvision's.
-        validate_every: Epochs between measurements on the validation images; the last epoch is always measured.
+        amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
+            device has instructions for it.
+        vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
+            torchvision's.
+        validate_every: Epochs between measurements on the validation images; the last epoch is
+            always measured.
         save_minutes: Longest time between two checkpoints; one is also written after every epoch.
     """
 
@@ -292,7 +306,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, "run")
     try:
-        parsed = parser.instantiate_classes(parser.parse_object({"run": values}))
+        parsed = parser.instantiate(parser.parse_object({"run": values}))
     except Exception as error:
         raise InputError(f"settings: {' '.join(str(error).split())}") from error
     config: TrainConfig = parsed["run"]

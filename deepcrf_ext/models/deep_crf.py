@@ -78,7 +78,7 @@ class DeepCRF(nn.Module):
             kind = PairwiseNet if name in config.relations else UnaryNet
             networks.append(kind(config, num_classes, self._num_scales(name)))
         self.parts = nn.ModuleList(networks)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _num_scales(self, name: str) -> int:
         return 1 if name == "unary_1scale" else len(self.config.scales)

@@ -1,4 +1,4 @@
-"""Network Part-1 of the paper (section 4.1): VGG-16 blocks 1-5 and a fully convolutional block 6."""
+"""Network Part-1 of the paper (section 4.1): VGG-16 blocks 1-5 and a convolutional block 6."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""Settings: presets, the dictionary form of checkpoints, and what the command line refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepcrf_ext.config import DataConfig, ModelConfig, RelationConfig, from_dict, preset, to_dict
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.train import main, parse_new_run
+
+
+def test_paper_preset_is_the_paper():
+    config = preset("paper")
+    assert config.model.widths == (64, 128, 256, 512, 512)
+    assert config.model.convs == (2, 2, 3, 3, 3)
+    assert config.model.head_widths == (4096, 512, 512)
+    assert config.model.pooled_blocks == 5
+    assert config.model.hidden == 512
+    assert config.model.scales == (1.2, 0.8, 0.4)
+    assert not config.model.batch_norm
+    assert (config.optim.lr, config.optim.lr_initialised) == (1e-3, 1e-4)
+    assert (config.optim.momentum, config.optim.weight_decay) == (0.9, 5e-4)
+    assert (config.optim.schedule, config.optim.decay) == ("exponential", 0.97)
+    with pytest.raises(InputError, match="huge"):
+        preset("huge")
+
+
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_settings_survive_yaml(name):
+    config = preset(name)
+    config.data.root = Path("some/where")
+    config.model.relations["left"] = RelationConfig("offsets", offsets=(0, 0, -2, -1))
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_from_dict_names_what_does_not_fit():
+    values = to_dict(preset("small"))
+    values["model"]["colour"] = 3
+    with pytest.raises(InputError, match="colour"):
+        from_dict(values)
+
+
+def test_options_override_file_and_file_overrides_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {preset: paper, hidden: 64}\nepochs: 7\n")
+    config = parse_new_run(["--config", str(file), "--epochs", "9"])
+    assert config.model.widths == preset("paper").model.widths
+    assert config.optim == preset("paper").optim
+    assert (config.model.hidden, config.epochs) == (64, 9)
+
+
+def test_saved_settings_are_a_config_file(tmp_path):
+    config = parse_new_run(["--model.preset", "paper", "--data.crop", "[20, 30]"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    assert parse_new_run(["--config", str(file)]) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--epochs", "0"], "epochs"),
+        (["--epochs", "many"], "epochs"),
+        (["--colour", "3"], "--colour"),
+        (["--data.dataset", "imagenet"], "data.dataset"),
+        (["--data.dataset", "camvid"], "root"),
+        (["--data.dataset", "camvid", "--data.root", "/not/here"], "/not/here"),
+        (["--data.crop", "[0, 4]"], "data.crop"),
+        (["--data.scale_range", "[2, 1]"], "data.scale_range"),
+        (["--data.workers", "-1"], "data.workers"),
+        (["--model.potentials", "[unary, left]"], "left"),
+        (["--model.pooled_blocks", "9"], "model.pooled_blocks"),
+        (["--model.scales", "[0.4, 1.2]"], "model.scales"),
+        (["--optim.lr", "-1"], "optim.lr"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "abacus"], "abacus"),
+        (["--config", "/not/here.yaml"], "/not/here.yaml"),
+        (["--vgg_weights", "/not/here.pth"], "/not/here.pth"),
+        (["--resume", "/not/here"], "/not/here"),
+        (["--resume", "/not/here", "--optim.lr", "1"], "--optim.lr"),
+    ],
+)
+def test_bad_option_is_one_line_and_exit_code_2(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert named in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("output stride", "Mean-field iterations", "--resume", "--data.scale_range"):
+        assert words in text
+
+
+def test_inconsistent_settings():
+    with pytest.raises(InputError, match=r"model\.widths"):
+        ModelConfig(widths=(4, 4), convs=(1,))
+    with pytest.raises(InputError, match="unary"):
+        ModelConfig(relations={"unary": RelationConfig("surrounding")})
+    with pytest.raises(InputError, match="offsets"):
+        RelationConfig("surrounding", offsets=(0, 1, 0, 1))
+    with pytest.raises(InputError, match="equal"):
+        RelationConfig("surrounding", width=0.3)
+    with pytest.raises(InputError, match="workers"):
+        DataConfig(workers=-1)

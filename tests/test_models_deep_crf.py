@@ -1,0 +1,172 @@
+"""The deep CRF against what it is built from, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from deepcrf_ext import EdgeGraph, RangeBox, reference
+from deepcrf_ext.config import ModelConfig, RelationConfig
+from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.models.features import multiscale_features
+from deepcrf_ext.models.relations import relation_box, relation_graph
+
+K = 4
+TINY = ModelConfig(widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=8)
+
+
+@pytest.fixture
+def model() -> DeepCRF:
+    torch.manual_seed(0)
+    return DeepCRF(TINY, K).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 30, 26, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def test_networks_share_nothing(model):
+    assert model.potential_names == ("unary", "unary_1scale", "surrounding", "above_below")
+    owned = [id(p) for part in model.parts for p in part.parameters()]
+    assert len(owned) == len(set(owned)) == len(list(model.parameters()))
+
+
+def test_pairwise_network_is_a_perceptron_on_concatenated_features(model, images):
+    pyramid = model.pyramid(images)
+    network = model.parts[model.potential_names.index("above_below")]
+    energies = model.energies(images, ["above_below"])
+    potential = energies.pairwise["above_below"]
+    features = multiscale_features(network.part, pyramid).flatten(0, 2)
+    first, second = potential.graph.edge_index()
+    pairs = torch.cat([features[first], features[second]], dim=1)
+    weight = torch.cat([network.source.weight, network.target.weight], dim=1)
+    hidden = functional.linear(pairs, weight, network.source.bias).relu()
+    expected = functional.linear(hidden, network.weight.flatten(0, 1), network.bias.flatten())
+    torch.testing.assert_close(potential.energies().flatten(1), expected)
+
+
+def test_nodes_are_image_by_image_row_by_row(model, images):
+    whole = model.energies(images)
+    batch, height, width = whole.grid
+    assert (batch, height, width) == (2, 9, 8)
+    for index in range(2):
+        single = model.energies(images[index : index + 1])
+        nodes = slice(index * height * width, (index + 1) * height * width)
+        torch.testing.assert_close(whole.unaries["unary"][nodes], single.unaries["unary"])
+        potential = whole.pairwise["surrounding"]
+        one = single.pairwise["surrounding"]
+        edges = slice(index * one.graph.num_edges, (index + 1) * one.graph.num_edges)
+        torch.testing.assert_close(potential.energies()[edges], one.energies())
+
+
+def test_losses_are_the_piecewise_likelihoods(model, images):
+    labels = torch.randint(0, K, (2, 30, 26), generator=torch.Generator().manual_seed(2))
+    labels[:, :9] = 255
+    losses = model.losses(images, labels)
+    energies = model.energies(images)
+    _, height, width = energies.grid
+    rows = ((torch.arange(height) + 0.5) * 30 / height).long()
+    columns = ((torch.arange(width) + 0.5) * 26 / width).long()
+    nodes = labels[:, rows][:, :, columns].flatten()
+    assert (nodes == 255).any()
+    for name, unary in energies.unaries.items():
+        expected = functional.cross_entropy(-unary, nodes, ignore_index=255)
+        torch.testing.assert_close(losses[name], expected)
+    for name, potential in energies.pairwise.items():
+        first, second = potential.graph.edge_index()
+        valid = (nodes[first] != 255) & (nodes[second] != 255)
+        pair = nodes[first][valid] * K + nodes[second][valid]
+        expected = functional.cross_entropy(-potential.energies()[valid].flatten(1), pair)
+        torch.testing.assert_close(losses[name], expected)
+
+
+def test_each_loss_trains_its_own_network_alone(model, images):
+    labels = torch.zeros(2, 30, 26, dtype=torch.int64)
+    for index, loss in enumerate(model.losses(images, labels).values()):
+        model.zero_grad()
+        loss.backward()
+        for other, part in enumerate(model.parts):
+            for parameter in part.parameters():
+                assert (parameter.grad is not None) == (other == index)
+
+
+def test_all_ignored_is_zero_loss_with_gradients(model, images):
+    losses = model.losses(images, torch.full((2, 30, 26), 255))
+    sum(losses.values()).backward()
+    assert all(loss == 0 for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_marginals_are_mean_field_over_the_rows_potentials(model, images, name):
+    energies = model.energies(images)
+    row = ROWS[name]
+    unary = energies.unaries[row.unary] if row.unary else torch.zeros(144, K)
+    potentials = [energies.pairwise[relation] for relation in row.relations]
+    expected = reference.mean_field(unary, potentials, iterations=2)
+    marginals = model.marginals(energies, name)
+    torch.testing.assert_close(marginals, expected.view(2, 9, 8, K).permute(0, 3, 1, 2))
+    start = model.marginals(energies, name, iterations=0)
+    torch.testing.assert_close(start.permute(0, 2, 3, 1).flatten(0, 2), (-unary).softmax(dim=1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (31, 17)])
+def test_prediction_of_any_size(model, size):
+    images = torch.rand(1, 3, *size) * 255
+    with torch.no_grad():
+        marginals = model.predict(images, "1unary+2pair")
+        resized = model.predict(images, "1unary+2pair", size=(5, 6))
+    assert marginals.shape == (1, K, *size)
+    assert resized.shape == (1, K, 5, 6)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(1, *size))
+
+
+def test_rows_of_a_model_with_some_potentials(images):
+    config = ModelConfig(
+        widths=(4,), convs=(1,), pooled_blocks=1, head_widths=(5,), hidden=8,
+        relations={"left": RelationConfig("offsets", offsets=(0, 0, -2, -1))},
+        potentials=("left", "unary"),
+    )  # fmt: skip
+    model = DeepCRF(config, K)
+    assert list(model.rows()) == ["unary-3scales"]
+    assert model.full_row() == Row("unary", ("left",))
+    assert model.predict(images, model.full_row()).shape == (2, K, 30, 26)
+    with pytest.raises(ValueError, match="surrounding"):
+        model.predict(images, "pairwise-1")
+    with pytest.raises(ValueError, match="pairwise-9"):
+        model.predict(images, "pairwise-9")
+    with pytest.raises(ValueError, match="surrounding"):
+        model.energies(images, ["surrounding"])
+
+
+def test_relations_become_boxes_of_the_grid():
+    above = RelationConfig("above_below", width=0.3, height=0.4)
+    around = RelationConfig("surrounding", width=0.2, height=0.2)
+    offsets = RelationConfig("offsets", offsets=(-1, 2, 0, 3))
+    assert relation_box(above, 20, 30) == RangeBox(1, 8, -3, 3)
+    assert relation_box(around, 20, 30) == RangeBox(-2, 2, -2, 2)
+    assert relation_box(offsets, 20, 30) == RangeBox(-1, 2, 0, 3)
+    graph = relation_graph(around, 2, 20, 30, torch.device("cpu"))
+    one = EdgeGraph.from_range_box(20, 30, RangeBox(-2, 2, -2, 2))
+    assert graph.num_nodes == 1200
+    assert torch.equal(graph.edge_index()[:, : one.num_edges], one.edge_index())
+    assert torch.equal(graph.edge_index()[:, one.num_edges :], one.edge_index() + 600)
+    assert relation_graph(around, 2, 20, 30, torch.device("cpu")) is graph
+
+
+def test_convolutions_in_bfloat16_leave_energies_in_float32(model, images):
+    exact = model.energies(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        energies = model.energies(images)
+        loss = model.losses(images, torch.zeros(2, 30, 26, dtype=torch.int64))["above_below"]
+    assert loss.dtype == torch.float32
+    for name, unary in energies.unaries.items():
+        assert unary.dtype == torch.float32
+        torch.testing.assert_close(unary, exact.unaries[name], rtol=0.05, atol=0.05)
+    for name, potential in energies.pairwise.items():
+        assert potential.dtype == torch.float32
+        torch.testing.assert_close(
+            potential.energies(), exact.pairwise[name].energies(), rtol=0.05, atol=0.05
+        )

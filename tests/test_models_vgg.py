@@ -1,0 +1,154 @@
+"""Network Part-1, the image pyramid and the VGG-16 initialisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from deepcrf_ext.config import ModelConfig, preset
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.features import ImagePyramid, multiscale_features
+from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
+
+TINY = ModelConfig(widths=(4, 6), convs=(1, 2), pooled_blocks=2, head_widths=(5, 3), hidden=8)
+VGG_SHAPED = ModelConfig(
+    widths=(2, 3, 4, 5, 6),
+    convs=(2, 2, 3, 3, 3),
+    pooled_blocks=5,
+    head_widths=(7, 4),
+    batch_norm=False,
+    hidden=4,
+    potentials=("unary", "surrounding"),
+)
+
+
+def test_paper_part_is_vgg16_with_a_convolutional_block_6():
+    with torch.device("meta"):
+        part = VGGPart(preset("paper").model)
+        output = part(torch.empty(1, 3, 540, 720))
+    # torchvision's configuration D, and block 6 of the paper.
+    vgg = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", *[512] * 3, "M", *[512] * 3, "M"]
+    expected: list[object] = []
+    channels = 3
+    for width in vgg:
+        if width == "M":
+            expected.append("pool")
+        else:
+            expected += [(channels, width, (3, 3), (1, 1)), "relu"]
+            channels = width
+    for width, kernel in ((4096, 7), (512, 3), (512, 3)):
+        expected += [(channels, width, (kernel, kernel), (kernel // 2, kernel // 2)), "relu"]
+        channels = width
+    found: list[object] = []
+    for layer in part.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            assert layer.stride == (1, 1)
+            found.append((layer.in_channels, layer.out_channels, layer.kernel_size, layer.padding))
+        elif isinstance(layer, nn.ReLU):
+            found.append("relu")
+        elif isinstance(layer, nn.MaxPool2d):
+            assert (layer.kernel_size, layer.stride) == (2, 2)
+            found.append("pool")
+        else:
+            assert isinstance(layer, nn.Sequential | VGGPart)
+    assert found == expected
+    assert output.shape == (1, 512, 17, 23)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 7), (17, 32)])
+def test_output_grid_is_rounded_up(size):
+    part = VGGPart(TINY)
+    output = part.eval()(torch.rand(2, 3, *size))
+    assert output.shape == (2, 3, -(-size[0] // 4), -(-size[1] // 4))
+
+
+def test_pyramid_normalises_and_resizes():
+    images = torch.rand(2, 3, 10, 7) * 255
+    pyramid = ImagePyramid((1.2, 1.0, 0.01))(images)
+    assert [tuple(level.shape[2:]) for level in pyramid] == [(12, 8), (10, 7), (1, 1)]
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(pyramid[1], (images / 255 - mean) / std)
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        ImagePyramid((1.0,))(images[0])
+
+
+def test_features_are_one_network_over_all_scales():
+    part = VGGPart(TINY).eval()
+    pyramid = ImagePyramid((1.2, 0.8, 0.4))(torch.rand(2, 3, 40, 30) * 255)
+    features = multiscale_features(part, pyramid)
+    maps = [part(level) for level in pyramid]
+    height, width = maps[0].shape[2:]
+    assert features.shape == (2, height, width, 9)
+    for level, small in enumerate(maps):
+        rows = torch.arange(height) * small.shape[2] // height
+        columns = torch.arange(width) * small.shape[3] // width
+        grown = small[:, :, rows][:, :, :, columns].permute(0, 2, 3, 1)
+        torch.testing.assert_close(features[..., 3 * level : 3 * level + 3], grown)
+
+
+def vgg_state() -> dict[str, torch.Tensor]:
+    """A state dict of torchvision's layout whose shapes fit VGG_SHAPED."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    channels, keys = 3, iter(CONV_KEYS)
+    for width, convs in zip(VGG_SHAPED.widths, VGG_SHAPED.convs, strict=True):
+        for _ in range(convs):
+            key = next(keys)
+            state[f"{key}.weight"] = torch.randn(width, channels, 3, 3, generator=generator)
+            state[f"{key}.bias"] = torch.randn(width, generator=generator)
+            channels = width
+    state["classifier.0.weight"] = torch.randn(7, channels * 49, generator=generator)
+    state["classifier.0.bias"] = torch.randn(7, generator=generator)
+    state["classifier.6.weight"] = torch.randn(10, 7, generator=generator)
+    return state
+
+
+def test_vgg_weights_reach_every_potential(tmp_path):
+    state = vgg_state()
+    torch.save(state, tmp_path / "vgg16.pth")
+    model = DeepCRF(VGG_SHAPED, 3)
+    initialise_from_vgg16(model, str(tmp_path / "vgg16.pth"))
+    for network in model.parts:
+        convs = network.part.vgg_convs()
+        for key, conv in zip(CONV_KEYS, convs[:-1], strict=True):
+            assert torch.equal(conv.weight, state[f"{key}.weight"])
+            assert torch.equal(conv.bias, state[f"{key}.bias"])
+        # On a 7x7 map, the centre of the convolution is the fully connected layer.
+        maps = torch.randn(2, 6, 7, 7)
+        connected = functional.linear(
+            maps.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"]
+        )
+        torch.testing.assert_close(convs[-1](maps)[:, :, 3, 3], connected)
+    assert model.parts[0].part.head[0].weight is not model.parts[1].part.head[0].weight
+
+
+def test_vgg_weights_that_do_not_fit(tmp_path):
+    file = tmp_path / "vgg16.pth"
+
+    def fails(state: object, model: DeepCRF, *named: str) -> None:
+        if isinstance(state, bytes):
+            file.write_bytes(state)
+        else:
+            torch.save(state, file)
+        with pytest.raises(InputError) as caught:
+            initialise_from_vgg16(model, str(file))
+        for name in named:
+            assert name in str(caught.value)
+
+    model = DeepCRF(VGG_SHAPED, 3)
+    state = vgg_state()
+    missing = {key: value for key, value in state.items() if key != "features.5.bias"}
+    fails(missing, model, str(file), "features.5.bias")
+    fails({**state, "features.28.weight": torch.zeros(6, 6, 1, 1)}, model, "(6, 6, 1, 1)", "(6, 6,")
+    fails({**state, "classifier.0.weight": torch.zeros(7, 6)}, model, "classifier.0", "(7, 294)")
+    fails({"epoch": 3}, model, str(file))
+    fails(b"", model, str(file))
+    torch.save(state, file)
+    fails(file.read_bytes()[:700], model, str(file))
+    fails(state, DeepCRF(TINY, 3), "13 convolutions")
