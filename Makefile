@@ -24,6 +24,7 @@ lint: .venv/installed-dev
 
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'
+	$(BIN)/python -m deepcrf_ext.env
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/installed

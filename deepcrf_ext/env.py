@@ -56,7 +56,9 @@ def _extension_facts(native: ModuleType) -> dict[str, str]:
     facts = {
         "extension": str(native.__file__),
         "compiler": native.compiler,
-        "backends built": "cpu only" if cuda is None else "cpu, cuda",
+        "backends built": "CPU ONLY: nvcc was missing, or DEEPCRF_CUDA=off"
+        if cuda is None
+        else "cpu, cuda",
         "instruction set": f"{isa} (supported: {', '.join(native.supported_cpu_isas())})",
         "OpenMP in use": in_use,
         "OpenMP also loaded": "\n".join(others) or "none",
