@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cuda_on_host.host_module import cuda_on_host
 
 import deepcrf_ext
 import deepcrf_ext.reference
@@ -30,7 +31,10 @@ class Target:
     activate: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-OPERATOR_TARGETS = [Target("cpu", deepcrf_ext, torch.device("cpu"))]
+OPERATOR_TARGETS = [
+    Target("cpu", deepcrf_ext, torch.device("cpu")),
+    Target("cuda_on_host", deepcrf_ext, torch.device("cpu"), cuda_on_host),
+]
 if torch.cuda.is_available():
     OPERATOR_TARGETS.append(Target("cuda", deepcrf_ext, torch.device("cuda", 0)))
 

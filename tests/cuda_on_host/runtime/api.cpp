@@ -111,6 +111,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
+  cuda_on_host::check_global(address, bytes);
   std::memset(address, value, bytes);
   return cudaSuccess;
 }

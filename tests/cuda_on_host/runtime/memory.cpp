@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "shadow.h"
 #include "state.h"
@@ -233,6 +234,14 @@ void check_access_from(const void* code, const void* pointer, std::size_t bytes,
 void check_access(const void* address, std::size_t bytes, Access access) {
   if (machine.current != nullptr)
     check_access_from(__builtin_return_address(0), address, bytes, access);
+}
+
+void check_global(const void* address, std::size_t bytes) {
+  const GlobalArea* area = find_area(number(address));
+  if (bytes > 0 && (area == nullptr || number(address) + bytes > area->range.end)) {
+    throw std::runtime_error("out of bounds: " + std::to_string(bytes) + " bytes at " +
+                             describe(number(address)));
+  }
 }
 
 void release_to_other_blocks() { blocks.back().released = machine.epoch; }

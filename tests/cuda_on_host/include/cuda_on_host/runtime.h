@@ -56,6 +56,9 @@ void warp_barrier(unsigned mask, Site site);
 // Records and checks an access of the running thread to shared or global memory.
 void check_access(const void* address, std::size_t bytes, Access access);
 
+// Throws unless the bytes lie in global memory that kernels may touch: for what the host starts.
+void check_global(const void* address, std::size_t bytes);
+
 // __threadfence: later atomics may publish the block's writes to other blocks.
 void release_to_other_blocks();
 
