@@ -56,8 +56,11 @@ def open_dataset(
         )
     if dataset == "scenes":
         if root is not None:
-            raise InputError(f"root is {str(root)!r}; must be left out for scenes, which has no files")
+            raise InputError(
+                f"root is {str(root)!r}; must be left out for scenes, which are rendered"
+            )
         return Scenes(split, seed)
     if root is None:
         raise InputError(f"root is not given; must be the folder of the {dataset} data")
-    return CamVid(Path(root), split) if dataset == "camvid" else Voc(Path(root), split)
+    folder = Path(root).expanduser()
+    return CamVid(folder, split) if dataset == "camvid" else Voc(folder, split)

@@ -67,8 +67,8 @@ class LabelledFile:
 class FileDataset(SegmentationDataset):
     """Images and label maps in files, decoded on access.
 
-    Reading a sample raises :class:`InputError`, naming the file, when a file cannot be decoded, when
-    the label map differs in size from its image or when it holds a value that is not a class.
+    Reading a sample raises :class:`InputError`, naming the file, when a file cannot be decoded,
+    when the label map differs in size from its image or when it holds a value that is no class.
     """
 
     def __init__(
@@ -88,10 +88,11 @@ class FileDataset(SegmentationDataset):
             labels = np.full(image.shape[:2], self.ignore_index, np.uint8)
             return Sample(image, labels, file.name)
         labels = self.decode_labels(file.labels)
-        if labels.shape != image.shape[:2]:
+        (rows, columns), (height, width) = labels.shape, image.shape[:2]
+        if (rows, columns) != (height, width):
             raise InputError(
-                f"{file.labels}: label map is {labels.shape[1]}x{labels.shape[0]} pixels, but its "
-                f"image {file.image} is {image.shape[1]}x{image.shape[0]}"
+                f"{file.labels}: label map is {columns}x{rows} pixels, "
+                f"but its image {file.image} is {width}x{height}"
             )
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
         if wrong.size:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from deepcrf_ext.errors import InputError
 
@@ -33,9 +33,9 @@ _GREY_STRETCH = {"L;2": 85, "L;4": 17}
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as uint8 [H, W, 3], RGB.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits keep their upper 8), an alpha channel
-    is dropped, and of an animation the first frame is taken. An EXIF orientation is applied, so
-    that the array is what viewers and labelling tools show.
+    Grey, palette, CMYK and 16-bit images are converted (16 bits keep their upper 8), an alpha
+    channel is dropped, and of an animation the first frame is taken. An EXIF orientation is
+    applied, so that the array is what viewers and labelling tools show.
 
     Raises:
         InputError: the file is missing, empty, truncated, corrupt or not an image.
@@ -69,9 +69,7 @@ def read_labels(path: str | Path) -> np.ndarray:
         labels = np.asarray(picture)
         stretch = _GREY_STRETCH.get(tile[3], 1) if tile and isinstance(tile[3], str) else 1
         if labels.min() < 0 or labels.max() > 255:
-            raise InputError(
-                f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255"
-            )
+            raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
         return labels.astype(np.uint8) // np.uint8(stretch)
 
 
@@ -81,7 +79,7 @@ def write_labels(path: str | Path, labels: np.ndarray, palette: np.ndarray) -> N
     Args:
         path: the file to write, ending in .png.
         labels: uint8 [H, W].
-        palette: uint8 [K, 3], RGB. Index 255 is shown in VOC's cream, other indices from K on black.
+        palette: uint8 [K, 3], RGB. Index 255 is shown in VOC's cream, others from K on in black.
 
     Raises:
         ValueError: an argument has another shape or dtype.
@@ -114,7 +112,7 @@ def voc_palette(size: int) -> np.ndarray:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image, turning every error of decoding into an InputError that names the file."""
     try:
         if not path.is_file():

@@ -1,7 +1,7 @@
 """Rendered scenes in which many pixels can be named only by what is above, below or around them.
 
-Four pairs of classes are drawn by the same code with the same distribution of shapes, sizes, colours
-and textures, and are told apart by context alone:
+Four pairs of classes are drawn by the same code with the same distribution of shapes, sizes,
+colours and textures, and are told apart by context alone:
 
 - *sky* has hills below it; *water* has ground below it;
 - the *sun* hangs in the sky, a *buoy* of the same look swims on the water;
@@ -42,16 +42,17 @@ SKY, WATER, HILL, GROUND, SUN, BUOY, TREE, BUSH, TRUNK, PERSON, STATUE, PEDESTAL
 
 LENGTHS = {"train": 256, "val": 64, "test": 64}
 
-# Bands from top to bottom, each with the range of its share of the height; and how likely they are.
-_BLUE, _RIDGE = (0.6, 2.0), (0.2, 0.45)
-_LAYOUTS: tuple[tuple[float, tuple[tuple[int, tuple[float, float]], ...]], ...] = (
-    (0.15, ((SKY, _BLUE), (HILL, _RIDGE))),
-    (0.2, ((SKY, _BLUE), (HILL, _RIDGE), (GROUND, (0.2, 1.0)))),
-    (0.25, ((WATER, _BLUE), (GROUND, (0.3, 1.4)))),
-    (0.15, ((HILL, _RIDGE), (WATER, _BLUE), (GROUND, (0.3, 1.4)))),
-    (0.2, ((SKY, _BLUE), (HILL, _RIDGE), (WATER, _BLUE), (GROUND, (0.4, 1.4)))),
-    (0.05, ((GROUND, (1.0, 1.0)),)),
+# Bands from top to bottom, each with the range of its share of the height.
+_BLUE, _RIDGE, _SHORE = (0.6, 2.0), (0.2, 0.45), (0.4, 1.5)
+_LAYOUTS: tuple[tuple[tuple[int, tuple[float, float]], ...], ...] = (
+    ((SKY, _BLUE), (HILL, _RIDGE)),
+    ((SKY, _BLUE), (HILL, _RIDGE), (GROUND, _SHORE)),
+    ((WATER, _BLUE), (GROUND, _SHORE)),
+    ((HILL, _RIDGE), (WATER, _BLUE), (GROUND, _SHORE)),
+    ((SKY, _BLUE), (HILL, _RIDGE), (WATER, _BLUE), (GROUND, _SHORE)),
+    ((HILL, _RIDGE), (GROUND, (1.0, 3.0))),
 )
+_LAYOUT_PROBABILITIES = (0.15, 0.2, 0.3, 0.1, 0.15, 0.1)
 # How strongly the coarse and the fine texture show on each class, in 1/256 of their full range.
 # The two classes of a pair have the same numbers.
 _TEXTURE = np.array(
@@ -73,6 +74,10 @@ _TEXTURE = np.array(
 )
 
 
+_ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+
+
 class Scenes(SegmentationDataset):
     """Rendered scenes of 12 classes, 96 x 128 pixels: 256 for training, 64 each for val and test.
 
@@ -85,7 +90,8 @@ class Scenes(SegmentationDataset):
     Args:
         split: train, val or test.
         seed: at least 0; another seed gives other images.
-        size: (height, width) of the images in pixels, at least 32 each; objects scale with the height.
+        size: (height, width) of the images in pixels, at least 32 each; objects scale with the
+            height.
 
     Raises:
         InputError: an unknown split, a negative seed or a size that is too small.
@@ -110,7 +116,7 @@ class Scenes(SegmentationDataset):
         return LENGTHS[self.split]
 
     def __getitem__(self, index: int) -> Sample:
-        position = range(len(self))[index]  # IndexError past the end; negative ones count from there
+        position = range(len(self))[index]  # IndexError past the end
         random = np.random.default_rng((self.seed, list(LENGTHS).index(self.split), position))
         image, labels = render(random, *self.size)
         return Sample(image, labels, f"{self.split}_{position:04d}")
@@ -136,7 +142,7 @@ class _Canvas:
         self.columns = width / self.unit  # the width in units; the height is 96
         self.image = np.zeros((height, width, 3), np.uint8)
         self.labels = np.zeros((height, width), np.uint8)
-        self.light = 1 if random.random() < 0.5 else -1  # the light comes from the left or the right
+        self.light = 1 if random.random() < 0.5 else -1  # light from the left, or from the right
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * self.random.random()
@@ -149,22 +155,18 @@ class _Canvas:
         share = self.random.random()
         return _mix(one, other, share)
 
-    def polygon(self, points: np.ndarray, colour: Colour, label: int) -> None:
-        """Fill a polygon, float [P, 2] of (x, y) in units."""
+    def polygon(self, points: np.ndarray, colour: Colour, label: int | None) -> None:
+        """Fill a polygon, float [P, 2] of (x, y) in units; label None draws in the image only."""
         fixed = np.rint(points * (self.unit * 16)).astype(np.int32)
         cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, shift=4)
-        cv2.fillPoly(self.labels, [fixed], label, cv2.LINE_8, shift=4)
+        if label is not None:
+            cv2.fillPoly(self.labels, [fixed], label, cv2.LINE_8, shift=4)
 
     def ellipse(
         self, x: float, y: float, across: float, down: float, colour: Colour, label: int | None
     ) -> None:
         """Fill an ellipse with the given half axes; label None leaves the label map as it is."""
-        scale = self.unit * 16
-        centre = (round(x * scale), round(y * scale))
-        axes = (max(8, round(across * scale)), max(8, round(down * scale)))
-        cv2.ellipse(self.image, centre, axes, 0, 0, 360, colour, -1, cv2.LINE_AA, 4)
-        if label is not None:
-            cv2.ellipse(self.labels, centre, axes, 0, 0, 360, label, -1, cv2.LINE_8, 4)
+        self.polygon(_CIRCLE * (across, down) + (x, y), colour, label)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, colour: Colour, label: int
@@ -194,7 +196,7 @@ class _Canvas:
         pixels = self.image.astype(np.int32)
         pixels += (texture >> 8)[..., None]
 
-        brightness = self.uniform(0.72, 1.15)
+        brightness = self.uniform(0.78, 1.15)
         slope = self.uniform(-0.15, 0.15)
         cast = np.array([self.uniform(0.95, 1.05) for _ in range(3)])
         across = 1 + slope * np.linspace(-1, 1, self.width)
@@ -212,13 +214,7 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 
 def _draw_bands(canvas: _Canvas) -> list[tuple[int, float, float]]:
     """Draw sky, hills, water and ground; return (class, top, bottom) of each band in units."""
-    draw = canvas.random.random()
-    layout = _LAYOUTS[-1][1]
-    for probability, candidate in _LAYOUTS:
-        if draw < probability:
-            layout = candidate
-            break
-        draw -= probability
+    layout = _LAYOUTS[canvas.random.choice(len(_LAYOUTS), p=_LAYOUT_PROBABILITIES)]
     shares = np.array([canvas.uniform(*share) for _, share in layout])
     edges = np.concatenate([[0.0], np.cumsum(shares / shares.sum()) * 96])
     bands = []
@@ -229,14 +225,13 @@ def _draw_bands(canvas: _Canvas) -> list[tuple[int, float, float]]:
 
 
 def _edge(canvas: _Canvas, top: float, waves: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """The region below a wavy line: waves are (length, height) in units; at the top it is straight."""
+    """The region below a line with waves of (length, height) in units; straight at the very top."""
     x = np.linspace(0, canvas.columns, 33)
     y = np.full_like(x, top)
     if top > 0:
         for length, size in waves:
-            y += canvas.uniform(0.5, 1) * size * np.sin(
-                x * (2 * np.pi / (length * canvas.uniform(0.7, 1.4))) + canvas.uniform(0, 2 * np.pi)
-            )
+            turns = x / (length * canvas.uniform(0.7, 1.4)) + canvas.random.random()
+            y += canvas.uniform(0.5, 1) * size * np.sin(2 * np.pi * turns)
     corners = [(canvas.columns, 97.0), (0.0, 97.0)]
     return np.concatenate([np.stack([x, y], axis=1), corners])
 
@@ -281,92 +276,104 @@ def _draw_balls(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
     for label, top, bottom in bands:
         if label not in (SKY, WATER):
             continue
-        for probability in (0.75, 0.25):
-            radius = canvas.uniform(3.5, 8)
+        for probability in (0.8, 0.35):
+            radius = canvas.uniform(4.5, 9.5)
             low, high = top + radius + 1, bottom - radius - 4
             if high <= low or not canvas.chance(probability):
                 continue
             x, y = canvas.uniform(0, canvas.columns), canvas.uniform(low, high)
             colour = canvas.between((235, 110, 35), (250, 170, 60))
-            ball = SUN if label == SKY else BUOY
-            canvas.ellipse(x, y, radius, radius, colour, ball)
-            shine = _mix(colour, (255, 240, 200), 0.6)
-            canvas.ellipse(
-                x - canvas.light * 0.3 * radius, y - 0.3 * radius, 0.4 * radius, 0.4 * radius, shine, None
-            )
+            canvas.ellipse(x, y, radius, radius, colour, SUN if label == SKY else BUOY)
+            for reach, share in ((0.62, 0.25), (0.36, 0.6)):
+                shift = 0.5 * (1 - reach) * radius
+                shine = _mix(colour, (255, 240, 200), share)
+                across = reach * radius
+                canvas.ellipse(x - canvas.light * shift, y - shift, across, across, shine, None)
 
 
 def _draw_objects(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
-    """Trees, bushes, persons and statues on the ground, bushes also on hills; the nearest last."""
+    """Trees, bushes, persons and statues on the ground, or bushes on hills; the nearest last.
+
+    Both classes of a pair end at heights of the same distribution; what a tree or a statue stands
+    on comes below that and may be cut off in part by the edge of the picture.
+    """
     label, top, _ = bands[-1]
     kinds = (TREE, BUSH, PERSON, STATUE) if label == GROUND else (BUSH,)
-    count = int(canvas.random.integers(1, 3 if label == HILL else 6))
     standing = []
-    for _ in range(count):
+    for _ in range(int(canvas.random.integers(1, 6 if label == GROUND else 3))):
         kind = kinds[int(canvas.random.integers(len(kinds)))]
-        standing.append((canvas.uniform(top + 3, 97), canvas.uniform(0, canvas.columns), kind))
-    for y, x, kind in sorted(standing):
-        if kind in (TREE, BUSH):
-            _draw_plant(canvas, x, y, kind)
-        else:
-            _draw_figure(canvas, x, y, kind)
+        low, high = top + 2, 84.0 if kind in (TREE, BUSH) else 90.0
+        if low > high:
+            continue
+        end = canvas.uniform(low, high)
+        support = {TREE: canvas.uniform(13, 25), STATUE: canvas.uniform(9, 15)}.get(kind, 0.0)
+        standing.append((end + support, end, canvas.uniform(0, canvas.columns), kind))
+    for base, end, x, kind in sorted(standing):
+        draw = _draw_plant if kind in (TREE, BUSH) else _draw_figure
+        draw(canvas, x, end, base, kind)
 
 
-def _draw_plant(canvas: _Canvas, x: float, y: float, label: int) -> None:
-    """A green ball of leaves standing at (x, y), for a tree on a trunk."""
-    radius = canvas.uniform(7, 13)
-    canvas.shadow(x, y, 0.8 * radius)
-    if label == TREE:
-        trunk = canvas.uniform(12, 24)
-        thick = canvas.uniform(1.3, 2.2)
+def _draw_plant(canvas: _Canvas, x: float, end: float, base: float, label: int) -> None:
+    """A ball of leaves that ends at row `end`, with a trunk from there down to `base` if lower."""
+    radius = canvas.uniform(8, 14)
+    canvas.shadow(x, base, 0.8 * radius)
+    if base > end:
+        thick = canvas.uniform(1.6, 2.6)
         colour = canvas.between((90, 60, 40), (130, 90, 60))
-        canvas.box(x - thick, y - trunk - radius, x + thick, y, colour, TRUNK)
-        y -= trunk
+        canvas.box(x - thick, end - radius, x + thick, base, colour, TRUNK)
+    y = end - 0.85 * radius
     colour = canvas.between((40, 95, 45), (85, 135, 60))
-    y -= 0.85 * radius
     canvas.ellipse(x, y, 0.85 * radius, 0.75 * radius, colour, label)
     turn = canvas.uniform(0, 1)
     for step in range(7):
         angle = 2 * np.pi * (step + turn) / 7
-        across, down = 0.62 * np.cos(angle), 0.55 * np.sin(angle)
-        lit = 0.3 - 0.25 * down - 0.2 * canvas.light * across
+        across, down = 0.62 * float(np.cos(angle)), 0.55 * float(np.sin(angle))
+        lit = max(0.0, 0.3 - 0.25 * down - 0.2 * canvas.light * across)
+        shade = _mix(_mix(colour, (20, 45, 30), 0.4), (150, 185, 90), 0.8 * lit)
         tuft = canvas.uniform(0.32, 0.42) * radius
-        shade = _mix(_mix(colour, (20, 45, 30), 0.4), (150, 185, 90), max(0.0, lit) * 0.8)
         canvas.ellipse(x + across * radius, y + down * radius, tuft, tuft, shade, label)
 
 
-def _draw_figure(canvas: _Canvas, x: float, y: float, label: int) -> None:
-    """A standing figure with its feet at (x, y), for a statue on a pedestal."""
-    size = canvas.uniform(17, 28)
-    canvas.shadow(x, y, 0.32 * size)
-    if label == STATUE:
-        high, half = canvas.uniform(7, 13), canvas.uniform(0.26, 0.36) * size
+def _draw_figure(canvas: _Canvas, x: float, end: float, base: float, label: int) -> None:
+    """A figure with its feet at row `end`, on a pedestal from there down to `base` if lower."""
+    size = canvas.uniform(22, 34)
+    canvas.shadow(x, base, 0.32 * size)
+    if base > end:
+        half = canvas.uniform(0.28, 0.38) * size
         stone = canvas.between((150, 150, 145), (205, 200, 190))
-        canvas.box(x - half, y - high, x + half, y, stone, PEDESTAL)
         darker = _mix(stone, (90, 90, 95), 0.4)
-        canvas.box(x - half - 1.2, y - high, x + half + 1.2, y - high + 2, darker, PEDESTAL)
-        canvas.box(x - half - 1.2, y - 1.8, x + half + 1.2, y, darker, PEDESTAL)
-        y -= high
+        canvas.box(x - half, end, x + half, base, stone, PEDESTAL)
+        canvas.box(x - half - 1.2, end, x + half + 1.2, end + 2, darker, PEDESTAL)
+        canvas.box(x - half - 1.2, base - 1.8, x + half + 1.2, base, darker, PEDESTAL)
     skin = canvas.between((150, 105, 80), (225, 180, 150))
     coat = canvas.between((150, 40, 60), (70, 60, 140))
     legs = canvas.between((40, 40, 55), (85, 75, 80))
-    wide = canvas.uniform(0.13, 0.17) * size
-    stride = canvas.uniform(0.05, 0.14) * size
+    wide = canvas.uniform(0.15, 0.2) * size
+    stride = canvas.uniform(0.07, 0.14) * size
+    shoulder, hip, thick = end - 0.78 * size, end - 0.42 * size, 0.07 * size
     for side in (-1, 1):
-        foot = x + side * stride
-        hip = x + side * 0.06 * size
-        thick = 0.055 * size
-        leg = [(hip - thick, y - 0.45 * size), (hip + thick, y - 0.45 * size)]
-        leg += [(foot + thick, y), (foot - thick, y)]
-        canvas.polygon(np.array(leg), legs, label)
+        _limb(canvas, (x + side * 0.07 * size, hip), (x + side * stride, end), thick, legs, label)
+    sleeve = _mix(coat, (30, 30, 40), 0.3)
     for side in (-1, 1):
-        swing = canvas.uniform(0.18, 0.3) * size
-        hand = canvas.uniform(0.38, 0.55) * size
-        arm = [(x, y - 0.8 * size), (x + side * wide, y - 0.78 * size)]
-        arm += [(x + side * (swing + 0.06 * size), y - hand), (x + side * swing, y - hand)]
-        canvas.polygon(np.array(arm), _mix(coat, (30, 30, 40), 0.25), label)
-    torso = [(x - wide, y - 0.8 * size), (x + wide, y - 0.8 * size)]
-    torso += [(x + 0.8 * wide, y - 0.42 * size), (x - 0.8 * wide, y - 0.42 * size)]
+        hand = (x + side * (wide + canvas.uniform(0.0, 0.12) * size), hip - canvas.uniform(-2, 3))
+        _limb(canvas, (x + side * 0.9 * wide, shoulder), hand, 0.8 * thick, sleeve, label)
+    torso = [(x - wide, shoulder), (x - 0.6 * wide, shoulder - 0.04 * size)]
+    torso += [(x + 0.6 * wide, shoulder - 0.04 * size), (x + wide, shoulder)]
+    torso += [(x + 0.8 * wide, hip + 1), (x - 0.8 * wide, hip + 1)]
     canvas.polygon(np.array(torso), coat, label)
     head = 0.1 * size
-    canvas.ellipse(x, y - 0.89 * size, head, 1.15 * head, skin, label)
+    canvas.ellipse(x, end - 0.9 * size, head, 1.15 * head, skin, label)
+
+
+def _limb(
+    canvas: _Canvas,
+    start: tuple[float, float],
+    stop: tuple[float, float],
+    thick: float,
+    colour: Colour,
+    label: int,
+) -> None:
+    """A leg or an arm: a bar between two points, `thick` to each side."""
+    bar = [(start[0] - thick, start[1]), (start[0] + thick, start[1])]
+    bar += [(stop[0] + thick, stop[1]), (stop[0] - thick, stop[1])]
+    canvas.polygon(np.array(bar), colour, label)

@@ -23,8 +23,8 @@ class TrainTransform:
 
     Args:
         crop: (height, width) of the result, or None for the whole scaled image. Where the
-            scaled image is smaller, it is placed at random and surrounded by the mean colour and the
-            ignored label 255.
+            scaled image is smaller, it is placed at random and surrounded by the mean colour and
+            the ignored label 255.
         flip: mirror left and right with probability 1/2.
         scale_range: (lowest, highest) factor of a random uniform scale, or None for no scaling.
 
@@ -41,7 +41,8 @@ class TrainTransform:
             raise ValueError(f"crop is {self.crop}; must be (height, width), both at least 1")
         if self.scale_range is not None and not (0 < self.scale_range[0] <= self.scale_range[1]):
             raise ValueError(
-                f"scale_range is {self.scale_range}; must be (lowest, highest), 0 < lowest <= highest"
+                f"scale_range is {self.scale_range}; must be (lowest, highest) with "
+                "0 < lowest <= highest"
             )
 
     def __call__(

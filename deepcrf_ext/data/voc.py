@@ -58,10 +58,10 @@ class Voc(FileDataset):
     `root` is the folder VOC2012, the VOCdevkit that holds it, or the folder that holds VOCdevkit.
 
     The split `train_aug` adds the annotations of the Semantic Boundaries Dataset (Hariharan et al.,
-    "Semantic Contours from Inverse Detectors", ICCV 2011), as PNGs in SegmentationClassAug or as the
-    .mat files of benchmark_RELEASE, which is looked for in VOC2012, beside it and beside VOCdevkit.
-    Its images are those of ImageSets/Segmentation/train_aug.txt, or, if there is no such list,
-    (SBD train + SBD val + VOC train) - VOC val, sorted: 10,582 images. VOC's own annotation
+    "Semantic Contours from Inverse Detectors", ICCV 2011), as PNGs in SegmentationClassAug or as
+    the .mat files of benchmark_RELEASE, which is looked for in VOC2012, beside it and beside
+    VOCdevkit. Its images are those of ImageSets/Segmentation/train_aug.txt, or, if there is no such
+    list, (SBD train + SBD val + VOC train) - VOC val, sorted: 10,582 images. VOC's own annotation
     is preferred where an image has both. `test` has no public labels: its pixels are all 255.
 
     Raises:
@@ -162,9 +162,7 @@ def _find_voc(root: Path) -> Path:
     for folder in candidates:
         if (folder / "JPEGImages").is_dir():
             return folder
-    raise InputError(
-        f"{root}: holds no JPEGImages folder; looked in {_listed(candidates)}"
-    )
+    raise InputError(f"{root}: holds no JPEGImages folder; looked in {_listed(candidates)}")
 
 
 def _find_benchmark(voc: Path) -> Path | None:
