@@ -68,11 +68,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises InputError naming the file when it is truncated, corrupt or something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except Exception as error:  # what a damaged pickle or zip raises is open-ended
-        raise InputError(f"{path} is truncated or not a checkpoint") from error
+    with file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # what a damaged pickle or zip raises is open-ended
+            raise InputError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
     return state

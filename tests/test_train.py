@@ -1,0 +1,265 @@
+"""The training command: what a run leaves, continuing it exactly, and what can interrupt it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from deepcrf_ext import train as command
+from deepcrf_ext.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.config import OptimConfig, TrainConfig, from_dict
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.training.optimiser import make_optimiser, make_schedule
+from deepcrf_ext.training.run_folder import MetricsLog
+
+POTENTIALS = {"unary", "unary_1scale", "surrounding", "above_below"}
+TINY = """
+model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
+data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
+optim: {lr: 0.02}
+epochs: 3
+batch_size: 2
+validate_every: 1
+device: cpu
+"""
+STEPS_PER_EPOCH = 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CamVid's layout with learnable images: each class has a brightness."""
+    root = tmp_path_factory.mktemp("camvid")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 7), ("val", 2)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for index in range(count):
+            labels = np.kron(random.integers(0, 4, (3, 4)), np.ones((12, 12))).astype(np.uint8)
+            image = (60 * labels[..., None] + random.integers(0, 20, (36, 48, 3))).astype(np.uint8)
+            cv2.imwrite(str(root / split / f"{index}.png"), image)
+            cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY)
+    return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
+
+
+def lines(run: Path, kind: str) -> list[dict]:
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == kind]
+
+
+def same_weights(run: Path, other: Path) -> bool:
+    a, b = (load_checkpoint(folder / "last.pt")["model"] for folder in (run, other))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert command.main(options(folder, data, folder / "run")) == 0
+    torch.set_num_threads(threads)
+    return folder / "run"
+
+
+def test_run_folder(finished, data):
+    config = from_dict(yaml.safe_load((finished / "config.yaml").read_text()))
+    assert config.data.root == data
+    steps = lines(finished, "train")
+    assert [line["step"] for line in steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert all(line["loss"].keys() == POTENTIALS for line in steps)
+    first, last = steps[0]["loss"], lines(finished, "val")[-1]["train_loss"]
+    assert all(last[name] < first[name] for name in POTENTIALS)
+    measured = lines(finished, "val")
+    assert [line["epoch"] for line in measured] == [1, 2, 3]
+    assert all(line["mean_iou"].keys() == {"unary", "crf"} for line in measured)
+    best = max(range(3), key=lambda i: measured[i]["mean_iou"]["crf"])
+    assert (
+        load_checkpoint(finished / "best.pt")["progress"]["best"]
+        == (measured[best]["mean_iou"]["crf"])
+    )
+    assert load_model(finished)[2]["epoch"] == best + 1
+    assert list(finished.glob("events.out.tfevents.*"))
+    grid = cv2.imread(str(finished / "grid.png"))
+    assert grid is not None
+    assert grid.shape[0] > 100
+
+
+@pytest.mark.parametrize("stop_after", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_continues_as_if_nothing_had_happened(
+    finished, data, tmp_path, monkeypatch, capsys, stop_after, number
+):
+    run = tmp_path / "run"
+    write = MetricsLog.write
+
+    def interrupt(self, kind, step, values):
+        write(self, kind, step, values)
+        if (kind, step) == ("train", stop_after):
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", interrupt)
+        assert command.main(options(tmp_path, data, run)) == 128 + number
+    assert f"--resume {run}" in capsys.readouterr().err
+    assert load_checkpoint(run / "last.pt")["step"] == stop_after
+    # Lines that a killed run wrote after its checkpoint are written again, not twice.
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "train", "step": stop_after + 1}) + '\n{"kind": "tr')
+    assert command.main(["--resume", str(run), "--data.workers", "1"]) == 0
+    assert lines(run, "train") == lines(finished, "train")
+    assert lines(run, "val") == lines(finished, "val")
+    assert same_weights(run, finished)
+
+
+def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
+    run = tmp_path / "run"
+    assert command.main(options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
+    assert command.main(["--resume", str(run / "last.pt"), "--epochs", "4"]) == 0
+    assert [line["epoch"] for line in lines(run, "val")] == [1, 2, 3, 4]
+
+
+def test_sigterm_from_outside(data, tmp_path):
+    run = tmp_path / "run"
+    arguments = options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deepcrf_ext.train", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert f"--resume {run}" in errors
+    assert load_checkpoint(run / "last.pt")["step"] == lines(run, "train")[-1]["step"]
+
+
+def test_a_run_never_overwrites_another(finished, data, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    assert command.main(options(tmp_path, data, finished)) == 2
+    assert f"output: {finished}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_loss_that_is_not_finite(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = options(tmp_path, data, run, "--optim.lr", "1e30")
+    assert command.main([*arguments, "--model.batch_norm", "false"]) == 1
+    errors = capsys.readouterr().err
+    message = errors[errors.index("error: ") :]
+    assert message.startswith("error: the loss of ")
+    assert message.count("\n") == 1
+    assert "at step 2" in message
+    assert any(name in message for name in POTENTIALS)
+    assert load_checkpoint(run / "last.pt")["step"] == 0
+
+
+def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    sync, calls = os.fsync, []
+
+    def full_from_the_second_on(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full_from_the_second_on)
+    assert command.main(options(tmp_path, data, run)) == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert load_checkpoint(run / "last.pt")["step"] == 0
+
+
+def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, capsys):
+    state = load_checkpoint(finished / "last.pt")
+    state["config"]["model"]["hidden"] = 9
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(state, run / "last.pt")
+    assert command.main(["--resume", str(run)]) == 2
+    assert "last.pt: parts." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_bad_image_is_named_in_one_line(tmp_path, data, capsys, workers):
+    root = tmp_path / "broken"
+    for path in data.rglob("*.png"):
+        target = root / path.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    for index in range(7):
+        (root / "train" / f"{index}.png").write_bytes(b"")
+    arguments = options(tmp_path, root, tmp_path / "run", "--data.workers", workers)
+    assert command.main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {root / 'train'}")
+
+
+def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
+    arguments = options(tmp_path, data, tmp_path / "run", "--data.crop", "null")
+    assert command.main(arguments) == 2
+    assert "data.crop" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_learning_rate_groups_and_schedules():
+    config = TrainConfig().model
+    config.batch_norm, config.potentials = False, ("unary", "surrounding")
+    model = DeepCRF(config, 3)
+    optim = OptimConfig(lr=1e-3, lr_initialised=1e-4, schedule="exponential", decay=0.97)
+    optimiser = make_optimiser(model, optim, from_vgg=True)
+    new, initialised = optimiser.param_groups
+    assert (new["lr"], initialised["lr"]) == (1e-3, 1e-4)
+    slow = {id(p) for p in initialised["params"]}
+    for part in model.parts:
+        vgg = {id(p) for conv in part.part.vgg_convs() for p in conv.parameters()}
+        assert vgg <= slow
+        assert not slow & ({id(p) for p in part.parameters()} - vgg)
+    assert len(slow) + len(new["params"]) == len(list(model.parameters()))
+    schedule = make_schedule(optimiser, optim, epochs=4, per_epoch=5)
+    rates = []
+    for _ in range(20):
+        rates.append([group["lr"] for group in optimiser.param_groups])
+        optimiser.step()
+        schedule.step()
+    expected = [[1e-3 * 0.97 ** (step // 5), 1e-4 * 0.97 ** (step // 5)] for step in range(20)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    plain = make_optimiser(model, OptimConfig(lr=1.0), from_vgg=False)
+    schedule = make_schedule(plain, OptimConfig(schedule="poly"), epochs=4, per_epoch=5)
+    for step in range(20):
+        assert plain.param_groups[0]["lr"] == pytest.approx((1 - step / 20) ** 0.9)
+        plain.step()
+        schedule.step()
+    assert plain.param_groups[0]["lr"] == 0
