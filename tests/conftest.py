@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -15,29 +15,35 @@ settings.load_profile("fixed")
 
 
 @contextmanager
-def active(target: Target) -> Iterator[Target]:
+def active(target: Target) -> Iterator[None]:
     """The target active, on one thread: the problems are too small to share."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with target.activate():
-            yield target
+            yield
     finally:
         torch.set_num_threads(threads)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Function) -> Generator[None, object, object]:
+    """Activate a test's target for that test alone: others of its module must not see it."""
+    targets = [value for value in item.funcargs.values() if isinstance(value, Target)]
+    with active(targets[0]) if targets else nullcontext():
+        return (yield)
+
+
 @pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)
-def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+def target(request: pytest.FixtureRequest) -> Target:
     """Every implementation of the public functions in turn, active while its tests run."""
-    with active(request.param) as chosen:
-        yield chosen
+    return request.param
 
 
 @pytest.fixture(scope="module", params=OPERATOR_TARGETS, ids=lambda target: target.name)
-def operator_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+def operator_target(request: pytest.FixtureRequest) -> Target:
     """As `target`, without the plain PyTorch reference."""
-    with active(request.param) as chosen:
-        yield chosen
+    return request.param
 
 
 @pytest.fixture(
@@ -45,7 +51,6 @@ def operator_target(request: pytest.FixtureRequest) -> Iterator[Target]:
     params=[target for target in TARGETS if target.device.type == "cpu"],
     ids=lambda target: target.name,
 )
-def host_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+def host_target(request: pytest.FixtureRequest) -> Target:
     """As `target`, on CPU tensors only: there label values are looked at before the work."""
-    with active(request.param) as chosen:
-        yield chosen
+    return request.param
