@@ -85,8 +85,7 @@ class FileDataset(SegmentationDataset):
         file = self.files[index]
         image = read_image(file.image)
         if file.labels is None:
-            labels = np.full(image.shape[:2], self.ignore_index, np.uint8)
-            return Sample(image, labels, file.name)
+            return Sample(image, np.full_like(image[..., 0], self.ignore_index), file.name)
         labels = self.decode_labels(file.labels)
         (rows, columns), (height, width) = labels.shape, image.shape[:2]
         if (rows, columns) != (height, width):

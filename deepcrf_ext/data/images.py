@@ -48,6 +48,8 @@ def read_image(path: str | Path) -> np.ndarray:
         if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
             grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
         return np.array(upright.convert("RGB"))
 
 

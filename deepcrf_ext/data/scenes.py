@@ -41,6 +41,9 @@ LABEL_COLOURS: dict[str, Colour] = {
 SKY, WATER, HILL, GROUND, SUN, BUOY, TREE, BUSH, TRUNK, PERSON, STATUE, PEDESTAL = range(12)
 
 LENGTHS = {"train": 256, "val": 64, "test": 64}
+# Part of every image's seed: keeps its generator apart from those of training, which are seeded
+# with (seed, epoch, index).
+_STREAM = 20150401
 
 # Bands from top to bottom, each with the range of its share of the height.
 _BLUE, _RIDGE, _SHORE = (0.6, 2.0), (0.2, 0.45), (0.4, 1.5)
@@ -117,7 +120,8 @@ class Scenes(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         position = range(len(self))[index]  # IndexError past the end
-        random = np.random.default_rng((self.seed, list(LENGTHS).index(self.split), position))
+        split = list(LENGTHS).index(self.split)
+        random = np.random.default_rng((self.seed, split, position, _STREAM))
         image, labels = render(random, *self.size)
         return Sample(image, labels, f"{self.split}_{position:04d}")
 
@@ -217,6 +221,9 @@ def _draw_bands(canvas: _Canvas) -> list[tuple[int, float, float]]:
     layout = _LAYOUTS[canvas.random.choice(len(_LAYOUTS), p=_LAYOUT_PROBABILITIES)]
     shares = np.array([canvas.uniform(*share) for _, share in layout])
     edges = np.concatenate([[0.0], np.cumsum(shares / shares.sum()) * 96])
+    for index, (label, _) in enumerate(layout):
+        if label == HILL:  # high enough that no wave of the next band reaches the sky
+            edges[index + 1] = max(edges[index + 1], edges[index] + 11)
     bands = []
     for (label, _), top, bottom in zip(layout, edges[:-1], edges[1:], strict=True):
         _BANDS[label](canvas, float(top), label)
