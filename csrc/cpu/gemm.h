@@ -21,18 +21,25 @@ inline void gemm_block(int64_t depth,
                        T* c,  // [Rows, Vectors * lanes], rows c_row apart
                        int64_t c_row) {
   Vec<T> sum[Rows][Vectors];
+#pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) sum[m][n] = load(c + m * c_row + n * kLanes<T>);
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> row[Vectors];
+#pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) row[n] = load(b + k * b_row + n * kLanes<T>);
+#pragma GCC unroll 8
     for (int m = 0; m < Rows; ++m) {
       const T scalar = a[m * a_row + k * a_step];
+#pragma GCC unroll 4
       for (int n = 0; n < Vectors; ++n) sum[m][n] += scalar * row[n];
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) store(c + m * c_row + n * kLanes<T>, sum[m][n]);
   }
 }

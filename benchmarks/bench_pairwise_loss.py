@@ -1,0 +1,109 @@
+"""Pairwise loss, forward and backward: this package against plain PyTorch.
+
+    python benchmarks/bench_pairwise_loss.py [--device cuda] \\
+        [--cases '["28x36 K=21 D=512 bfloat16"]']
+
+Every version computes the E·D·K² product three times (energies, gradient of the hidden vectors,
+gradient of W): 6·E·D·K² operations. Eager PyTorch keeps several E·K² arrays; this package one tile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from contenders import loss_chunked, loss_eager
+from harness import (
+    copy_bandwidth,
+    matmul_rate,
+    measure,
+    plot_scaling,
+    print_table,
+    sweep,
+    write_results,
+)
+from jsonargparse import auto_cli
+from problems import Case, make_problem
+
+import deepcrf_ext as dc
+
+CASES = tuple(
+    case
+    for dtype in ("float32", "bfloat16")
+    for case in (
+        Case(14, 18, 21, dtype=dtype),
+        Case(28, 36, 21, dtype=dtype),
+        Case(28, 36, 60, dtype=dtype),
+    )
+)
+CONTENDERS: dict[str, Callable[..., Any]] = {
+    "deepcrf_ext": dc.pairwise_nll,
+    "eager": loss_eager,
+    "torch.compile": torch.compile(loss_eager),
+    "chunked": loss_chunked,
+}
+
+
+def operations(case: Case) -> float:
+    """Multiplications and additions of forward and backward."""
+    return 6.0 * case.num_edges() * case.features * case.labels**2
+
+
+def needed_bytes(case: str, contender: str) -> float:
+    """Memory that a contender is known to need, as a multiple of the tables of energies."""
+    return 4.0 * Case.parse(case).table_bytes() if contender in ("eager", "torch.compile") else 0.0
+
+
+def run_worker(case: Case, contender: str, device: torch.device, seconds: float) -> None:
+    potential, _, labels = make_problem(case, device, requires_grad=True)
+    parameters = (potential.source, potential.target, potential.weight, potential.bias)
+    loss = CONTENDERS[contender]
+
+    def step() -> None:
+        torch.autograd.grad(loss(potential, labels), parameters)
+
+    print(json.dumps(measure(step, device, seconds)))
+
+
+def main(
+    device: str = "cpu",
+    cases: Sequence[str] = tuple(case.name for case in CASES),
+    contenders: Sequence[str] = tuple(CONTENDERS),
+    seconds: float = 2.0,
+    worker: bool = False,
+) -> None:
+    """Measures, prints a table and writes results/pairwise_loss-DEVICE.json and .png.
+
+    Args:
+        device: cpu or cuda.
+        cases: sizes, as "HEIGHTxWIDTH K=labels D=features dtype".
+        contenders: which of deepcrf_ext, eager, torch.compile, chunked.
+        seconds: time to repeat each measurement for.
+        worker: measure the one case and contender in this process.
+    """
+    where = torch.device(device)
+    if worker:
+        run_worker(Case.parse(cases[0]), contenders[0], where, seconds)
+        return
+    measurements = sweep(__file__, device, cases, contenders, seconds, needed_bytes)
+    print_table("pairwise loss, forward and backward", measurements, "eager")
+    ceilings = {
+        "copy_bytes_per_second": copy_bandwidth(where),
+        "float32_matmul_operations_per_second": matmul_rate(where, torch.float32),
+        "bfloat16_matmul_operations_per_second": matmul_rate(where, torch.bfloat16),
+    }
+    work = {case.name: operations(case) for case in map(Case.parse, cases)}
+    print(write_results("pairwise_loss", where, measurements, ceilings=ceilings, operations=work))
+    edges = {
+        case.name: case.num_edges()
+        for case in map(Case.parse, cases)
+        if case.labels == 21 and case.dtype == "float32"
+    }
+    if edges:
+        print(plot_scaling("pairwise_loss", where, measurements, edges))
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,70 @@
+"""Random problems of the sizes that the benchmarks run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import deepcrf_ext as dc
+
+
+@dataclass(frozen=True)
+class Case:
+    """A surrounding relation over height x width nodes, K labels and D hidden features."""
+
+    height: int
+    width: int
+    labels: int
+    features: int = 512
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """What tables and records call it."""
+        return f"{self.height}x{self.width} K={self.labels} D={self.features} {self.dtype}"
+
+    @classmethod
+    def parse(cls, name: str) -> Case:
+        """The case that `name` was made from."""
+        grid, labels, features, dtype = name.split()
+        height, width = grid.split("x")
+        return cls(int(height), int(width), int(labels[2:]), int(features[2:]), dtype)
+
+    def graph(self, device: torch.device) -> dc.EdgeGraph:
+        """Its edges."""
+        box = dc.RangeBox.surrounding(self.height, self.width)
+        return dc.EdgeGraph.from_range_box(self.height, self.width, box, device)
+
+    def num_edges(self) -> int:
+        """E."""
+        return self.graph(torch.device("cpu")).num_edges
+
+    def table_bytes(self) -> int:
+        """What the materialised energies take."""
+        return self.num_edges() * self.labels**2 * getattr(torch, self.dtype).itemsize
+
+
+def make_problem(
+    case: Case, device: torch.device, requires_grad: bool
+) -> tuple[dc.FactoredPotential, Tensor, Tensor]:
+    """A potential, unary energies [N, K] and labels [N]; same seed, same numbers."""
+    torch.manual_seed(0)
+    graph = case.graph(device)
+    nodes, labels, features = graph.num_nodes, case.labels, case.features
+    dtype = getattr(torch, case.dtype)
+
+    def leaf(*size: int, scale: float = 1.0) -> Tensor:
+        value = (torch.randn(size) * scale).to(device, dtype)
+        return value.requires_grad_(requires_grad)
+
+    potential = dc.FactoredPotential(
+        graph,
+        leaf(nodes, features),
+        leaf(nodes, features),
+        leaf(labels, labels, features, scale=features**-0.5),
+        leaf(labels, labels),
+    )
+    unary = torch.randn(nodes, labels).to(device, dtype)
+    return potential, unary, torch.randint(labels, (nodes,)).to(device)

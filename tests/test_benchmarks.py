@@ -1,0 +1,59 @@
+"""The benchmarks run, and their plain PyTorch contenders compute what the operators compute."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepcrf_ext as dc
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+CASE = "5x6 K=3 D=8 float32"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+
+
+def test_contenders_agree_with_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    import contenders
+    from problems import Case, make_problem
+
+    monkeypatch.setattr(contenders, "CHUNK", 37)
+    potential, unary, labels = make_problem(Case.parse(CASE), torch.device("cpu"), True)
+    with torch.no_grad():
+        expected = dc.mean_field(unary, [potential], 2)
+        for mean_field in (contenders.mean_field_eager, contenders.mean_field_chunked):
+            torch.testing.assert_close(mean_field(unary, potential, 2), expected)
+    parameters = (potential.source, potential.target, potential.weight, potential.bias)
+    expected_loss = dc.pairwise_nll(potential, labels)
+    expected_gradients = torch.autograd.grad(expected_loss, parameters)
+    for loss_of in (contenders.loss_eager, contenders.loss_chunked):
+        loss = loss_of(potential, labels)
+        torch.testing.assert_close(loss, expected_loss)
+        torch.testing.assert_close(torch.autograd.grad(loss, parameters), expected_gradients)
+
+
+@pytest.mark.parametrize("name", ["edges", "meanfield", "pairwise_loss"])
+def test_benchmark_writes_its_record(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    benchmark = __import__(f"bench_{name}")
+    benchmark.main(cases=[CASE], contenders=["deepcrf_ext", "eager"], seconds=0.0)
+    record = json.loads((tmp_path / f"{name}-cpu.json").read_text())
+    assert [(m["case"], m["contender"]) for m in record["measurements"]] == [
+        (CASE, "deepcrf_ext"),
+        (CASE, "eager"),
+    ]
+    assert all(m["median"] > 0 and m["repeats"] >= 3 for m in record["measurements"])
+    assert record["machine"]["commit"]
+    assert record["ceilings"]["copy_bytes_per_second"] > 0
+    assert CASE in capsys.readouterr().out
