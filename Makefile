@@ -1,4 +1,4 @@
-# make install | train | test | lint, each from a fresh clone. Nothing is redone without need.
+# make install | train | test | lint | sanitize, each from a fresh clone. Nothing is redone without need.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install train test lint
+.PHONY: install train test lint sanitize
 
 install: .venv/installed
 
@@ -21,6 +21,18 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+# The operator tests over a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: install
+	$(BIN)/cmake -S . -B build/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DDEEPCRF_CUDA=off -DDEEPCRF_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitized
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests DEEPCRF_EXTENSION_FOLDER=build/sanitized/module \
+	  $(BIN)/python -m pytest -p extension_folder -k "not cuda and not compile" \
+	  tests/test_operators.py tests/test_pairwise_nll.py tests/test_pairwise_messages.py \
+	  tests/test_mean_field.py tests/test_pseudo_likelihood.py tests/test_range_box_edges.py
 
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'
