@@ -114,7 +114,8 @@ class ModelConfig:
         head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
         batch_norm: Normalise after every convolution.
         scales: Factors of the image pyramid, largest first.
-        hidden: Width of the hidden layer of each potential.
+        hidden: Width of the hidden layer of a unary.
+        pairwise_hidden: Width of the hidden layer of a pairwise potential.
         relations: Pairwise relations by name.
         potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
             on the largest scale alone) and names of relations. Null means all of them.
@@ -128,7 +129,8 @@ class ModelConfig:
     head_widths: tuple[int, ...] = (128, 128)
     batch_norm: bool = True
     scales: tuple[float, ...] = (1.2, 0.8, 0.4)
-    hidden: int = 128
+    hidden: int = 64
+    pairwise_hidden: int = 128
     relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
     potentials: tuple[str, ...] | None = None
     iterations: int = 2
@@ -220,6 +222,9 @@ class TrainConfig:
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
             device has instructions for it.
+        warm_start: Share of the epochs that train the unaries alone; then the network of every
+            relation starts from the unary's, as if neighbours were independent. 0 trains all from
+            the start, as the paper does from VGG-16 weights.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
             torchvision's.
         validate_every: Epochs between measurements on the validation images; the last epoch is
@@ -231,11 +236,12 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     output: Path | None = None
-    epochs: int = 12
+    epochs: int = 14
     batch_size: int = 8
     seed: int = 0
     device: str = "auto"
     amp: bool | None = None
+    warm_start: float = 0.6
     vgg_weights: str | None = None
     validate_every: int = 2
     save_minutes: float = 10.0
@@ -244,6 +250,13 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 0 <= self.warm_start < 1:
+            raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
+        if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:
+            raise InputError(
+                f"model.pairwise_hidden: {self.model.pairwise_hidden} must be at least twice "
+                f"model.hidden, {self.model.hidden}, for a warm start"
+            )
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} must not be negative")
         if self.save_minutes <= 0:
@@ -260,11 +273,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.head_widths": (4096, 512, 512),
         "model.batch_norm": False,
         "model.hidden": 512,
+        "model.pairwise_hidden": 512,
         "optim.lr": 1e-3,
         "optim.lr_initialised": 1e-4,
         "optim.schedule": "exponential",
         "data.crop": (450, 600),
         "epochs": 60,
+        "warm_start": 0.0,
         "batch_size": 2,
     },
 }

@@ -83,6 +83,22 @@ class DeepCRF(nn.Module):
     def _num_scales(self, name: str) -> int:
         return 1 if name == "unary_1scale" else len(self.config.scales)
 
+    def unary_names(self) -> tuple[str, ...]:
+        """Names of the unary potentials."""
+        return tuple(name for name in self.potential_names if name not in self.config.relations)
+
+    def can_warm_start(self) -> bool:
+        """Whether there is a unary for the relations to start from, and a relation."""
+        return "unary" in self.potential_names and self.unary_names() != self.potential_names
+
+    def start_relations_from_unary(self) -> None:
+        """Starts the network of every relation from the unary's (`PairwiseNet.start_from`)."""
+        unary = self.parts[self.potential_names.index("unary")]
+        assert isinstance(unary, UnaryNet)
+        for network in self.parts:
+            if isinstance(network, PairwiseNet):
+                network.start_from(unary)
+
     def rows(self) -> dict[str, Row]:
         """The rows of the ablation that this model has all potentials for."""
         have = set(self.potential_names)

@@ -42,15 +42,39 @@ class PairwiseNet(nn.Module):
         super().__init__()
         self.part = VGGPart(config)
         features = num_scales * self.part.channels
-        self.source = nn.Linear(features, config.hidden)
-        self.target = nn.Linear(features, config.hidden, bias=False)
+        self.source = nn.Linear(features, config.pairwise_hidden)
+        self.target = nn.Linear(features, config.pairwise_hidden, bias=False)
         bound = (2 * features) ** -0.5
         for parameter in (self.source.weight, self.source.bias, self.target.weight):
             nn.init.uniform_(parameter, -bound, bound)
-        bound = config.hidden**-0.5
+        bound = config.pairwise_hidden**-0.5
         size = (num_classes, num_classes)
-        self.weight = nn.Parameter(torch.empty(*size, config.hidden).uniform_(-bound, bound))
+        self.weight = nn.Parameter(
+            torch.empty(*size, config.pairwise_hidden).uniform_(-bound, bound)
+        )
         self.bias = nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+
+    @torch.no_grad()
+    def start_from(self, unary: UnaryNet) -> None:
+        """Starts from a trained unary on the same scales, as if two nodes were independent.
+
+        The features are copied, and V_pq(k, j) becomes U_p(k) + U_q(j): some hidden units see p
+        alone, as many q alone. Training then adds what the labels say of each other. Further
+        units start without a say. Needs ``pairwise_hidden >= 2 * hidden``.
+        """
+        self.part.load_state_dict(unary.part.state_dict())
+        count = unary.hidden.out_features
+        first, second = slice(0, count), slice(count, 2 * count)
+        for parameter in (self.source.weight, self.target.weight, self.source.bias):
+            parameter[: 2 * count] = 0
+        self.source.weight[first] = unary.hidden.weight
+        self.target.weight[second] = unary.hidden.weight
+        self.source.bias[first] = unary.hidden.bias
+        self.source.bias[second] = unary.hidden.bias
+        self.weight.zero_()
+        self.weight[:, :, first] = unary.output.weight[:, None]
+        self.weight[:, :, second] = unary.output.weight[None]
+        self.bias.copy_(unary.output.bias[:, None] + unary.output.bias)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The two projections of every node, each float32 [B, h, w, D]."""

@@ -27,12 +27,16 @@ from deepcrf_ext.training.validation import validate
 
 @dataclass
 class Progress:
-    """How far a run is: `batch` batches of `epoch` and `step` steps in all are done."""
+    """How far a run is: `batch` batches of `epoch` and `step` steps in all are done.
+
+    warming_up: the relations have not started yet.
+    """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     best: float = -1.0
+    warming_up: bool = False
     loss_sums: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,7 +67,7 @@ class Trainer:
             self.model, config.optim, from_vgg=config.vgg_weights is not None
         )
         self.schedule = make_schedule(self.optimiser, config.optim, config.epochs, self.per_epoch)
-        self.progress = Progress()
+        self.progress = Progress(warming_up=config.warm_start > 0 and self.model.can_warm_start())
         self.folder = Path()
         self.last_saved = time.monotonic()
 
@@ -118,6 +122,9 @@ class Trainer:
     def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog, stop: StopRequest) -> bool:
         """The rest of the epoch, its validation and checkpoint; False when asked to stop."""
         progress, config = self.progress, self.config
+        if progress.warming_up and progress.epoch >= int(config.warm_start * config.epochs):
+            self.model.start_relations_from_unary()
+            progress.warming_up = False
         self.model.train()
         bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
         for images, labels in epoch_batches(self.train_set, config, progress.epoch, progress.batch):
@@ -133,7 +140,10 @@ class Trainer:
         improved = False
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             bar.set_description("validating")
-            scores = validate(self.model, self.val_set, config.amp, lambda: stop.signal is not None)
+            trained = self._trained_potentials()
+            scores = validate(
+                self.model, self.val_set, config.amp, trained, lambda: stop.signal is not None
+            )
             if scores is None:
                 return False
             means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
@@ -150,14 +160,20 @@ class Trainer:
                 },
             )
             bar.write(_summary(progress.epoch + 1, means, result), file=None)
-            final = list(result.values())[-1]
-            improved = final > progress.best
-            progress.best = max(final, progress.best)
+            if trained == self.model.potential_names:
+                final = list(result.values())[-1]
+                improved = final > progress.best
+                progress.best = max(final, progress.best)
         progress.epoch, progress.batch, progress.loss_sums = progress.epoch + 1, 0, {}
         if improved:
             self.save("best.pt")
         self.save("last.pt")
         return True
+
+    def _trained_potentials(self) -> tuple[str, ...]:
+        """The potentials that this epoch trains."""
+        model = self.model
+        return model.unary_names() if self.progress.warming_up else model.potential_names
 
     def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """One optimiser step; potentials are independent, so each runs its backward pass alone."""
@@ -166,13 +182,14 @@ class Trainer:
         self.optimiser.zero_grad()
         pyramid = self.model.pyramid(images)
         results: list[Tensor] = []
-        for name in self.model.potential_names:
+        names = self._trained_potentials()
+        for name in names:
             with autocast(self.device, self.config.amp):
                 loss = self.model.loss(name, pyramid, labels)
             loss.backward()
             results.append(loss.detach())
         values = torch.stack(results).tolist()
-        losses = dict(zip(self.model.potential_names, values, strict=True))
+        losses = dict(zip(names, values, strict=True))
         for name, value in losses.items():
             if not abs(value) < float("inf"):
                 raise TrainingError(

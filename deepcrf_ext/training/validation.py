@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,22 @@ def predict_rows(
 
 
 def validate(
-    model: DeepCRF, dataset: SegmentationDataset, amp: bool | None, stop: Callable[[], bool]
+    model: DeepCRF,
+    dataset: SegmentationDataset,
+    amp: bool | None,
+    trained: Sequence[str],
+    stop: Callable[[], bool],
 ) -> dict[str, Scores] | None:
     """Scores of `validation_rows` over a data set at full size; None when `stop` says so.
 
-    Leaves the model in eval mode.
+    Rows with a potential that is not among `trained` are left out. Leaves the model in eval mode.
     """
     model.eval()
-    rows = validation_rows(model)
+    rows = {
+        title: row
+        for title, row in validation_rows(model).items()
+        if set(row.potentials) <= set(trained)
+    }
     metrics = {title: SegmentationMetrics(dataset.num_classes) for title in rows}
     for index in range(len(dataset)):
         if stop():
