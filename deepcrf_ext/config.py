@@ -236,7 +236,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     output: Path | None = None
-    epochs: int = 14
+    epochs: int = 12
     batch_size: int = 8
     seed: int = 0
     device: str = "auto"
