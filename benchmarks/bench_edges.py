@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from cases import Case
 from harness import Measurement, copy_bandwidth, measure, print_table, sweep, write_results
 from jsonargparse import auto_cli
-from problems import Case
 
 import deepcrf_ext as dc
 

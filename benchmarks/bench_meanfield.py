@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from cases import Case, make_problem
 from contenders import mean_field_chunked, mean_field_eager
 from harness import (
     copy_bandwidth,
@@ -25,7 +26,6 @@ from harness import (
     write_results,
 )
 from jsonargparse import auto_cli
-from problems import Case, make_problem
 
 import deepcrf_ext as dc
 

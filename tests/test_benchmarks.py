@@ -22,7 +22,7 @@ def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_contenders_agree_with_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     import contenders
-    from problems import Case, make_problem
+    from cases import Case, make_problem
 
     monkeypatch.setattr(contenders, "CHUNK", 37)
     potential, unary, labels = make_problem(Case.parse(CASE), torch.device("cpu"), True)
