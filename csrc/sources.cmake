@@ -5,7 +5,10 @@ set(DEEPCRF_CPU_VECTOR_SOURCES
     cpu/range_box_edges.cpp
     cpu/pairwise_messages.cpp
     cpu/mean_field.cpp
-    cpu/pairwise_nll.cpp)
+    cpu/pairwise_nll.cpp
+    cpu/permutohedral_lattice.cpp
+    cpu/permutohedral_filter.cpp
+    cpu/dense_crf.cpp)
 
 # Compiled once, for the portable instruction set.
 set(DEEPCRF_CPU_SOURCES
@@ -19,9 +22,15 @@ set(DEEPCRF_BINDING_SOURCES
     bindings/range_box_edges.cpp
     bindings/pairwise_messages.cpp
     bindings/mean_field.cpp
-    bindings/pairwise_nll.cpp)
+    bindings/pairwise_nll.cpp
+    bindings/permutohedral_filter.cpp
+    bindings/dense_crf.cpp)
 
 list(TRANSFORM DEEPCRF_CPU_VECTOR_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_BINDING_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+
+# Every instruction set places features in the same simplex, to the last bit.
+set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/cpu/permutohedral_lattice.cpp
+    PROPERTIES COMPILE_OPTIONS -ffp-contract=off)

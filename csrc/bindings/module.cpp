@@ -20,6 +20,8 @@ void bind_range_box_edges(py::module_& module);
 void bind_pairwise_messages(py::module_& module);
 void bind_mean_field(py::module_& module);
 void bind_pairwise_nll(py::module_& module);
+void bind_permutohedral_filter(py::module_& module);
+void bind_dense_crf(py::module_& module);
 
 namespace {
 
@@ -68,4 +70,6 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
   bind_pairwise_messages(module);
   bind_mean_field(module);
   bind_pairwise_nll(module);
+  bind_permutohedral_filter(module);
+  bind_dense_crf(module);
 }

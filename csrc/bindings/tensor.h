@@ -52,8 +52,8 @@ class Tensor {
   int64_t size(size_t dimension) const { return shape_.at(dimension); }
 
   DType dtype() const {
-    for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::int32, DType::int64,
-                        DType::uint8, DType::boolean}) {
+    for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::int16, DType::int32,
+                        DType::int64, DType::uint8, DType::boolean}) {
       if (dtype_ == concatenate("torch.", dtype_name(dtype))) return dtype;
     }
     throw Error(concatenate(name_, " must have a supported dtype, got ", dtype_));

@@ -9,7 +9,7 @@
 
 namespace deepcrf {
 
-enum class DType { float32, float64, bfloat16, int32, int64, uint8, boolean };
+enum class DType { float32, float64, bfloat16, int16, int32, int64, uint8, boolean };
 
 // The 16 high bits of a float32; conversion from float rounds to nearest even and keeps NaN.
 struct bfloat16 {
@@ -54,6 +54,7 @@ struct DTypeOf;
 template <> struct DTypeOf<float>    { static constexpr DType value = DType::float32; };
 template <> struct DTypeOf<double>   { static constexpr DType value = DType::float64; };
 template <> struct DTypeOf<bfloat16> { static constexpr DType value = DType::bfloat16; };
+template <> struct DTypeOf<int16_t>  { static constexpr DType value = DType::int16; };
 template <> struct DTypeOf<int32_t>  { static constexpr DType value = DType::int32; };
 template <> struct DTypeOf<int64_t>  { static constexpr DType value = DType::int64; };
 template <> struct DTypeOf<uint8_t>  { static constexpr DType value = DType::uint8; };
@@ -65,6 +66,7 @@ inline const char* dtype_name(DType dtype) {
     case DType::float32: return "float32";
     case DType::float64: return "float64";
     case DType::bfloat16: return "bfloat16";
+    case DType::int16: return "int16";
     case DType::int32: return "int32";
     case DType::int64: return "int64";
     case DType::uint8: return "uint8";

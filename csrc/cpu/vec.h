@@ -39,6 +39,10 @@ struct VecType<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
 };
+template <>
+struct VecType<int32_t> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+};
 
 template <typename T>
 using Vec = typename VecType<T>::type;
@@ -107,24 +111,30 @@ inline T horizontal_max(Vec<T> v) {
   return lanes[0];
 }
 
-// exp(x) for x <= 0 (what a softmax needs): exact zero below the smallest normal number.
-// Cody-Waite reduction by ln 2, then a polynomial on [-ln2/2, ln2/2]; relative error < 2 ulp.
-inline Vec<float> exp_nonpositive(Vec<float> x) {
-  const Vec<float> magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> shifted = x * 1.44269504088896341f + magic;
-  const Vec<float> n = shifted - magic;
-  Vec<float> r = x - n * 0.693359375f;
+// exp(x) for x <= 0 (what a softmax needs): exact zero below the smallest normal number. For
+// vectors of any number of floats, and of as many int32_t. Cody-Waite reduction by ln 2, then a
+// polynomial on [-ln2/2, ln2/2]; relative error < 2 ulp.
+template <typename Float, typename Int>
+inline Float exp_nonpositive_lanes(Float x) {
+  const Float magic = 12582912.0f - Float{};  // 1.5 * 2^23: adding it rounds to an integer
+  const Float shifted = x * 1.44269504088896341f + magic;
+  const Float n = shifted - magic;
+  Float r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  Vec<float> p = broadcast(1.9875691500e-4f);
+  Float p = 1.9875691500e-4f - Float{};
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const IntVec<float> exponent = ((IntVec<float>)shifted + (127 - 0x4B400000)) << 23;
-  const Vec<float> result = p * (Vec<float>)exponent;
-  return x < -87.0f ? Vec<float>{} : result;
+  const Int exponent = ((Int)shifted + (127 - 0x4B400000)) << 23;
+  const Float result = p * (Float)exponent;
+  return x < -87.0f ? Float{} : result;
+}
+
+inline Vec<float> exp_nonpositive(Vec<float> x) {
+  return exp_nonpositive_lanes<Vec<float>, IntVec<float>>(x);
 }
 
 inline Vec<double> exp_nonpositive(Vec<double> x) {

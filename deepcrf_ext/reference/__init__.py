@@ -4,16 +4,21 @@ They define what the operators compute. Every floating-point dtype and device is
 work is done in the dtype of the arguments.
 """
 
+from deepcrf_ext.reference.dense_crf import dense_crf
 from deepcrf_ext.reference.mean_field import mean_field
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 from deepcrf_ext.reference.pairwise_nll import pairwise_nll
+from deepcrf_ext.reference.permutohedral_filter import gaussian_filter, permutohedral_filter
 from deepcrf_ext.reference.pseudo_likelihood import pseudo_likelihood_nll
 from deepcrf_ext.reference.range_box_edges import range_box_edges
 
 __all__ = [
+    "dense_crf",
+    "gaussian_filter",
     "mean_field",
     "pairwise_messages",
     "pairwise_nll",
+    "permutohedral_filter",
     "pseudo_likelihood_nll",
     "range_box_edges",
 ]

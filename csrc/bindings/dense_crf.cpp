@@ -1,0 +1,52 @@
+#include "ops/dense_crf.h"
+
+#include "bindings/lattice.h"
+
+namespace deepcrf {
+
+namespace {
+
+// Each kernel is (lattice, splat_scale, slice_scale, compatibility).
+void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterations,
+               const py::object& marginals, int num_threads, uintptr_t stream) {
+  const Tensor energies(unary, "unary");
+  energies.expect_shape({-1, -1});
+  const Device device = energies.device();
+  const DType dtype = energies.dtype();
+  const int64_t K = energies.size(0), N = energies.size(1);
+  DEEPCRF_CHECK(K > 0 && N > 0, "unary: got K = ", K, ", N = ", N, ", must be positive");
+  DEEPCRF_CHECK(iterations >= 0, "iterations: got ", iterations, ", must not be negative");
+
+  std::vector<DenseKernel> dense;
+  for (const py::handle& handle : kernels) {
+    const py::tuple kernel = handle.cast<py::tuple>();
+    expect_count(kernel, 4, "kernel");
+    const PermutohedralLattice lattice =
+        permutohedral_lattice_view(kernel[0].cast<py::tuple>(), device);
+    DEEPCRF_CHECK(lattice.num_values == N, "lattice: got ", lattice.num_values,
+                  " positions, must be ", N);
+    const int64_t dim = kernel[3].attr("dim")().cast<int64_t>();
+    DEEPCRF_CHECK(dim >= 0 && dim <= 2, "compatibility: got ", dim, " dimensions, must be 0 to 2");
+    void* compatibility = dim == 0   ? untyped(kernel[3], "compatibility", dtype, device, {})
+                          : dim == 1 ? untyped(kernel[3], "compatibility", dtype, device, {K})
+                                     : untyped(kernel[3], "compatibility", dtype, device, {K, K});
+    dense.push_back({lattice, untyped(kernel[1], "splat_scale", dtype, device, {N}),
+                     untyped(kernel[2], "slice_scale", dtype, device, {N}), dim, compatibility});
+  }
+  const DenseCRFArguments arguments = {dtype,
+                                       K,
+                                       N,
+                                       iterations,
+                                       energies.untyped_data(),
+                                       untyped(marginals, "marginals", dtype, device, {K, N})};
+  DEEPCRF_LAUNCH_CPU(device, dense_crf, dense, arguments, execution_context(num_threads, stream));
+}
+
+}  // namespace
+
+void bind_dense_crf(py::module_& module) {
+  module.def("dense_crf", &dense_crf, py::arg("kernels"), py::arg("unary"), py::arg("iterations"),
+             py::arg("marginals"), py::arg("num_threads"), py::arg("stream"));
+}
+
+}  // namespace deepcrf

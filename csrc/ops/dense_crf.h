@@ -1,0 +1,36 @@
+// Mean field of the dense CRF (Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs
+// with Gaussian Edge Potentials", 2011; deepcrf_ext/ops/dense_crf.py).
+#pragma once
+
+#include <vector>
+
+#include "ops/permutohedral.h"
+
+namespace deepcrf {
+
+// One Gaussian kernel between all pairs of positions. Its message to position i is
+//   compatibility @ (slice_scale[i] * filter(splat_scale * Q)[i]).
+struct DenseKernel {
+  PermutohedralLattice lattice;
+  const void* splat_scale;    // [N]
+  const void* slice_scale;    // [N]
+  int64_t compatibility_dim;  // 0: Potts, -weight * identity; 1: a diagonal; 2: a matrix
+  const void* compatibility;  // [], [K] or [K, K]
+};
+
+struct DenseCRFArguments {
+  DType dtype;  // of everything
+  int64_t num_labels;
+  int64_t num_values;
+  int64_t iterations;
+  const void* unary;  // [K, N]
+  void* marginals;    // [K, N]
+};
+
+namespace cpu {
+// Throws Error where unary holds NaN or -inf, or nothing finite at a position.
+void dense_crf(const std::vector<DenseKernel>& kernels, const DenseCRFArguments& arguments,
+               const ExecutionContext& ctx);
+}  // namespace cpu
+
+}  // namespace deepcrf

@@ -1,0 +1,89 @@
+"""The dense CRF in plain PyTorch (Krähenbühl and Koltun 2011)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.checks import check_iterations
+from deepcrf_ext.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
+from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
+from deepcrf_ext.tensor_checks import check_floating, check_tensor
+
+Filter = Callable[[Tensor], Tensor]
+
+
+def dense_crf(
+    unary: Tensor,
+    image: Tensor,
+    params: DenseCRFParams | None = None,
+    iterations: int = 10,
+    exact: bool = False,
+) -> Tensor:
+    """Marginals of a dense CRF over the pixels of images, by mean field.
+
+    Args:
+        unary: energies, [B, K, H, W], floating point.
+        image: RGB in 0..255, [B, 3, H, W], uint8 or floating point.
+        params: widths and weights of the kernels; None for the defaults.
+        iterations: the number of updates, >= 0.
+        exact: sum over all (H · W)² pairs of pixels instead of filtering on a lattice.
+
+    Returns:
+        [B, K, H, W] in the dtype of ``unary``.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    params = DenseCRFParams() if params is None else params
+    sizes: dict[str, int] = {"3": 3}
+    check_tensor("unary", unary, "B K H W", sizes)
+    check_floating("unary", unary)
+    check_tensor("image", image, "B 3 H W", sizes)
+    check_iterations(iterations)
+    height, width = image.shape[2:]
+    results = []
+    for energies, one in zip(unary.flatten(2).mT, image, strict=True):
+        kernels = [
+            (
+                gaussian_features(height, width, params.gaussian_sxy, image.device),
+                params.gaussian_weight,
+            ),
+            (
+                bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb),
+                params.bilateral_weight,
+            ),
+        ]
+        filters = [
+            (_normalised(_gaussian(planes.t(), exact), energies), weight)
+            for planes, weight in kernels
+        ]
+        marginals = (-energies).softmax(1)
+        for _ in range(iterations):
+            total = energies
+            for smooth, weight in filters:
+                message = smooth(marginals)
+                if params.compatibility is None:
+                    total = total - weight * message
+                else:
+                    total = total + weight * (message @ params.compatibility.to(total.dtype).t())
+            marginals = (-total).softmax(1)
+        results.append(marginals.t())
+    return torch.stack(results).view(unary.shape)
+
+
+def _gaussian(features: Tensor, exact: bool) -> Filter:
+    return (
+        partial(gaussian_filter, features=features)
+        if exact
+        else PermutohedralLattice(features).filter
+    )
+
+
+def _normalised(smooth: Filter, energies: Tensor) -> Filter:
+    """The filter divided by the roots of its row sums, before and after."""
+    scale = (smooth(torch.ones_like(energies[:, :1])) + 1e-20).rsqrt()
+    return lambda marginals: scale * smooth(scale * marginals)

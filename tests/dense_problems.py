@@ -1,0 +1,37 @@
+"""Images and energies for the tests of the dense CRF."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from targets import TARGETS
+from torch import Tensor
+
+# What has a dense CRF: the reference and the CPU.
+every_target = pytest.mark.parametrize(
+    "target",
+    [target for target in TARGETS if target.name in ("reference", "cpu")],
+    ids=lambda target: target.name,
+)
+
+
+def scene(
+    height: int, width: int, num_labels: int, *, batch: int = 1, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Noisy energies float32 [B, K, H, W] of coloured rectangles, and their image uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.zeros(batch, 3, height, width)
+    labels = torch.zeros(batch, height, width, dtype=torch.int64)
+    for b in range(batch):
+        for _ in range(6):
+            top, left = (
+                int(torch.randint(size, (), generator=generator)) for size in (height, width)
+            )
+            label = int(torch.randint(num_labels, (), generator=generator))
+            colour = torch.randint(256, (3, 1, 1), generator=generator).float()
+            labels[b, top:, left:] = label
+            image[b, :, top:, left:] = colour
+    image += 6 * torch.randn(image.shape, generator=generator)
+    energies = torch.randn(batch, num_labels, height, width, generator=generator)
+    energies.scatter_add_(1, labels[:, None], torch.full_like(energies[:, :1], -1.5))
+    return energies, image.clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,287 @@
+"""The dense CRF and its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_close
+from dense_problems import every_target, scene
+from targets import Target
+from torch import Tensor
+
+from deepcrf_ext import (
+    DenseCRFLattices,
+    DenseCRFParams,
+    dense_crf,
+    reference,
+    unary_from_labels,
+    unary_from_probabilities,
+)
+from deepcrf_ext.dense_crf_params import PRESETS
+from deepcrf_ext.ops.dense_crf import DenseKernel, dense_crf_marginals
+
+SMALL = DenseCRFParams(bilateral_sxy=20)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 5, 11, 16, 21, 32, 40, 150])
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_accuracy(num_labels: int, iterations: int) -> None:
+    unary, image = scene(13, 17, num_labels)
+    result = dense_crf(unary, image, SMALL, iterations)
+    wanted = reference.dense_crf(unary.double(), image, SMALL, iterations)
+    assert_close(result.double().float(), wanted.float())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_presets_and_dtypes(preset: str, dtype: torch.dtype) -> None:
+    unary, image = scene(21, 30, 6, batch=2)
+    unary = unary.to(dtype)
+    params = DenseCRFParams.preset(preset)
+    result = dense_crf(unary, image, params)
+    assert result.dtype == dtype
+    wanted = reference.dense_crf(unary.double(), image, params)
+    limit = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+    assert float((result.double() - wanted).abs().max()) < limit
+
+
+def test_several_blocks_of_positions() -> None:
+    unary, image = scene(100, 170, 3)
+    wanted = reference.dense_crf(unary.double(), image, SMALL, 4)
+    assert float((dense_crf(unary, image, SMALL, 4).double() - wanted).abs().max()) < 1e-4
+
+
+def test_near_the_exact_crf() -> None:
+    """The lattice approximates the Gaussian sums; labels agree but for a few pixels."""
+    unary, image = scene(40, 50, 5)
+    params = DenseCRFParams(gaussian_weight=1, bilateral_sxy=15, bilateral_weight=2)
+    result = dense_crf(unary.double(), image, params, 5)
+    exact = reference.dense_crf(unary.double(), image, params, 5, exact=True)
+    assert float((result.argmax(1) == exact.argmax(1)).double().mean()) > 0.98
+    assert float((result - exact).abs().mean()) < 0.02
+
+
+@every_target
+def test_compatibility_matrix(target: Target) -> None:
+    """Potts is its matrix, up to the same energy for every label; labels may be permuted."""
+    unary, image = scene(9, 12, 4)
+    unary = unary.double()
+    run = target.functions.dense_crf
+    potts = run(unary, image, SMALL, 3)
+    matrix = replace(SMALL, compatibility=-torch.eye(4, dtype=torch.float64))
+    assert_close(run(unary, image, matrix, 3), potts)
+
+    uneven = torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    order = torch.tensor([2, 0, 3, 1])
+    result = run(unary, image, replace(SMALL, compatibility=uneven), 3)
+    assert_close(result, reference.dense_crf(unary, image, replace(SMALL, compatibility=uneven), 3))
+    permuted = replace(SMALL, compatibility=uneven[order][:, order])
+    assert_close(run(unary[:, order], image, permuted, 3), result[:, order])
+
+
+def test_learnable() -> None:
+    unary, image = scene(2, 3, 3)
+    lattices = DenseCRFLattices.build(image, SMALL)
+
+    def function(unary: Tensor, gaussian: Tensor, bilateral: Tensor, matrix: Tensor) -> Tensor:
+        params = replace(
+            SMALL, gaussian_weight=gaussian, bilateral_weight=bilateral, compatibility=matrix
+        )
+        return dense_crf(unary, image, params, 2, lattices)
+
+    leaves = [
+        unary.double(),
+        torch.tensor(1.5, dtype=torch.float64),
+        torch.tensor(0.7, dtype=torch.float64),
+        torch.rand(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64),
+    ]
+    assert torch.autograd.gradcheck(function, [leaf.requires_grad_() for leaf in leaves])
+
+
+def test_the_way_with_gradients_agrees_with_the_fused_one() -> None:
+    unary, image = scene(30, 20, 7, batch=2)
+    unrolled = dense_crf(unary.clone().requires_grad_(), image, SMALL, 4)
+    assert unrolled.requires_grad
+    assert float((unrolled.detach() - dense_crf(unary, image, SMALL, 4)).abs().max()) < 1e-5
+
+
+@every_target
+def test_images_of_a_batch_are_independent(target: Target) -> None:
+    unary, image = scene(8, 11, 4, batch=3)
+    run = target.functions.dense_crf
+    whole = run(unary, image, SMALL, 3)
+    for b in range(3):
+        assert torch.equal(run(unary[b : b + 1], image[b : b + 1], SMALL, 3), whole[b : b + 1])
+
+
+def test_lattices_are_reused() -> None:
+    unary, image = scene(12, 14, 4)
+    lattices = DenseCRFLattices.build(image, SMALL)
+    heavier = replace(SMALL, bilateral_weight=20.0)
+    for params in (SMALL, heavier):
+        reused = dense_crf(unary, image, params, 3, lattices)
+        assert torch.equal(reused, dense_crf(unary, image, params, 3))
+    with pytest.raises(ValueError, match="lattices: got those of"):
+        dense_crf(unary, image, DenseCRFParams(), 3, lattices)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    unary, image = scene(150, 130, 3)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(dense_crf(unary, image, iterations=2))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@every_target
+def test_one_label_and_one_pixel(target: Target) -> None:
+    run = target.functions.dense_crf
+    unary, image = scene(6, 7, 1)
+    assert torch.equal(run(unary, image), torch.ones_like(unary))
+    unary, image = scene(1, 1, 5)
+    # Alone with itself, a pixel strengthens what it believes.
+    alone = run(unary, image, iterations=1)
+    assert_close(alone, (-unary + 13 * (-unary).softmax(1)).softmax(1))
+
+
+@every_target
+@pytest.mark.parametrize("width", [1e6, 0.05])
+def test_extreme_widths(target: Target, width: float) -> None:
+    """Wide kernels join all pixels, narrow ones none."""
+    unary, image = scene(7, 9, 4)
+    unary = unary.double()
+    params = DenseCRFParams(width, 2.0, width, width, 1.0)
+    marginals = (-unary).softmax(1)
+    mean = marginals.mean((2, 3), keepdim=True) if width > 1 else marginals
+    result = target.functions.dense_crf(unary, image, params, 1)
+    assert float((result - (-unary + 3 * mean).softmax(1)).abs().max()) < 2e-3
+
+
+@every_target
+def test_constant_image(target: Target) -> None:
+    unary, image = scene(10, 12, 3)
+    flat = torch.full_like(image, 128)
+    result = target.functions.dense_crf(unary.double(), flat, SMALL, 2)
+    assert_close(result, reference.dense_crf(unary.double(), flat, SMALL, 2))
+    assert_close(result.sum(1), torch.ones_like(result[:, 0]))
+
+
+@every_target
+def test_forbidden_labels(target: Target) -> None:
+    unary, image = scene(6, 8, 4)
+    unary[:, 2] = torch.inf
+    result = target.functions.dense_crf(unary, image, SMALL, 3)
+    assert result.isfinite().all()
+    assert (result[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+def test_energies_without_a_softmax(bad: float, with_gradient: bool) -> None:
+    unary, image = scene(6, 8, 3)
+    unary[0, 1, 2, 3] = bad
+    with pytest.raises(ValueError, match="unary: got NaN"):
+        dense_crf(unary.requires_grad_(with_gradient), image)
+
+
+def test_energies_that_forbid_everything() -> None:
+    unary, image = scene(6, 8, 3)
+    unary[0, :, 2, 3] = torch.inf
+    with pytest.raises(ValueError, match="no finite energy"):
+        dense_crf(unary, image)
+
+
+@every_target
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (ValueError, "unary: got shape", {"unary": torch.zeros(3, 6, 8)}),
+        (TypeError, "unary: got dtype", {"unary": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}),
+        (ValueError, "image: got shape", {"image": torch.zeros(1, 4, 6, 8)}),
+        (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 6, 7)}),
+        (ValueError, "iterations", {"iterations": -1}),
+    ],
+)
+def test_errors_name_the_argument(
+    target: Target, error: type[Exception], match: str, change: dict[str, Any]
+) -> None:
+    unary, image = scene(6, 8, 3)
+    with pytest.raises(error, match=match):
+        target.functions.dense_crf(**{"unary": unary, "image": image, **change})
+
+
+def test_images_that_cannot_be_used() -> None:
+    unary, image = scene(6, 8, 3)
+    with pytest.raises(TypeError, match="image: got dtype"):
+        dense_crf(unary, image.long())
+    floating = image.float()
+    floating[0, 1, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        dense_crf(unary, floating)
+    with pytest.raises(ValueError, match="widen the kernel"):
+        dense_crf(unary, image, DenseCRFParams(bilateral_srgb=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (ValueError, {"gaussian_sxy": 0.0}),
+        (ValueError, {"bilateral_sxy": float("inf")}),
+        (ValueError, {"bilateral_srgb": -1.0}),
+        (TypeError, {"bilateral_sxy": "80"}),
+        (ValueError, {"gaussian_weight": float("nan")}),
+        (TypeError, {"bilateral_weight": None}),
+        (ValueError, {"gaussian_weight": torch.zeros(2)}),
+        (ValueError, {"compatibility": torch.zeros(2, 3)}),
+    ],
+)
+def test_bad_parameters(error: type[Exception], change: dict[str, Any]) -> None:
+    with pytest.raises(error, match=next(iter(change))):
+        DenseCRFParams(**change)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="pydensecrf, convcrf, deeplab"):
+        DenseCRFParams.preset("densenet")
+
+
+def test_unary_from_probabilities() -> None:
+    probabilities = torch.tensor([0.0, 0.25, 1.0])
+    wanted = torch.tensor([1e-5, 0.25, 1.0]).log().neg()
+    assert_close(unary_from_probabilities(probabilities), wanted)
+    with pytest.raises(ValueError, match="minimum"):
+        unary_from_probabilities(probabilities, 0.0)
+
+
+def test_unary_from_labels() -> None:
+    labels = torch.tensor([[[0, 2], [1, 9]]])
+    probabilities = (-unary_from_labels(labels, 3, 0.7, unsure=9)).exp()
+    assert_close(probabilities.sum(1), torch.ones(1, 2, 2))
+    assert_close(probabilities[0, :, 0, 1], torch.tensor([0.15, 0.15, 0.7]))
+    assert_close(probabilities[0, :, 1, 1], torch.full((3,), 1 / 3))
+    with pytest.raises(ValueError, match="labels: got 9"):
+        unary_from_labels(labels, 3, 0.7)
+
+
+def test_fused_operator_passes_opcheck() -> None:
+    unary, image = scene(5, 6, 3)
+    lattices = DenseCRFLattices.build(image, SMALL)
+    kernel = DenseKernel.symmetric(lattices.gaussian, torch.tensor(3.0))
+    tensors = [*kernel.lattice.tensors, kernel.splat_scale, kernel.slice_scale, torch.tensor(3.0)]
+    torch.library.opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2))
+
+
+def test_compiles_whole() -> None:
+    unary, image = scene(5, 6, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(dense_crf, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(unary, image, SMALL, 2), dense_crf(unary, image, SMALL, 2))

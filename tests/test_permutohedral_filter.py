@@ -1,0 +1,182 @@
+"""The Gaussian filter on the permutohedral lattice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import TOLERANCE, assert_close
+from dense_problems import every_target
+from hypothesis import given
+from hypothesis import strategies as st
+from targets import Target
+from torch import Tensor
+
+import deepcrf_ext
+from deepcrf_ext import PermutohedralLattice, permutohedral_filter, reference
+from deepcrf_ext.ops.permutohedral_filter import permutohedral_apply, permutohedral_lattice
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def cloud(
+    num_values: int, num_dims: int, num_channels: int, spread: float = 2.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Random values [N, C] in float64 and features [N, d]."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(num_values, num_channels, generator=generator, dtype=torch.float64)
+    return values, spread * torch.randn(num_values, num_dims, generator=generator)
+
+
+def check_against_reference(values: Tensor, features: Tensor, dtype: torch.dtype) -> None:
+    rounded = values.to(dtype)
+    result = permutohedral_filter(rounded, features)
+    wanted = reference.permutohedral_filter(rounded.double(), features)
+    assert result.dtype == dtype
+    assert result.shape == values.shape
+    error = float((result.double() - wanted).abs().max())
+    assert error <= TOLERANCE[dtype] * max(float(wanted.abs().max()), 1e-2)
+
+
+# Dimensions with and without a specialisation, keys of one and of several words, channels around
+# the widths of vectors, and more positions than a block holds.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("num_values", "num_dims", "num_channels"),
+    [
+        (1, 1, 1),
+        (33, 1, 4),
+        (300, 2, 5),
+        (9000, 2, 2),
+        (200, 3, 8),
+        (400, 4, 9),
+        (500, 5, 11),
+        (300, 5, 21),
+        (100, 6, 32),
+        (60, 9, 47),
+        (70, 20, 150),
+        (9, 25, 1),
+    ],
+)
+def test_accuracy(num_values: int, num_dims: int, num_channels: int, dtype: torch.dtype) -> None:
+    values, features = cloud(num_values, num_dims, num_channels)
+    check_against_reference(values, features, dtype)
+
+
+@given(
+    num_values=st.integers(1, 80),
+    num_dims=st.integers(1, 7),
+    num_channels=st.integers(1, 40),
+    spread=st.sampled_from([0.0, 1e-3, 1.0, 1000.0]),
+    grid=st.booleans(),
+)
+def test_ragged_clouds(
+    num_values: int, num_dims: int, num_channels: int, spread: float, grid: bool
+) -> None:
+    values, features = cloud(num_values, num_dims, num_channels, spread)
+    # Points on a grid lie on the borders of simplices.
+    check_against_reference(values, features.round() if grid else features, torch.float32)
+
+
+def test_equal_points_share_their_values() -> None:
+    values, _ = cloud(50, 3, 4)
+    lattice = PermutohedralLattice(torch.zeros(50, 3))
+    average = lattice.filter(values) / lattice.norms(torch.float64)[:, None]
+    assert_close(average, values.mean(0).expand(50, 4))
+
+
+def test_far_points_keep_their_values() -> None:
+    values, _ = cloud(20, 2, 3)
+    lattice = PermutohedralLattice(1000.0 * torch.arange(20.0)[:, None].expand(20, 2))
+    assert_close(lattice.filter(values) / lattice.norms(torch.float64)[:, None], values)
+
+
+@pytest.mark.parametrize(("num_dims", "limit"), [(1, 0.01), (2, 0.02), (3, 0.03)])
+def test_average_is_near_the_exact_one_in_a_volume(num_dims: int, limit: float) -> None:
+    """On a dense grid of pixels or voxels, widths of 3: a smooth signal, away from the border."""
+    size = {1: 400, 2: 40, 3: 14}[num_dims]
+    axes = torch.meshgrid(*[torch.arange(float(size))] * num_dims, indexing="ij")
+    features = torch.stack([axis.flatten() for axis in axes], 1) / 3
+    values = torch.sin(features.sum(1, keepdim=True, dtype=torch.float64) / 2)
+    ones = torch.ones_like(values)
+    average = permutohedral_filter(values, features) / permutohedral_filter(ones, features)
+    exact = reference.gaussian_filter(values, features) / reference.gaussian_filter(ones, features)
+    assert float((average - exact).abs().mean()) < limit
+
+
+def test_gradients() -> None:
+    values, features = cloud(9, 3, 2)
+    values.requires_grad_()
+    lattice = PermutohedralLattice(features)
+    assert torch.autograd.gradcheck(lattice.filter, values)
+    assert torch.autograd.gradgradcheck(lattice.filter, values, fast_mode=True)
+
+
+def test_gradient_is_the_transpose() -> None:
+    values, features = cloud(40, 2, 1)
+    lattice = PermutohedralLattice(features)
+    matrix = lattice.filter(torch.eye(40, dtype=torch.float64))
+    upstream = torch.randn_like(values)
+    values.requires_grad_()
+    (gradient,) = torch.autograd.grad(lattice.filter(values), values, upstream)
+    assert_close(gradient, matrix.t() @ upstream)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    values, features = cloud(20000, 5, 11, spread=3.0)
+    values = values.float()
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(permutohedral_filter(values, features))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_strides_do_not_matter() -> None:
+    values, features = cloud(50, 3, 6)
+    wanted = permutohedral_filter(values, features)
+    assert torch.equal(permutohedral_filter(values.t().contiguous().t(), features), wanted)
+    assert torch.equal(permutohedral_filter(values, features.t().contiguous().t()), wanted)
+
+
+def test_registered_operators_pass_opcheck() -> None:
+    values, features = cloud(30, 3, 4)
+    planes = features.t().contiguous()
+    torch.library.opcheck(permutohedral_lattice, (planes,))
+    lattice = permutohedral_lattice(planes)
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = values.to(dtype).requires_grad_()
+        torch.library.opcheck(permutohedral_apply, (lattice, leaf, False))
+
+
+def test_compiles_whole() -> None:
+    values, features = cloud(30, 3, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(permutohedral_filter, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(values, features), permutohedral_filter(values, features))
+
+
+@every_target
+def test_errors_name_the_argument(target: Target) -> None:
+    function = target.functions.permutohedral_filter
+    values, features = cloud(5, 2, 3)
+    with pytest.raises(TypeError, match="features"):
+        function(values, features.long())
+    with pytest.raises(TypeError, match="values"):
+        function(values.long(), features)
+    with pytest.raises(ValueError, match="features: got shape"):
+        function(values, features[0])
+    with pytest.raises(ValueError, match="values: got shape"):
+        function(values[:4], features)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e9])
+def test_features_that_cannot_be_placed(bad: float) -> None:
+    values, features = cloud(5, 2, 3)
+    features[3, 1] = bad
+    with pytest.raises(ValueError, match="features: got"):
+        deepcrf_ext.permutohedral_filter(values, features)
