@@ -117,8 +117,12 @@ def sweep(
     contenders: Sequence[str],
     seconds: float,
     needed_bytes: Callable[[str, str], float],
+    options: Sequence[str] = (),
 ) -> list[Measurement]:
-    """Every contender on every case, but where its `needed_bytes(case, contender)` do not fit."""
+    """Every contender on every case, but where its `needed_bytes(case, contender)` do not fit.
+
+    `options` are further arguments of the script.
+    """
     measurements = []
     for case in cases:
         for contender in contenders:
@@ -130,6 +134,7 @@ def sweep(
                     f"--cases={json.dumps([case])}",
                     f"--contenders={json.dumps([contender])}",
                     f"--seconds={seconds}",
+                    *options,
                 ]
                 result = run_in_process(script, arguments)
             measurements.append(Measurement(case, contender, **result))

@@ -1,0 +1,168 @@
+"""Dense CRF, set-up included: this package against pydensecrf (pip install pydensecrf2).
+
+    python benchmarks/bench_densecrf.py [--cases '["480x360 K=11 n=10"]'] [--image photo.jpg]
+
+Besides time and memory it reports agreement: the share of pixels with the same label as
+pydensecrf's and the largest difference of marginals, on every case; and the mean error of both
+against the exact sums over all pairs of pixels, on a small image.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from harness import measure, print_table, sweep, write_results
+from jsonargparse import auto_cli
+from numpy.typing import NDArray
+from torch import Tensor
+
+import deepcrf_ext as dc
+from deepcrf_ext.data import read_image
+from deepcrf_ext.data.scenes import render
+
+PARAMS = dc.DenseCRFParams()
+SMALL = (80, 60)
+
+
+@dataclass(frozen=True)
+class DenseCase:
+    """An image size, a number of labels and of iterations."""
+
+    width: int
+    height: int
+    labels: int
+    iterations: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height} K={self.labels} n={self.iterations}"
+
+    @classmethod
+    def parse(cls, name: str) -> DenseCase:
+        match = re.fullmatch(r"(\d+)x(\d+) K=(\d+) n=(\d+)", name)
+        if match is None:
+            raise ValueError(f"cases: got {name!r}, must read like '480x360 K=11 n=10'")
+        return cls(*map(int, match.groups()))
+
+
+CASES = (
+    DenseCase(480, 360, 11, 10),
+    DenseCase(500, 375, 21, 10),
+    DenseCase(500, 375, 2, 10),
+    DenseCase(500, 375, 150, 5),
+)
+
+
+def make_problem(case: DenseCase, path: Path | None) -> tuple[NDArray[np.uint8], Tensor]:
+    """An image [H, W, 3], and energies [K, H, W] as coarse and noisy as a network's."""
+    if path is None:
+        image, _ = render(np.random.default_rng(0), case.height, case.width)
+    else:
+        size = (case.width, case.height)
+        image = cv2.resize(read_image(path), size, interpolation=cv2.INTER_AREA)
+    generator = torch.Generator().manual_seed(0)
+    coarse = (1, case.labels, case.height // 8 + 2, case.width // 8 + 2)
+    logits = torch.nn.functional.interpolate(
+        3 * torch.randn(coarse, generator=generator),
+        size=(case.height, case.width),
+        mode="bilinear",
+    )[0]
+    logits += torch.randn(logits.shape, generator=generator)
+    return image, dc.unary_from_probabilities(logits.softmax(0))
+
+
+def ours(image: NDArray[np.uint8], unary: Tensor, iterations: int) -> NDArray[np.float32]:
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return dc.dense_crf(unary[None], planes, PARAMS, iterations)[0].numpy()
+
+
+def pydensecrf(image: NDArray[np.uint8], unary: Tensor, iterations: int) -> NDArray[np.float32]:
+    from pydensecrf.densecrf import DenseCRF2D
+
+    labels, height, width = unary.shape
+    crf = DenseCRF2D(width, height, labels)
+    crf.setUnaryEnergy(unary.flatten(1).numpy())
+    crf.addPairwiseGaussian(sxy=PARAMS.gaussian_sxy, compat=PARAMS.gaussian_weight)
+    crf.addPairwiseBilateral(
+        sxy=PARAMS.bilateral_sxy,
+        srgb=PARAMS.bilateral_srgb,
+        rgbim=image,
+        compat=PARAMS.bilateral_weight,
+    )
+    return np.array(crf.inference(iterations)).reshape(unary.shape)
+
+
+CONTENDERS: dict[str, Callable[..., Any]] = {"deepcrf_ext": ours, "pydensecrf2": pydensecrf}
+
+
+def agreement(case: DenseCase, path: Path | None) -> dict[str, float]:
+    """How well the contenders agree with each other."""
+    image, unary = make_problem(case, path)
+    a, b = (call(image, unary, case.iterations) for call in CONTENDERS.values())
+    return {
+        "same_label": float((a.argmax(0) == b.argmax(0)).mean()),
+        "largest_difference": float(np.abs(a - b).max()),
+    }
+
+
+def errors(path: Path | None) -> dict[str, dict[str, float]]:
+    """Every contender against the exact dense CRF, in float64, on a small image."""
+    image, unary = make_problem(DenseCase(*SMALL, 11, 10), path)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    exact = dc.reference.dense_crf(unary.double()[None], planes, PARAMS, 10, exact=True)[0].numpy()
+    results = {}
+    for name, call in CONTENDERS.items():
+        result = call(image, unary, 10)
+        results[name] = {
+            "mean_error": float(np.abs(result - exact).mean()),
+            "same_label": float((result.argmax(0) == exact.argmax(0)).mean()),
+        }
+    return results
+
+
+def main(
+    device: str = "cpu",
+    cases: Sequence[str] = tuple(case.name for case in CASES),
+    contenders: Sequence[str] = tuple(CONTENDERS),
+    seconds: float = 2.0,
+    image: Path | None = None,
+    worker: bool = False,
+) -> None:
+    """Measures, prints a table and writes results/densecrf-DEVICE.json.
+
+    Args:
+        device: cpu.
+        cases: sizes, as "WIDTHxHEIGHT K=labels n=iterations".
+        contenders: which of deepcrf_ext, pydensecrf2.
+        seconds: time to repeat each measurement for.
+        image: a picture to use instead of a rendered scene.
+        worker: measure the one case and contender in this process.
+    """
+    where = torch.device(device)
+    if worker:
+        case = DenseCase.parse(cases[0])
+        problem = make_problem(case, image)
+        call = CONTENDERS[contenders[0]]
+        print(json.dumps(measure(lambda: call(*problem, case.iterations), where, seconds)))
+        return
+    options = [] if image is None else [f"--image={image}"]
+    measurements = sweep(__file__, device, cases, contenders, seconds, lambda *_: 0.0, options)
+    print_table("dense CRF, set-up included", measurements, "pydensecrf2")
+    facts: dict[str, Any] = {}
+    if set(contenders) == set(CONTENDERS):
+        facts["agreement"] = {name: agreement(DenseCase.parse(name), image) for name in cases}
+        facts["exact"] = errors(image)
+        print(json.dumps(facts, indent=1))
+    print(write_results("densecrf", where, measurements, image=str(image), **facts))
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,159 @@
+"""The interface of pydensecrf, also against pydensecrf itself where that is installed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dense_problems import scene
+from numpy.typing import NDArray
+
+import deepcrf_ext.densecrf as ours
+from deepcrf_ext import DenseCRFParams, dense_crf
+
+H, W, K = 26, 33, 4
+
+
+def problem(num_labels: int = K) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Energies [K, H * W] and an image [H, W, 3]."""
+    unary, image = scene(H, W, num_labels)
+    return unary[0].flatten(1).numpy(), image[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def script(
+    dcrf: ModuleType, unary: Any, image: Any, iterations: int = 5, **options: Any
+) -> NDArray[np.float32]:
+    """What every script does."""
+    d = dcrf.DenseCRF2D(W, H, len(unary))
+    d.setUnaryEnergy(unary)
+    gaussian = {name: value for name, value in options.items() if name != "compat_bilateral"}
+    d.addPairwiseGaussian(**{"sxy": 3, "compat": 3, **gaussian})
+    bilateral = {name: value for name, value in options.items() if name == "normalization"}
+    compat = options.get("compat_bilateral", 10)
+    d.addPairwiseBilateral(sxy=(80, 60), srgb=(13, 11, 17), rgbim=image, compat=compat, **bilateral)
+    return np.array(d.inference(iterations))
+
+
+COMPATIBILITIES = {
+    "potts": 2.5,
+    "diagonal": np.linspace(-3, -1, K, dtype=np.float32),
+    "matrix": np.random.default_rng(0).normal(size=(K, K)).astype(np.float32),
+}
+
+
+@pytest.fixture
+def pydensecrf() -> ModuleType:
+    return pytest.importorskip("pydensecrf.densecrf")
+
+
+@pytest.mark.parametrize("num_labels", [2, 11, 21, 150])
+@pytest.mark.parametrize("iterations", [1, 10])
+def test_agrees_with_pydensecrf(pydensecrf: ModuleType, num_labels: int, iterations: int) -> None:
+    unary, image = problem(num_labels)
+    result = script(ours, unary, image, iterations)
+    wanted = script(pydensecrf, unary, image, iterations)
+    assert np.abs(result - wanted).max() < 1e-3
+    assert (result.argmax(0) == wanted.argmax(0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", COMPATIBILITIES)
+@pytest.mark.parametrize("normalization", list(ours.NormalizationType))
+def test_settings_agree_with_pydensecrf(
+    pydensecrf: ModuleType, kind: str, normalization: ours.NormalizationType
+) -> None:
+    unary, image = problem()
+    options = {"compat": COMPATIBILITIES[kind], "compat_bilateral": 1.5}
+    result = script(ours, unary, image, normalization=normalization, **options)
+    wanted = script(
+        pydensecrf,
+        unary,
+        image,
+        normalization=getattr(pydensecrf, normalization.name),
+        **options,
+    )
+    assert np.abs(result - wanted).max() < 1e-3
+
+
+def test_utilities_agree_with_pydensecrf() -> None:
+    utils = pytest.importorskip("pydensecrf.utils")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, (6, 7))
+    volume = rng.random((5, 6, 7, 2))
+    softmax = rng.dirichlet(np.ones(5), (6, 7)).transpose(2, 0, 1)
+    for name, args in [
+        ("unary_from_labels", (labels, 4, 0.7)),
+        ("unary_from_labels", (labels, 5, 0.7, False)),
+        ("unary_from_softmax", (softmax,)),
+        ("unary_from_softmax", (softmax, 0.6, None)),
+        ("create_pairwise_gaussian", ((2, 3, 4), (5, 6, 7))),
+        ("create_pairwise_bilateral", ((2, 3, 4), (0.1, 0.2), volume, 3)),
+        ("create_pairwise_bilateral", ((2, 3, 4), 0.1, volume[..., 0])),
+    ]:
+        wanted = getattr(utils, name)(*args)
+        result = getattr(ours, name)(*args)
+        assert result.dtype == wanted.dtype
+        np.testing.assert_allclose(result, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_agrees_with_the_operator() -> None:
+    unary, image = problem()
+    d = ours.DenseCRF2D(W, H, K)
+    d.setUnaryEnergy(unary)
+    d.addPairwiseGaussian(sxy=3, compat=3)
+    d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    energies = torch.from_numpy(unary).view(1, K, H, W)
+    wanted = dense_crf(energies, torch.from_numpy(image).permute(2, 0, 1)[None], DenseCRFParams())
+    assert np.array_equal(d.inference(10), wanted.flatten(2)[0].numpy())
+
+
+def test_steps_are_the_iterations() -> None:
+    unary, image = problem()
+    d = ours.DenseCRF2D(W, H, K)
+    d.setUnaryEnergy(unary)
+    d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=4)
+    Q, tmp1, tmp2 = d.startInference()
+    divergences = [d.klDivergence(Q)]
+    for _ in range(3):
+        d.stepInference(Q, tmp1, tmp2)
+        divergences.append(d.klDivergence(Q))
+    assert divergences == sorted(divergences, reverse=True)
+    np.testing.assert_allclose(Q, d.inference(3), atol=1e-5)
+
+
+def test_features_of_a_volume() -> None:
+    """Three axes: the class without a grid over the general features."""
+    rng = np.random.default_rng(1)
+    volume = rng.random((4, 5, 6))
+    truth = volume > 0.5
+    d = ours.DenseCRF(volume.size, 2)
+    d.setUnaryEnergy(ours.unary_from_labels(truth, 2, 0.7, zero_unsure=False))
+    d.addPairwiseEnergy(ours.create_pairwise_gaussian((1, 1, 1), volume.shape), compat=1)
+    d.addPairwiseEnergy(ours.create_pairwise_bilateral((5, 5, 5), 0.1, volume), compat=3)
+    result = d.inference(3)
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-5)
+    assert (result.argmax(0) == truth.flatten()).mean() > 0.9
+
+
+def test_bad_arguments() -> None:
+    unary, image = problem()
+    d = ours.DenseCRF2D(W, H, K)
+    with pytest.raises(ValueError, match="w: got 0"):
+        ours.DenseCRF2D(0, H, K)
+    with pytest.raises(ValueError, match="u: got shape"):
+        d.setUnaryEnergy(unary.reshape(K, H, W))
+    with pytest.raises(ValueError, match="rgbim: got shape"):
+        d.addPairwiseBilateral(80, 13, image.transpose(1, 0, 2), 10)
+    with pytest.raises(ValueError, match="sxy: got 0"):
+        d.addPairwiseGaussian(0, 3)
+    with pytest.raises(ValueError, match="compat: got shape"):
+        d.addPairwiseGaussian(3, np.ones(K + 1))
+    with pytest.raises(ValueError, match="KernelType"):
+        d.addPairwiseGaussian(3, 3, kernel=7)
+    d.setUnaryEnergy(np.full_like(unary, np.nan))
+    with pytest.raises(ValueError, match="unary: got NaN"):
+        d.inference(1)
+    with pytest.raises(ValueError, match="labels: got 0..4"):
+        ours.unary_from_labels(np.array([0, 4]), 3, 0.7)
