@@ -15,7 +15,12 @@ set(DEEPCRF_CPU_SOURCES
     cpu/dispatch.cpp)
 
 set(DEEPCRF_CUDA_SOURCES
-    cuda/range_box_edges.cu)
+    cuda/range_box_edges.cu
+    cuda/pairwise_messages.cu
+    cuda/pairwise_messages_backward.cu
+    cuda/mean_field.cu
+    cuda/pairwise_nll.cu
+    cuda/pairwise_nll_fused.cu)
 
 set(DEEPCRF_BINDING_SOURCES
     bindings/module.cpp
@@ -23,6 +28,7 @@ set(DEEPCRF_BINDING_SOURCES
     bindings/pairwise_messages.cpp
     bindings/mean_field.cpp
     bindings/pairwise_nll.cpp
+    bindings/pairwise_nll_chunk.cpp
     bindings/permutohedral_filter.cpp
     bindings/dense_crf.cpp)
 

@@ -4,6 +4,7 @@
 #include "bindings/tensor.h"
 #include "core/graph_view.h"
 #include "ops/factored_potential.h"
+#include "ops/pairwise_nll.h"
 #include "ops/table_potential.h"
 
 namespace deepcrf {
@@ -89,6 +90,20 @@ inline AnyTablePotential table_potential(const py::object& energies, int64_t num
   DEEPCRF_CHECK(K > 0, "energies: got K = 0, must be positive");
   tensor.expect_shape({num_edges, K, K});
   return {tensor.dtype(), K, tensor.untyped_data()};
+}
+
+inline EdgeLabels edge_labels(const py::object& labels, int64_t ignore_index, int64_t num_nodes,
+                              const Device& device) {
+  const Tensor tensor(labels, "labels");
+  tensor.expect_device(device).expect_shape({num_nodes});
+  return {tensor.data<int64_t>(), ignore_index};
+}
+
+// None stands for weights of one.
+inline const void* optional_edge_weight(const py::object& edge_weight, DType dtype,
+                                        const Device& device, int64_t num_edges) {
+  if (edge_weight.is_none()) return nullptr;
+  return untyped(edge_weight, "edge_weight", dtype, device, {num_edges});
 }
 
 }  // namespace deepcrf

@@ -6,9 +6,15 @@ namespace deepcrf {
 
 namespace {
 
-void mean_field(const py::list& graphs, const py::list& potentials, const py::object& unary,
-                int64_t iterations, const py::object& marginals, int num_threads,
-                uintptr_t stream) {
+struct Call {
+  Device device;
+  std::vector<GraphView> graphs;
+  std::vector<AnyFactoredPotential> potentials;
+  MeanFieldArguments arguments;
+};
+
+Call checked_call(const py::list& graphs, const py::list& potentials, const py::object& unary,
+                  int64_t iterations, const py::object& marginals) {
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();
@@ -34,16 +40,32 @@ void mean_field(const py::list& graphs, const py::list& potentials, const py::ob
                                         iterations,
                                         untyped(unary, "unary", dtype, device, {N, K}),
                                         untyped(marginals, "marginals", dtype, device, {N, K})};
-  DEEPCRF_LAUNCH_CPU(device, mean_field, views, factored, arguments,
-                     execution_context(num_threads, stream));
+  return {device, views, factored, arguments};
+}
+
+int64_t mean_field_workspace(const py::list& graphs, const py::list& potentials,
+                             const py::object& unary, int64_t iterations,
+                             const py::object& marginals) {
+  const Call call = checked_call(graphs, potentials, unary, iterations, marginals);
+  return DEEPCRF_CUDA_VALUE(mean_field_workspace, call.graphs, call.potentials, call.arguments);
+}
+
+void mean_field(const py::list& graphs, const py::list& potentials, const py::object& unary,
+                int64_t iterations, const py::object& marginals, const py::object& workspace,
+                int num_threads, uintptr_t stream) {
+  const Call call = checked_call(graphs, potentials, unary, iterations, marginals);
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, call.device);
+  DEEPCRF_LAUNCH(call.device, mean_field, call.graphs, call.potentials, call.arguments, ctx);
 }
 
 }  // namespace
 
 void bind_mean_field(py::module_& module) {
+  module.def("mean_field_workspace", &mean_field_workspace, py::arg("graphs"),
+             py::arg("potentials"), py::arg("unary"), py::arg("iterations"), py::arg("marginals"));
   module.def("mean_field", &mean_field, py::arg("graphs"), py::arg("potentials"), py::arg("unary"),
-             py::arg("iterations"), py::arg("marginals"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("iterations"), py::arg("marginals"), py::arg("workspace"),
+             py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

@@ -20,6 +20,7 @@ void bind_range_box_edges(py::module_& module);
 void bind_pairwise_messages(py::module_& module);
 void bind_mean_field(py::module_& module);
 void bind_pairwise_nll(py::module_& module);
+void bind_pairwise_nll_chunk(py::module_& module);
 void bind_permutohedral_filter(py::module_& module);
 void bind_dense_crf(py::module_& module);
 
@@ -62,6 +63,11 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
 
   module.attr("compiler") = DEEPCRF_COMPILER;
   module.def("cuda_build", &cuda_build);
+#ifdef DEEPCRF_CUDA_ON_HOST
+  module.attr("cuda_on_host") = true;  // this build runs CUDA kernels on CPU tensors, for tests
+#else
+  module.attr("cuda_on_host") = false;
+#endif
   module.def("cpu_isa", [] { return std::string(cpu::isa_name(cpu::active_isa())); });
   module.def("supported_cpu_isas", &cpu::supported_isas);
   module.def("openmp_runtime", &openmp_runtime);
@@ -70,6 +76,7 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
   bind_pairwise_messages(module);
   bind_mean_field(module);
   bind_pairwise_nll(module);
+  bind_pairwise_nll_chunk(module);
   bind_permutohedral_filter(module);
   bind_dense_crf(module);
 }

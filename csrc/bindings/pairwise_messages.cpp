@@ -6,9 +6,21 @@ namespace deepcrf {
 
 namespace {
 
+int64_t factored_workspace(const py::tuple& graph, const py::tuple& potential) {
+  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
+  return DEEPCRF_CUDA_VALUE(pairwise_messages_factored_workspace, view,
+                            factored_potential(potential, view.num_nodes));
+}
+
+int64_t factored_backward_workspace(const py::tuple& graph, const py::tuple& potential) {
+  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
+  return DEEPCRF_CUDA_VALUE(pairwise_messages_factored_backward_workspace, view,
+                            factored_potential(potential, view.num_nodes));
+}
+
 void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potential,
                                 const py::object& marginals, const py::object& messages,
-                                int num_threads, uintptr_t stream) {
+                                const py::object& workspace, int num_threads, uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -16,14 +28,15 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
   const MessageArguments arguments = {
       untyped(marginals, "marginals", factored.dtype, device, {N, K}),
       untyped(messages, "messages", factored.dtype, device, {N, K})};
-  DEEPCRF_LAUNCH_CPU(device, pairwise_messages_factored, view, factored, arguments,
-                     execution_context(num_threads, stream));
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH(device, pairwise_messages_factored, view, factored, arguments, ctx);
 }
 
 void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                          const py::object& marginals,
                                          const py::object& grad_messages, const py::tuple& gradient,
-                                         int num_threads, uintptr_t stream) {
+                                         const py::object& workspace, int num_threads,
+                                         uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -32,8 +45,8 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
       untyped(marginals, "marginals", factored.dtype, device, {N, K}),
       untyped(grad_messages, "grad_messages", factored.dtype, device, {N, K})};
   const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
-  DEEPCRF_LAUNCH_CPU(device, pairwise_messages_factored_backward, view, factored, arguments, out,
-                     execution_context(num_threads, stream));
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH(device, pairwise_messages_factored_backward, view, factored, arguments, out, ctx);
 }
 
 void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
@@ -45,8 +58,8 @@ void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
   const int64_t N = view.num_nodes, K = table.num_labels;
   const MessageArguments arguments = {untyped(marginals, "marginals", table.dtype, device, {N, K}),
                                       untyped(messages, "messages", table.dtype, device, {N, K})};
-  DEEPCRF_LAUNCH_CPU(device, pairwise_messages_table, view, table, arguments,
-                     execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH(device, pairwise_messages_table, view, table, arguments,
+                 execution_context(num_threads, stream));
 }
 
 void pairwise_messages_table_backward(const py::tuple& graph, const py::object& energies,
@@ -61,19 +74,23 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
       untyped(marginals, "marginals", table.dtype, device, {N, K}),
       untyped(grad_messages, "grad_messages", table.dtype, device, {N, K})};
   void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
-  DEEPCRF_LAUNCH_CPU(device, pairwise_messages_table_backward, view, table, arguments, out,
-                     execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
+                 execution_context(num_threads, stream));
 }
 
 }  // namespace
 
 void bind_pairwise_messages(py::module_& module) {
+  module.def("pairwise_messages_factored_workspace", &factored_workspace, py::arg("graph"),
+             py::arg("potential"));
+  module.def("pairwise_messages_factored_backward_workspace", &factored_backward_workspace,
+             py::arg("graph"), py::arg("potential"));
   module.def("pairwise_messages_factored", &pairwise_messages_factored, py::arg("graph"),
-             py::arg("potential"), py::arg("marginals"), py::arg("messages"),
+             py::arg("potential"), py::arg("marginals"), py::arg("messages"), py::arg("workspace"),
              py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_factored_backward", &pairwise_messages_factored_backward,
              py::arg("graph"), py::arg("potential"), py::arg("marginals"), py::arg("grad_messages"),
-             py::arg("gradient"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("gradient"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_table", &pairwise_messages_table, py::arg("graph"),
              py::arg("energies"), py::arg("marginals"), py::arg("messages"), py::arg("num_threads"),
              py::arg("stream"));

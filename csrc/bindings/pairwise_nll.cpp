@@ -6,18 +6,16 @@ namespace deepcrf {
 
 namespace {
 
-EdgeLabels edge_labels(const py::object& labels, int64_t ignore_index, int64_t num_nodes,
-                       const Device& device) {
-  const Tensor tensor(labels, "labels");
-  tensor.expect_device(device).expect_shape({num_nodes});
-  return {tensor.data<int64_t>(), ignore_index};
+bool factored_fits(const py::tuple& potential) {
+  const Tensor source(potential[0], "source");
+  return DEEPCRF_CUDA_VALUE(pairwise_nll_factored_fits,
+                            factored_potential(potential, source.size(0)));
 }
 
-// None stands for weights of one.
-const void* optional_edge_weight(const py::object& edge_weight, DType dtype, const Device& device,
-                                 int64_t num_edges) {
-  if (edge_weight.is_none()) return nullptr;
-  return untyped(edge_weight, "edge_weight", dtype, device, {num_edges});
+int64_t factored_backward_workspace(const py::tuple& graph, const py::tuple& potential) {
+  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
+  return DEEPCRF_CUDA_VALUE(pairwise_nll_factored_backward_workspace, view,
+                            factored_potential(potential, view.num_nodes));
 }
 
 void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
@@ -28,14 +26,15 @@ void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
-  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_factored, view, factored, truth, out,
-                     execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH(device, pairwise_nll_factored, view, factored, truth, out,
+                 execution_context(num_threads, stream));
 }
 
 void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                     const py::object& labels, int64_t ignore_index,
                                     const py::object& edge_weight, const py::object& losses,
-                                    const py::tuple& gradient, int num_threads, uintptr_t stream) {
+                                    const py::tuple& gradient, const py::object& workspace,
+                                    int num_threads, uintptr_t stream) {
   const Device device = Tensor(losses, "losses").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -44,8 +43,9 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
       factored_gradient(gradient, factored, view.num_nodes, device);
-  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_factored_backward, view, factored, truth, weight, out,
-                     gradients, execution_context(num_threads, stream));
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH(device, pairwise_nll_factored_backward, view, factored, truth, weight, out,
+                 gradients, ctx);
 }
 
 void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
@@ -56,8 +56,8 @@ void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
-  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_table, view, table, truth, out,
-                     execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH(device, pairwise_nll_table, view, table, truth, out,
+                 execution_context(num_threads, stream));
 }
 
 void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energies,
@@ -73,20 +73,23 @@ void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energ
   void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
   void* gradient = untyped(grad_energies, "grad_energies", table.dtype, device,
                            {view.num_edges, table.num_labels, table.num_labels});
-  DEEPCRF_LAUNCH_CPU(device, pairwise_nll_table_backward, view, table, truth, weight, out, gradient,
-                     execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH(device, pairwise_nll_table_backward, view, table, truth, weight, out, gradient,
+                 execution_context(num_threads, stream));
 }
 
 }  // namespace
 
 void bind_pairwise_nll(py::module_& module) {
+  module.def("pairwise_nll_factored_fits", &factored_fits, py::arg("potential"));
+  module.def("pairwise_nll_factored_backward_workspace", &factored_backward_workspace,
+             py::arg("graph"), py::arg("potential"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
              py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored_backward", &pairwise_nll_factored_backward, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"),
-             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("workspace"),
+             py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_table", &pairwise_nll_table, py::arg("graph"), py::arg("energies"),
              py::arg("labels"), py::arg("ignore_index"), py::arg("losses"), py::arg("num_threads"),
              py::arg("stream"));

@@ -106,7 +106,26 @@ class Tensor {
 
 inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
   DEEPCRF_CHECK(num_threads > 0, "num_threads must be positive, got ", num_threads);
-  return {num_threads, reinterpret_cast<void*>(stream)};
+  return {num_threads, reinterpret_cast<void*>(stream), nullptr, 0};
+}
+
+inline ExecutionContext execution_context(int num_threads, uintptr_t stream,
+                                          const py::object& workspace, const Device& device) {
+  ExecutionContext ctx = execution_context(num_threads, stream);
+  const Tensor tensor(workspace, "workspace");
+  tensor.expect_device(device).expect_shape({-1});
+  ctx.workspace = tensor.data<uint8_t>();
+  ctx.workspace_bytes = tensor.size(0);
+  return ctx;
+}
+
+// What CUDA tensors meet in a build without CUDA.
+template <class... Arguments>
+[[noreturn]] int64_t refuse_cuda(const char* op, const Arguments&...) {
+  throw BackendError(
+      concatenate(op,
+                  ": got CUDA tensors, but deepcrf_ext was built without CUDA; install nvcc "
+                  "and run 'DEEPCRF_CUDA=on pip install .' in the checkout"));
 }
 
 }  // namespace deepcrf
@@ -132,11 +151,7 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
   ::deepcrf::cuda::op(__VA_ARGS__)
 #else
 #define DEEPCRF_ON_CUDA(device) (device).is_cuda
-#define DEEPCRF_LAUNCH_CUDA(device, op, ...)                                              \
-  throw ::deepcrf::BackendError(                                                          \
-      #op                                                                                 \
-      ": got CUDA tensors, but deepcrf_ext was built without CUDA; install nvcc and run " \
-      "'DEEPCRF_CUDA=on pip install .' in the checkout")
+#define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
 #endif
 
 // For operators without a CUDA kernel yet.
@@ -150,3 +165,19 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
     const ::pybind11::gil_scoped_release without_gil;                                       \
     ::deepcrf::cpu::op(__VA_ARGS__);                                                        \
   } while (false)
+
+// For operators that have only a CUDA kernel.
+#define DEEPCRF_LAUNCH_CUDA_ONLY(device, op, ...)                                    \
+  do {                                                                               \
+    DEEPCRF_CHECK(DEEPCRF_ON_CUDA(device), #op ": got tensors on ", (device).name(), \
+                  ", must be on a CUDA device");                                     \
+    const ::pybind11::gil_scoped_release without_gil;                                \
+    DEEPCRF_LAUNCH_CUDA(device, op, __VA_ARGS__);                                    \
+  } while (false)
+
+// The value of cuda::op(...), a function that runs on the host.
+#if defined(DEEPCRF_CUDA_ON_HOST) || defined(DEEPCRF_WITH_CUDA)
+#define DEEPCRF_CUDA_VALUE(op, ...) ::deepcrf::cuda::op(__VA_ARGS__)
+#else
+#define DEEPCRF_CUDA_VALUE(op, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
+#endif

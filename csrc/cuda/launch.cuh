@@ -33,10 +33,26 @@ inline unsigned int grid_size(int64_t items, int64_t items_per_block) {
   return static_cast<unsigned int>(blocks > 0 ? blocks : 1);
 }
 
+// Shared memory that a block of the current device may ask for.
+inline int64_t most_shared_bytes() {
+  int device = 0;
+  int bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 // Launches and checks: launch("name", kernel, grid, block, shared_bytes, stream, arguments...).
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, void* stream, Arguments&&... arguments) {
+  constexpr size_t kSharedBytesOfAnyKernel = 48 * 1024;
+  if (shared_bytes > kSharedBytesOfAnyKernel) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

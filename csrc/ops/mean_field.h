@@ -23,6 +23,17 @@ namespace cpu {
 void mean_field(const std::vector<GraphView>& graphs,
                 const std::vector<AnyFactoredPotential>& potentials,
                 const MeanFieldArguments& arguments, const ExecutionContext& ctx);
-}
+}  // namespace cpu
+
+namespace cuda {
+void mean_field(const std::vector<GraphView>& graphs,
+                const std::vector<AnyFactoredPotential>& potentials,
+                const MeanFieldArguments& arguments, const ExecutionContext& ctx);
+
+// Bytes of ctx.workspace.
+int64_t mean_field_workspace(const std::vector<GraphView>& graphs,
+                             const std::vector<AnyFactoredPotential>& potentials,
+                             const MeanFieldArguments& arguments);
+}  // namespace cuda
 
 }  // namespace deepcrf

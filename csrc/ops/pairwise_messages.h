@@ -37,4 +37,26 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
                                       const ExecutionContext& ctx);
 }  // namespace cpu
 
+namespace cuda {
+void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
+                                const MessageArguments& arguments, const ExecutionContext& ctx);
+void pairwise_messages_factored_backward(const GraphView& graph,
+                                         const AnyFactoredPotential& potential,
+                                         const MessageGradientArguments& arguments,
+                                         const AnyFactoredGradient& gradient,
+                                         const ExecutionContext& ctx);
+void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& potential,
+                             const MessageArguments& arguments, const ExecutionContext& ctx);
+void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePotential& potential,
+                                      const MessageGradientArguments& arguments,
+                                      void* grad_energies,  // [E, K, K]
+                                      const ExecutionContext& ctx);
+
+// Bytes of ctx.workspace.
+int64_t pairwise_messages_factored_workspace(const GraphView& graph,
+                                             const AnyFactoredPotential& potential);
+int64_t pairwise_messages_factored_backward_workspace(const GraphView& graph,
+                                                      const AnyFactoredPotential& potential);
+}  // namespace cuda
+
 }  // namespace deepcrf

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.graph import EdgeGraph
+from deepcrf_ext.ops import _backend
 from deepcrf_ext.potentials import FactoredPotential
 
 FactoredTensors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -31,7 +32,7 @@ def factored_tensors(potential: FactoredPotential) -> FactoredTensors:
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype a kernel computes in: CPU kernels widen bfloat16 to float32."""
-    if tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu":
+    if tensor.dtype == torch.bfloat16 and not _backend.uses_cuda_kernels(tensor):
         return torch.float32
     return tensor.dtype
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -39,3 +40,23 @@ def launch_args(tensor: torch.Tensor) -> tuple[int, int]:
     """
     stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
     return torch.get_num_threads(), stream
+
+
+def uses_cuda_kernels(tensor: torch.Tensor) -> bool:
+    """Whether operators on this tensor run CUDA kernels; in tests these may run on the host."""
+    return tensor.is_cuda or native().cuda_on_host
+
+
+def workspace(query: str, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
+    """The scratch memory of a native call, beside the tensor; CPU kernels need none.
+
+    Args:
+        query: Name of the native function that gives its bytes.
+        tensor: Any tensor of the call.
+        *args: The arguments of the query.
+
+    Returns:
+        uint8 [bytes], uninitialised.
+    """
+    size = getattr(native(), query)(*args) if uses_cuda_kernels(tensor) else 0
+    return torch.empty(size, dtype=torch.uint8, device=tensor.device)

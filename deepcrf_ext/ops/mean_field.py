@@ -9,13 +9,7 @@ from torch import Tensor
 
 from deepcrf_ext.checks import check_iterations, check_unary
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import (
-    compute_dtype,
-    factored_tensors,
-    graph_tensors,
-    prepare,
-    prepare_graph,
-)
+from deepcrf_ext.ops._arguments import factored_tensors, graph_tensors, prepare, prepare_graph
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
 from deepcrf_ext.potentials import FactoredPotential, Potential, TablePotential
 
@@ -52,8 +46,8 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
             unary,
             iterations,
         )
-    # The dtype of the kernels throughout: an energy rounded between iterations is lost to the next.
-    dtype = compute_dtype(unary)
+    # float32 at least throughout: an energy rounded between iterations is lost to the next.
+    dtype = torch.promote_types(unary.dtype, torch.float32)
     wide_unary, wide_potentials = unary.to(dtype), [_converted(p, dtype) for p in potentials]
     marginals = (-wide_unary).softmax(1)
     for _ in range(iterations):
@@ -84,14 +78,15 @@ def mean_field_factored(
     """`mean_field` over factored potentials, their graphs' and own tensors one after another."""
     (prepared,) = prepare(unary)
     marginals = torch.empty_like(prepared)
-    _backend.native().mean_field(
+    arguments = (
         _in_groups(prepare_graph(graphs), _GRAPH_TENSORS),
         _in_groups(prepare(*potentials), _POTENTIAL_TENSORS),
         prepared,
         iterations,
         marginals,
-        *_backend.launch_args(marginals),
     )
+    workspace = _backend.workspace("mean_field_workspace", prepared, *arguments)
+    _backend.native().mean_field(*arguments, workspace, *_backend.launch_args(marginals))
     return marginals.to(unary.dtype)
 
 

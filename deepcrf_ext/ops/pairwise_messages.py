@@ -60,10 +60,12 @@ def pairwise_messages_factored(
     marginals: Tensor,
 ) -> Tensor:
     """`pairwise_messages` of a factored potential: [N, D], [N, D], [K, K, D], [K, K], [N, K]."""
-    *potential, prepared = prepare(source, target, weight, bias, marginals)
+    *tensors, prepared = prepare(source, target, weight, bias, marginals)
+    operands = prepare_graph(graph), tuple(tensors)
     messages = torch.empty_like(prepared)
+    workspace = _backend.workspace("pairwise_messages_factored_workspace", prepared, *operands)
     _backend.native().pairwise_messages_factored(
-        prepare_graph(graph), tuple(potential), prepared, messages, *_backend.launch_args(messages)
+        *operands, prepared, messages, workspace, *_backend.launch_args(messages)
     )
     return messages.to(marginals.dtype)
 
@@ -79,15 +81,14 @@ def pairwise_messages_factored_backward(
     grad_messages: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of source, target, weight and bias, given that of the messages, [N, K]."""
-    *potential, prepared, gradient = prepare(source, target, weight, bias, marginals, grad_messages)
-    gradients = empty_gradients(potential)
+    *tensors, prepared, gradient = prepare(source, target, weight, bias, marginals, grad_messages)
+    operands = prepare_graph(graph), tuple(tensors)
+    gradients = empty_gradients(tensors)
+    workspace = _backend.workspace(
+        "pairwise_messages_factored_backward_workspace", prepared, *operands
+    )
     _backend.native().pairwise_messages_factored_backward(
-        prepare_graph(graph),
-        tuple(potential),
-        prepared,
-        gradient,
-        gradients,
-        *_backend.launch_args(prepared),
+        *operands, prepared, gradient, gradients, workspace, *_backend.launch_args(prepared)
     )
     grad_source, grad_target, grad_weight, grad_bias = (g.to(source.dtype) for g in gradients)
     return grad_source, grad_target, grad_weight, grad_bias

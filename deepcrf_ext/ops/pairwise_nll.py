@@ -24,7 +24,13 @@ from deepcrf_ext.ops._arguments import (
     prepare,
     prepare_graph,
 )
+from deepcrf_ext.ops._pairwise_nll_chunks import losses_and_gradients
 from deepcrf_ext.potentials import FactoredPotential, Potential
+
+MOST_FUSED_ENERGIES = 1 << 23
+"""On CUDA, the fused kernel serves up to so many energies, E · K²; it computes each of them three
+times, but in few launches. Above, chunks of edges go through the vendor's matrix products. An
+estimate from operation counts, not yet a measurement."""
 
 
 def pairwise_nll(
@@ -79,6 +85,15 @@ def _num_valid_edges(graph: EdgeGraph, labels: Tensor, ignore_index: int) -> Ten
     return (valid[sources] & valid[targets]).sum()
 
 
+def _in_chunks(graph: tuple[Tensor, ...], potential: tuple[Tensor, ...]) -> bool:
+    """Whether the loss of a factored potential takes the way of `losses_and_gradients`."""
+    bias = potential[3]
+    return _backend.uses_cuda_kernels(bias) and (
+        graph[1].shape[0] * bias.numel() > MOST_FUSED_ENERGIES
+        or not _backend.native().pairwise_nll_factored_fits(potential)
+    )
+
+
 @torch.library.custom_op("deepcrf_ext::pairwise_nll_factored", mutates_args=())
 def pairwise_nll_factored(
     graph: Sequence[Tensor],
@@ -90,15 +105,12 @@ def pairwise_nll_factored(
     ignore_index: int,
 ) -> Tensor:
     """Losses [E] of a factored potential: [N, D], [N, D], [K, K, D], [K, K], int64 [N]."""
-    potential = prepare(source, target, weight, bias)
-    losses = potential[0].new_empty(graph[1].shape)
+    operands = prepare_graph(graph), prepare(source, target, weight, bias), labels.contiguous()
+    if _in_chunks(*operands[:2]):
+        return losses_and_gradients(*operands, ignore_index, None, differentiate=False)[0]
+    losses = operands[1][0].new_empty(graph[1].shape)
     _backend.native().pairwise_nll_factored(
-        prepare_graph(graph),
-        potential,
-        labels.contiguous(),
-        ignore_index,
-        losses,
-        *_backend.launch_args(losses),
+        *operands, ignore_index, losses, *_backend.launch_args(losses)
     )
     return losses.to(source.dtype)
 
@@ -119,19 +131,31 @@ def pairwise_nll_factored_backward(
     Without ``edge_weight`` [E], all weights are 1. The results are in the dtype of the kernel, so
     that what is yet to be scaled is not rounded twice.
     """
-    potential = prepare(source, target, weight, bias)
-    losses = potential[0].new_empty(graph[1].shape)
-    gradients = empty_gradients(potential)
-    _backend.native().pairwise_nll_factored_backward(
-        prepare_graph(graph),
-        potential,
-        labels.contiguous(),
-        ignore_index,
-        None if edge_weight is None else prepare(edge_weight)[0],
-        losses,
-        gradients,
-        *_backend.launch_args(losses),
-    )
+    graph, potential = prepare_graph(graph), prepare(source, target, weight, bias)
+    labels = labels.contiguous()
+    if edge_weight is not None:
+        (edge_weight,) = prepare(edge_weight)
+    if _in_chunks(graph, potential):
+        losses, *gradients = losses_and_gradients(
+            graph, potential, labels, ignore_index, edge_weight
+        )
+    else:
+        losses = potential[0].new_empty(graph[1].shape)
+        gradients = list(empty_gradients(potential))
+        workspace = _backend.workspace(
+            "pairwise_nll_factored_backward_workspace", losses, graph, potential
+        )
+        _backend.native().pairwise_nll_factored_backward(
+            graph,
+            potential,
+            labels,
+            ignore_index,
+            edge_weight,
+            losses,
+            tuple(gradients),
+            workspace,
+            *_backend.launch_args(losses),
+        )
     grad_source, grad_target, grad_weight, grad_bias = gradients
     return losses, grad_source, grad_target, grad_weight, grad_bias
 

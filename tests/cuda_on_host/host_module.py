@@ -59,7 +59,7 @@ class CheckedModule:
         result = None
         for order in self._orders:
             for name, tensor in tensors.items():
-                tensor.copy_(before[name])
+                tensor.data.copy_(before[name])  # unseen by autograd: inputs stay as they were
             self._library.cuda_on_host_set_order(ORDERS[order], ctypes.c_uint64(0))
             try:
                 result = function(*args, **kwargs)
@@ -93,9 +93,9 @@ class CheckedModule:
 
 
 def _named_tensors(arguments: Sequence[tuple[object, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors among arguments, in lists and tuples too, with a name each."""
+    """The tensors among arguments, in lists and tuples too, with a name each; no empty ones."""
     for key, value in arguments:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.numel() > 0:
             yield f"argument {key}", value
         elif isinstance(value, (list, tuple)):
             yield from _named_tensors([(f"{key}[{i}]", item) for i, item in enumerate(value)])

@@ -60,6 +60,13 @@ CUDA_ON_HOST_BFLOAT16(__hmul, a* b)
 CUDA_ON_HOST_BFLOAT16(__hmax, fmaxf(a, b))
 CUDA_ON_HOST_BFLOAT16(__hmin, fminf(a, b))
 #undef CUDA_ON_HOST_BFLOAT16
+inline __nv_bfloat16 __hmax_nan(__nv_bfloat16 a, __nv_bfloat16 b) {
+  if (isnan(float(a)) || isnan(float(b))) return __nv_bfloat16_raw{0x7fff};
+  return __hmax(a, b);
+}
+inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)};
+}
 inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
   return fmaf(a, b, c);
 }

@@ -1,0 +1,237 @@
+// Factored messages on the tensor cores, for bfloat16.
+//
+// Four warps receive for 16 nodes over a slice of 64 features. A warp forms A of a node,
+//   A[d, j] = sum over neighbours q of  relu(self + other_q)[d] * Q_q[j],
+// as products of 16 features by 16 neighbours with 16 neighbours by 8 labels. As the features of a
+// product may be any, a lane takes 8 consecutive ones, g * 8 + 2i and g * 8 + 2i + 1 being rows g
+// and g + 8 of product i: it forms the hidden vectors in the very registers that the product reads.
+// Then the block contracts A of all 16 nodes with the weight, warps sharing out the neighbour
+// labels.
+#pragma once
+
+#include "cuda/messages.cuh"
+#include "cuda/tile.cuh"
+
+namespace deepcrf::cuda {
+
+constexpr int kTensorNodes = 16;
+constexpr int kLaneFeatures = kMessageSlice<bfloat16> / 8;
+static_assert(kLaneFeatures == 8);
+
+// Elements between the terms of two nodes: lanes of different nodes lie in different banks.
+template <int kLabels>
+constexpr int kTermPitch = kLabels * kMessageSlice<bfloat16> + 32;
+
+// Eight features of a row from `feature` on, as four pairs; zeros past the end of the row.
+__device__ inline void load_pairs(const bfloat16* row, int64_t feature, int64_t num_features,
+                                  bool vectorised, uint32_t (&pairs)[4]) {
+  if (feature >= num_features) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = 0;
+  } else if (vectorised) {
+    const uint4 all = *reinterpret_cast<const uint4*>(row + feature);
+    pairs[0] = all.x;
+    pairs[1] = all.y;
+    pairs[2] = all.z;
+    pairs[3] = all.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t d = feature + 2 * i;
+      const uint32_t low = d < num_features ? row[d].bits : 0;
+      const uint32_t high = d + 1 < num_features ? row[d + 1].bits : 0;
+      pairs[i] = low | high << 16;
+    }
+  }
+}
+
+// relu(a + b) of a pair, the sum rounded to bfloat16; keeps NaN.
+__device__ inline uint32_t hidden_pair(uint32_t a, uint32_t b) {
+  __nv_bfloat162 first, second;
+  memcpy(&first, &a, sizeof(a));
+  memcpy(&second, &b, sizeof(b));
+  const __nv_bfloat162 hidden = __hmax2_nan(__hadd2(first, second), __float2bfloat162_rn(0.0f));
+  uint32_t pair;
+  memcpy(&pair, &hidden, sizeof(pair));
+  return pair;
+}
+
+// The lower, and the upper, halves of two pairs as a pair.
+__device__ inline uint32_t lower_halves(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+__device__ inline uint32_t upper_halves(uint32_t a, uint32_t b) {
+  return a >> 16 | (b & 0xffff0000u);
+}
+
+// Writes A of one node and a block of labels, [kLabels, slice]. One warp.
+template <int kLabels>
+__device__ void form_terms(const Direction<bfloat16>& direction, int64_t node,
+                           int64_t first_feature,
+                           const bfloat16* coefficients,  // [N, columns], the block's first on
+                           int columns, bfloat16* terms) {
+  constexpr int kTiles = kLabels / 8;
+  const int64_t D = direction.num_features;
+  const int group = lane_index() / 4;
+  const int64_t feature = first_feature + group * kLaneFeatures;
+  uint32_t self[4];
+  load_pairs(direction.self + node * D, feature, D, direction.vectorised, self);
+  float sums[4][kTiles][4] = {};
+  const int64_t begin = direction.row_offsets[node];
+  const int64_t end = direction.row_offsets[node + 1];
+  for (int64_t first = begin; first < end; first += 16) {
+    uint32_t hidden[4][4];   // [neighbour, pair of features]
+    uint16_t weights[4][4];  // [neighbour, tile of labels]
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t e = first + lane_index() % 4 * 2 + i % 2 + i / 2 * 8;
+      const int64_t neighbour = direction.neighbours[e < end ? e : begin];
+      const auto packed = *reinterpret_cast<const Packed<uint16_t, 4>*>(
+          coefficients + neighbour * columns + group * 4);
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile) weights[i][tile] = e < end ? packed.values[tile] : 0;
+      load_pairs(direction.other + neighbour * D, feature, D, direction.vectorised, hidden[i]);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        hidden[i][pair] = hidden_pair(self[pair], hidden[i][pair]);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint32_t b[2] = {weights[0][tile] | static_cast<uint32_t>(weights[1][tile]) << 16,
+                             weights[2][tile] | static_cast<uint32_t>(weights[3][tile]) << 16};
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const uint32_t a[4] = {lower_halves(hidden[0][pair], hidden[1][pair]),
+                               upper_halves(hidden[0][pair], hidden[1][pair]),
+                               lower_halves(hidden[2][pair], hidden[3][pair]),
+                               upper_halves(hidden[2][pair], hidden[3][pair])};
+        mma_m16n8k16_bf16(sums[pair][tile], a, b);
+      }
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int label = tile * 8 + lane_index() % 4 * 2 + half;
+      uint4 packed;
+      packed.x = pack_bf16(sums[0][tile][half], sums[0][tile][half + 2]);
+      packed.y = pack_bf16(sums[1][tile][half], sums[1][tile][half + 2]);
+      packed.z = pack_bf16(sums[2][tile][half], sums[2][tile][half + 2]);
+      packed.w = pack_bf16(sums[3][tile][half], sums[3][tile][half + 2]);
+      *reinterpret_cast<uint4*>(terms + label * kMessageSlice<bfloat16> + group * kLaneFeatures) =
+          packed;
+    }
+  }
+}
+
+// Products of the terms of 16 nodes with the weight of 8 receiver labels, summed over this warp's
+// neighbour labels. The features of a product may be any here too: lane t takes 8t..8t+7 of every
+// 32.
+template <int kLabels>
+__device__ void contract_terms(const Direction<bfloat16>& direction, int64_t first_feature,
+                               int num_labels, int first_label, int first_receiver,
+                               const bfloat16* terms,  // [16, kTermPitch]
+                               float (&sums)[4]) {
+  const int64_t D = direction.num_features;
+  const int receiver = first_receiver + lane_index() / 4;
+  for (int j = threadIdx.x / kWarpSize; j < kLabels && first_label + j < num_labels;
+       j += kWarpsPerBlock) {
+    const bfloat16* weight = direction.weight;
+    if (receiver < num_labels) weight += direction.pair(receiver, first_label + j) * D;
+#pragma unroll
+    for (int d = 0; d < kMessageSlice<bfloat16>; d += 32) {
+      const int offset = d + lane_index() % 4 * 8;
+      const bfloat16* row =
+          terms + lane_index() / 4 * kTermPitch<kLabels> + j * kMessageSlice<bfloat16> + offset;
+      const uint4 upper = *reinterpret_cast<const uint4*>(row);
+      const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kTermPitch<kLabels>);
+      uint32_t w[4];
+      load_pairs(weight, receiver < num_labels ? first_feature + offset : D, D,
+                 direction.vectorised, w);
+      const uint32_t a_first[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32_t a_second[4] = {upper.z, lower.z, upper.w, lower.w};
+      const uint32_t b_first[2] = {w[0], w[1]};
+      const uint32_t b_second[2] = {w[2], w[3]};
+      mma_m16n8k16_bf16(sums, a_first, b_first);
+      mma_m16n8k16_bf16(sums, a_second, b_second);
+    }
+  }
+}
+
+// One block 16 nodes and a part.
+template <int kLabels>
+__global__ void __launch_bounds__(kThreadsPerBlock, 4)
+    tensor_messages_kernel(MessageTasks<bfloat16> tasks, int64_t num_nodes, int num_labels,
+                           CoefficientLayout<bfloat16> layout,
+                           const bfloat16* coefficients,  // [N, columns]
+                           float* parts) {                // [num_parts, N, K]
+  __shared__ float partial[kWarpsPerBlock][kTensorNodes][8];
+  bfloat16* terms = dynamic_shared<bfloat16>();  // [16, kTermPitch]
+  const int warp = threadIdx.x / kWarpSize;
+  const int64_t tiles = ceil_div<int64_t>(num_nodes, kTensorNodes);
+  const int64_t count = tasks.num_parts() * tiles;
+  for (int64_t task = blockIdx.x; task < count; task += gridDim.x) {
+    const int part = static_cast<int>(task / tiles);
+    const int64_t first_node = task % tiles * kTensorNodes;
+    const int index = tasks.direction_of(part);
+    const Direction<bfloat16>& direction = tasks.directions[index];
+    float* messages = parts + part * num_nodes * num_labels;  // [N, K]
+    if (tasks.is_bias(part, index)) {
+      for (int64_t n = first_node + warp; n < first_node + kTensorNodes && n < num_nodes;
+           n += kWarpsPerBlock) {
+        receive_bias(direction, n, num_labels, layout, coefficients, messages + n * num_labels);
+      }
+      continue;
+    }
+    const int64_t first_feature =
+        static_cast<int64_t>(part - tasks.first_part[index]) * kMessageSlice<bfloat16>;
+    for (int first_label = 0; first_label < num_labels; first_label += kLabels) {
+      for (int n = warp; n < kTensorNodes; n += kWarpsPerBlock) {
+        bfloat16* of_node = terms + n * kTermPitch<kLabels>;
+        if (first_node + n < num_nodes) {
+          form_terms<kLabels>(direction, first_node + n, first_feature,
+                              coefficients + layout.slot(first_label), layout.columns, of_node);
+        } else {
+          for (int i = lane_index(); i < kLabels * kMessageSlice<bfloat16>; i += kWarpSize) {
+            of_node[i] = bfloat16(0.0f);
+          }
+        }
+      }
+      __syncthreads();
+      for (int first_receiver = 0; first_receiver < num_labels; first_receiver += 8) {
+        float sums[4] = {};
+        contract_terms<kLabels>(direction, first_feature, num_labels, first_label, first_receiver,
+                                terms, sums);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) partial[warp][fragment_row(i)][fragment_column(i)] = sums[i];
+        __syncthreads();
+        const int n = threadIdx.x / 8;
+        const int receiver = first_receiver + threadIdx.x % 8;
+        if (first_node + n < num_nodes && receiver < num_labels) {
+          float sum = 0;
+          for (int w = 0; w < kWarpsPerBlock; ++w) sum += partial[w][n][threadIdx.x % 8];
+          float* message = messages + (first_node + n) * num_labels + receiver;
+          *message = first_label == 0 ? sum : *message + sum;
+        }
+        __syncthreads();
+      }
+    }
+  }
+}
+
+inline void launch_messages(const MessageTasks<bfloat16>& tasks, int64_t num_nodes,
+                            int64_t num_labels,
+                            const bfloat16* coefficients,  // [N, columns]
+                            float* parts,                  // [num_parts, N, K]
+                            void* stream) {
+  static_assert(kThreadsPerBlock == kTensorNodes * 8);
+  dispatch_labels<bfloat16>(num_labels, [&](auto labels) {
+    launch("messages", tensor_messages_kernel<labels()>,
+           grid_size(tasks.num_parts() * ceil_div<int64_t>(num_nodes, kTensorNodes), 1),
+           kThreadsPerBlock, kTensorNodes * kTermPitch<labels()> * sizeof(bfloat16), stream, tasks,
+           num_nodes, static_cast<int>(num_labels), CoefficientLayout<bfloat16>(num_labels),
+           coefficients, parts);
+  });
+}
+
+}  // namespace deepcrf::cuda

@@ -1,0 +1,154 @@
+#include "ops/pairwise_messages.h"
+
+#include "core/workspace.h"
+#include "cuda/messages_tensor.cuh"
+#include "cuda/sum_parts.cuh"
+#include "ops/table_potential.h"
+
+namespace deepcrf::cuda {
+
+namespace {
+
+template <class T>
+__global__ void coefficients_kernel(const T* rows,  // [N, K]
+                                    int64_t num_nodes, int num_labels, CoefficientLayout<T> layout,
+                                    typename CoefficientLayout<T>::Element* out) {  // [N, columns]
+  using Element = typename CoefficientLayout<T>::Element;
+  for (int64_t i = first_thread(); i < num_nodes * layout.columns; i += num_threads()) {
+    const int64_t node = i / layout.columns;
+    const int label = layout.label(static_cast<int>(i % layout.columns));
+    out[i] = label < num_labels ? Element(rows[node * num_labels + label]) : Element(0.0f);
+  }
+}
+
+template <class T>
+struct MessageWorkspace {
+  using Element = typename CoefficientLayout<T>::Element;
+  Element* coefficients;  // [N, columns]
+  Accumulator<T>* parts;  // [num_parts, N, K]
+
+  MessageWorkspace(Workspace& workspace, int64_t num_nodes, int64_t num_labels, int num_parts)
+      : coefficients(workspace.take<Element>(num_nodes * CoefficientLayout<T>(num_labels).columns)),
+        parts(workspace.take<Accumulator<T>>(num_parts * num_nodes * num_labels)) {}
+};
+
+template <class T>
+MessageTasks<T> both_directions(const GraphView& graph, const FactoredPotential<T>& potential) {
+  MessageTasks<T> tasks = {};
+  tasks.add_both(graph, potential);
+  return tasks;
+}
+
+template <class T>
+void factored_messages(const GraphView& graph, const FactoredPotential<T>& potential,
+                       const MessageArguments& arguments, const ExecutionContext& ctx) {
+  const int64_t N = graph.num_nodes;
+  const int64_t K = potential.num_labels;
+  const MessageTasks<T> tasks = both_directions(graph, potential);
+  Workspace memory(ctx.workspace, ctx.workspace_bytes);
+  const MessageWorkspace<T> workspace(memory, N, K, tasks.num_parts());
+  const CoefficientLayout<T> layout(K);
+  launch("coefficients", coefficients_kernel<T>, grid_size(N * layout.columns, kThreadsPerBlock),
+         kThreadsPerBlock, 0, ctx.stream, static_cast<const T*>(arguments.marginals), N,
+         static_cast<int>(K), layout, workspace.coefficients);
+  launch_messages(tasks, N, K, workspace.coefficients, workspace.parts, ctx.stream);
+  sum_parts<T>(workspace.parts, tasks.num_parts(), N * K, static_cast<T*>(arguments.messages),
+               ctx.stream);
+}
+
+// One warp a node; a lane sums for label k.
+template <class T>
+__global__ void table_messages_kernel(GraphView graph,
+                                      const T* energies,  // [E, K, K]
+                                      int num_labels,
+                                      const T* marginals,  // [N, K]
+                                      T* messages) {       // [N, K]
+  using A = Accumulator<T>;
+  const int K = num_labels;
+  const int64_t pairs = static_cast<int64_t>(K) * K;
+  for (int64_t p = first_warp(); p < graph.num_nodes; p += num_warps()) {
+    for (int k = lane_index(); k < K; k += kWarpSize) {
+      A sum = 0;
+      for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
+        const T* row = energies + e * pairs + static_cast<int64_t>(k) * K;
+        const T* of_target = marginals + static_cast<int64_t>(graph.targets[e]) * K;
+        for (int j = 0; j < K; ++j) sum += A(row[j]) * A(of_target[j]);
+      }
+      const int64_t end = graph.reverse_row_offsets[p + 1];
+      for (int64_t i = graph.reverse_row_offsets[p]; i < end; ++i) {
+        const T* column = energies + graph.reverse_edges[i] * pairs + k;
+        const T* of_source = marginals + static_cast<int64_t>(graph.reverse_sources[i]) * K;
+        for (int j = 0; j < K; ++j) {
+          sum += A(column[static_cast<int64_t>(j) * K]) * A(of_source[j]);
+        }
+      }
+      messages[p * K + k] = T(sum);
+    }
+  }
+}
+
+// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j]. One warp an edge.
+template <class T>
+__global__ void table_gradient_kernel(GraphView graph, int num_labels,
+                                      const T* marginals,      // [N, K]
+                                      const T* grad_messages,  // [N, K]
+                                      T* grad_energies) {      // [E, K, K]
+  using A = Accumulator<T>;
+  const int K = num_labels;
+  const int pairs = K * K;
+  for (int64_t e = first_warp(); e < graph.num_edges; e += num_warps()) {
+    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, e) * K;
+    const int64_t q = static_cast<int64_t>(graph.targets[e]) * K;
+    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
+      const int k = pair / K;
+      const int j = pair % K;
+      grad_energies[e * pairs + pair] = T(A(grad_messages[p + k]) * A(marginals[q + j]) +
+                                          A(marginals[p + k]) * A(grad_messages[q + j]));
+    }
+  }
+}
+
+}  // namespace
+
+int64_t pairwise_messages_factored_workspace(const GraphView& graph,
+                                             const AnyFactoredPotential& potential) {
+  Workspace workspace;
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using T = decltype(tag);
+    const int num_parts = both_directions(graph, potential.as<T>()).num_parts();
+    MessageWorkspace<T>(workspace, graph.num_nodes, potential.num_labels, num_parts);
+  });
+  return workspace.used();
+}
+
+void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
+                                const MessageArguments& arguments, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    factored_messages(graph, potential.as<decltype(tag)>(), arguments, ctx);
+  });
+}
+
+void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& potential,
+                             const MessageArguments& arguments, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using T = decltype(tag);
+    launch("table_messages", table_messages_kernel<T>, grid_size(graph.num_nodes, kWarpsPerBlock),
+           kThreadsPerBlock, 0, ctx.stream, graph, static_cast<const T*>(potential.energies),
+           static_cast<int>(potential.num_labels), static_cast<const T*>(arguments.marginals),
+           static_cast<T*>(arguments.messages));
+  });
+}
+
+void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePotential& potential,
+                                      const MessageGradientArguments& arguments,
+                                      void* grad_energies, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using T = decltype(tag);
+    launch("table_gradient", table_gradient_kernel<T>, grid_size(graph.num_edges, kWarpsPerBlock),
+           kThreadsPerBlock, 0, ctx.stream, graph, static_cast<int>(potential.num_labels),
+           static_cast<const T*>(arguments.marginals),
+           static_cast<const T*>(arguments.grad_messages), static_cast<T*>(grad_energies));
+  });
+}
+
+}  // namespace deepcrf::cuda

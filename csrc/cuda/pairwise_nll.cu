@@ -1,0 +1,196 @@
+#include "ops/pairwise_nll.h"
+
+#include "cuda/launch.cuh"
+#include "cuda/numeric.cuh"
+#include "ops/pairwise_nll_chunk.h"
+
+namespace deepcrf::cuda {
+
+namespace {
+
+// Losses of a chunk of edges and, where `gradient` is given, dL/denergies. One warp an edge.
+template <class T>
+__global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chunk, int num_labels,
+                              const T* energies,     // [C, K * K]
+                              const T* edge_weight,  // [E], or null: all ones
+                              T* losses,             // [E]
+                              T* gradient) {         // [C, K * K], or null; may be the energies
+  using A = Accumulator<T>;
+  const int pairs = num_labels * num_labels;
+  for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
+    const int64_t e = chunk.first + i;
+    const int64_t first = labels.labels[row_of(graph.row_offsets, graph.num_nodes, e)];
+    const int64_t second = labels.labels[graph.targets[e]];
+    T* out = gradient == nullptr ? nullptr : gradient + i * pairs;
+    if (first == labels.ignore_index || second == labels.ignore_index) {
+      if (lane_index() == 0) losses[e] = T(A(0));
+      if (out != nullptr) {
+        for (int pair = lane_index(); pair < pairs; pair += kWarpSize) out[pair] = T(A(0));
+      }
+      continue;
+    }
+    const T* row = energies + i * pairs;
+    const int truth = static_cast<int>(first) * num_labels + static_cast<int>(second);
+    const A truth_energy = row[truth];
+    A lowest = INFINITY;
+    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
+      const A energy = row[pair];
+      lowest = energy < lowest ? energy : lowest;
+    }
+    lowest = warp_min(lowest);
+    A sum = 0;
+    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
+      sum += exponential(lowest - A(row[pair]));
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) losses[e] = T(truth_energy - lowest + logarithm(sum));
+    if (out == nullptr) continue;
+    const A weight = edge_weight == nullptr ? A(1) : A(edge_weight[e]);
+    __syncwarp();  // every lane has read the energy of the truth
+    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
+      const A probability = exponential(lowest - A(row[pair])) / sum;
+      out[pair] = T(weight * ((pair == truth ? A(1) : A(0)) - probability));
+    }
+  }
+}
+
+template <class T>
+void launch_losses(const GraphView& graph, const EdgeLabels& labels, const EdgeChunk& chunk,
+                   int64_t num_labels, const void* energies, const void* edge_weight, void* losses,
+                   void* gradient, const ExecutionContext& ctx) {
+  launch("losses", losses_kernel<T>, grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0,
+         ctx.stream, graph, labels, chunk, static_cast<int>(num_labels),
+         static_cast<const T*>(energies), static_cast<const T*>(edge_weight),
+         static_cast<T*>(losses), static_cast<T*>(gradient));
+}
+
+// One warp an edge.
+template <class T>
+__global__ void hidden_kernel(GraphView graph, EdgeChunk chunk,
+                              const T* source,  // [N, D]
+                              const T* target,  // [N, D]
+                              int64_t num_features, bool vectorised,
+                              T* hidden) {  // [C, D]
+  using A = Accumulator<T>;
+  constexpr int V = kVector<T>;
+  for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
+    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, chunk.first + i);
+    const int64_t q = graph.targets[chunk.first + i];
+    for (int64_t d = lane_index() * V; d < num_features; d += kWarpSize * V) {
+      A first[V], second[V];
+      load_values(source + p * num_features + d, num_features - d, vectorised, first);
+      load_values(target + q * num_features + d, num_features - d, vectorised, second);
+#pragma unroll
+      for (int v = 0; v < V; ++v) first[v] = relu(first[v] + second[v]);
+      store_values(hidden + i * num_features + d, num_features - d, vectorised, first);
+    }
+  }
+}
+
+// The first of count ascending values that is not below `bound`.
+__device__ int64_t lower_bound(const int64_t* values, int64_t count, int64_t bound) {
+  int64_t low = 0;
+  while (low < count) {
+    const int64_t middle = (low + count) / 2;
+    if (values[middle] < bound) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return low;
+}
+
+// Adds masked edge gradients to the sources (`along`), or to the targets. One warp a node, and 32
+// features at a time.
+template <class T>
+__global__ void reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int64_t num_features,
+                              const T* hidden,             // [C, D], or null
+                              const T* grad_hidden,        // [C, D]
+                              Accumulator<T>* gradient) {  // [N, D]
+  using A = Accumulator<T>;
+  for (int64_t node = first_warp(); node < graph.num_nodes; node += num_warps()) {
+    int64_t begin, end;  // of the node's edges in the chunk, as positions in its row
+    const int64_t chunk_end = chunk.first + chunk.count;
+    if (along) {
+      begin = max(graph.row_offsets[node], chunk.first);
+      end = min(graph.row_offsets[node + 1], chunk_end);
+    } else {
+      const int64_t row = graph.reverse_row_offsets[node];
+      const int64_t count = graph.reverse_row_offsets[node + 1] - row;
+      begin = row + lower_bound(graph.reverse_edges + row, count, chunk.first);
+      end = row + lower_bound(graph.reverse_edges + row, count, chunk_end);
+    }
+    if (begin >= end) continue;
+    for (int64_t d = lane_index(); d < num_features; d += kWarpSize) {
+      A sum = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t edge = along ? i : graph.reverse_edges[i];
+        const int64_t element = (edge - chunk.first) * num_features + d;
+        if (hidden == nullptr || A(hidden[element]) > 0) sum += A(grad_hidden[element]);
+      }
+      gradient[node * num_features + d] += sum;
+    }
+  }
+}
+
+}  // namespace
+
+void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,
+                        const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    launch_losses<decltype(tag)>(graph, labels, {0, graph.num_edges}, potential.num_labels,
+                                 potential.energies, nullptr, losses, nullptr, ctx);
+  });
+}
+
+void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential& potential,
+                                 const EdgeLabels& labels, const void* edge_weight, void* losses,
+                                 void* grad_energies, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    launch_losses<decltype(tag)>(graph, labels, {0, graph.num_edges}, potential.num_labels,
+                                 potential.energies, edge_weight, losses, grad_energies, ctx);
+  });
+}
+
+void edge_hidden(const GraphView& graph, const AnyFactoredPotential& potential,
+                 const EdgeChunk& chunk, void* hidden, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using T = decltype(tag);
+    const FactoredPotential<T> factored = potential.as<T>();
+    T* out = static_cast<T*>(hidden);
+    const bool vectorised = factored.num_features % kVector<T> == 0 &&
+                            is_aligned(factored.source, kVector<T>) &&
+                            is_aligned(factored.target, kVector<T>) && is_aligned(out, kVector<T>);
+    launch("edge_hidden", hidden_kernel<T>, grid_size(chunk.count, kWarpsPerBlock),
+           kThreadsPerBlock, 0, ctx.stream, graph, chunk, factored.source, factored.target,
+           factored.num_features, vectorised, out);
+  });
+}
+
+void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels, const EdgeLabels& labels,
+                  const EdgeChunk& chunk, const void* edge_weight, void* energies, void* losses,
+                  bool differentiate, const ExecutionContext& ctx) {
+  dispatch_floating(dtype, "energies", [&](auto tag) {
+    launch_losses<decltype(tag)>(graph, labels, chunk, num_labels, energies, edge_weight, losses,
+                                 differentiate ? energies : nullptr, ctx);
+  });
+}
+
+void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features, const EdgeChunk& chunk,
+                  const void* hidden, const void* grad_hidden, void* grad_source, void* grad_target,
+                  const ExecutionContext& ctx) {
+  dispatch_floating(dtype, "hidden", [&](auto tag) {
+    using T = decltype(tag);
+    const auto reduce = [&](bool along, void* gradient) {
+      launch("reduce_edges", reduce_kernel<T>, grid_size(graph.num_nodes, kWarpsPerBlock),
+             kThreadsPerBlock, 0, ctx.stream, graph, along, chunk, num_features,
+             static_cast<const T*>(hidden), static_cast<const T*>(grad_hidden),
+             static_cast<Accumulator<T>*>(gradient));
+    };
+    reduce(true, grad_source);
+    reduce(false, grad_target);
+  });
+}
+
+}  // namespace deepcrf::cuda

@@ -1,0 +1,29 @@
+// Sums of what several blocks contribute, in a fixed order.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "cuda/numeric.cuh"
+
+namespace deepcrf::cuda {
+
+template <class T>
+__global__ void sum_parts_kernel(const Accumulator<T>* parts,  // [num_parts, count]
+                                 int num_parts, int64_t count,
+                                 T* sums) {  // [count]
+  for (int64_t i = first_thread(); i < count; i += num_threads()) {
+    Accumulator<T> sum = 0;
+    for (int part = 0; part < num_parts; ++part) sum += parts[part * count + i];
+    sums[i] = T(sum);
+  }
+}
+
+template <class T>
+void sum_parts(const Accumulator<T>* parts,  // [num_parts, count]
+               int num_parts, int64_t count,
+               T* sums,  // [count]
+               void* stream) {
+  launch("sum_parts", sum_parts_kernel<T>, grid_size(count, kThreadsPerBlock), kThreadsPerBlock, 0,
+         stream, parts, num_parts, count, sums);
+}
+
+}  // namespace deepcrf::cuda
