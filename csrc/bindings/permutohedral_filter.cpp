@@ -51,7 +51,8 @@ void permutohedral_filter(const py::tuple& lattice, const py::object& values, bo
 }  // namespace
 
 void bind_permutohedral_filter(py::module_& module) {
-  py::class_<LatticePoints>(module, "LatticePoints")
+  // Local to this module: another build of the core may be loaded beside it.
+  py::class_<LatticePoints>(module, "LatticePoints", py::module_local())
       .def_readonly("num_points", &LatticePoints::num_points)
       .def_property_readonly(
           "num_block_offsets",
