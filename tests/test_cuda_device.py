@@ -1,0 +1,189 @@
+"""What only a GPU can show: streams, graphs, a second device, and sizes past 2³¹ elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from accuracy import assert_close
+from problems import (
+    FACTORED,
+    OPERATORS,
+    TABLE,
+    Problem,
+    grid_problem,
+    make_problem,
+    random_graph,
+    used_tensors,
+    value_and_gradients,
+)
+from torch import Tensor
+
+import deepcrf_ext as dc
+from deepcrf_ext import reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda", 0)
+DELAY = 200_000_000  # clock cycles, about a tenth of a second
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS)
+every_kind = pytest.mark.parametrize("kind", [FACTORED, TABLE])
+
+
+def device_problem(kind: str, device: torch.device = GPU) -> Problem:
+    return grid_problem(9, 11, kind, 6, 40).to(device, torch.float32)
+
+
+def gradients_of(operator: str, problem: Problem) -> Callable[[], list[Tensor]]:
+    """The operator with its gradients, as a function of what the problem's tensors hold then."""
+    leaves = {
+        name: problem.tensors[name].requires_grad_() for name in used_tensors(operator, problem)
+    }
+
+    def run() -> list[Tensor]:
+        value = OPERATORS[operator](dc, problem.with_tensors(leaves))
+        return [value, *torch.autograd.grad(value.square().sum(), list(leaves.values()))]
+
+    return run
+
+
+@every_operator
+@every_kind
+def test_work_waits_for_what_its_stream_did_before(operator: str, kind: str) -> None:
+    problem = device_problem(kind)
+    wanted = [value.clone() for value in gradients_of(operator, problem)()]
+    late = problem.map(torch.zeros_like)
+    stream = torch.cuda.Stream(GPU)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        for name, value in late.tensors.items():
+            value.copy_(problem.tensors[name])
+        results = gradients_of(operator, late)()
+    stream.synchronize()
+    for result, value in zip(results, wanted, strict=True):
+        assert torch.equal(result, value)
+
+
+@every_operator
+@every_kind
+def test_host_never_waits_for_the_device(operator: str, kind: str) -> None:
+    run = gradients_of(operator, device_problem(kind))
+    run()
+    former = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(DELAY)
+        run()
+        still_asleep = not torch.cuda.current_stream().query()
+    finally:
+        torch.cuda.set_sync_debug_mode(former)
+    assert still_asleep
+
+
+@every_operator
+@every_kind
+def test_captured_graph_sees_new_values(operator: str, kind: str) -> None:
+    problem = device_problem(kind)
+    other = problem.map(lambda value: value.flip(0).contiguous())
+    wanted = [value.clone() for value in gradients_of(operator, other)()]
+    other = other.map(lambda value: value.detach().clone())
+    run = gradients_of(operator, problem)
+    side = torch.cuda.Stream(GPU)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        results = run()
+    with torch.no_grad():
+        for name, value in problem.tensors.items():
+            value.copy_(other.tensors[name])
+    captured.replay()
+    torch.cuda.synchronize()
+    for result, value in zip(results, wanted, strict=True):
+        assert torch.equal(result, value)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@every_operator
+@every_kind
+def test_second_device_while_the_first_is_current(operator: str, kind: str) -> None:
+    problem = device_problem(kind)
+    wanted = value_and_gradients(operator, dc, problem)
+    second = torch.device("cuda", 1)
+    results = value_and_gradients(operator, dc, problem.to(second, torch.float32))
+    assert torch.cuda.current_device() == 0
+    for name, value in results.items():
+        assert value.device == second
+        assert_close(value.cpu(), wanted[name].cpu())
+
+
+def test_range_box_past_two_to_the_31_edges_on_the_device() -> None:
+    side = 220
+    graph = dc.EdgeGraph.from_range_box(side, side, dc.RangeBox(-side, side, -side, side), GPU)
+    num_nodes = side * side
+    assert graph.num_edges == num_nodes * (num_nodes - 1) > 2**31
+    last = graph.targets[graph.row_offsets[-2] :]
+    assert torch.equal(last.long(), torch.arange(num_nodes - 1, device=GPU))
+
+
+def edge_slices(graph: dc.EdgeGraph, size: int) -> Iterator[tuple[slice, dc.EdgeGraph]]:
+    """The graph in parts of `size` edges, each a graph over all nodes."""
+    first, second = graph.edge_index()
+    for start in range(0, graph.num_edges, size):
+        part = slice(start, min(start + size, graph.num_edges))
+        yield part, dc.EdgeGraph.from_edges(first[part], second[part], graph.num_nodes)
+
+
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
+def test_loss_past_two_to_the_31_energies(kind: str) -> None:
+    num_labels, num_edges = 150, 100_000
+    assert num_edges * num_labels**2 > 2**31
+    graph = random_graph(500, num_edges, 0).to(GPU)
+    small = make_problem([random_graph(500, 1, 0)], [FACTORED], num_labels, 16)
+    small = small.to(GPU, torch.float32)
+    leaves = [small.tensors[f"{name}0"].requires_grad_() for name in ("source", "target", "bias")]
+    weight = small.tensors["weight0"]
+
+    def potential(part: dc.EdgeGraph) -> dc.FactoredPotential:
+        return dc.FactoredPotential(part, leaves[0], leaves[1], weight, leaves[2])
+
+    whole = potential(graph)
+    if kind == TABLE:
+        with torch.no_grad():
+            table = torch.cat([potential(p).energies() for _, p in edge_slices(graph, 10_000)])
+        losses = dc.pairwise_nll(dc.TablePotential(graph, table), small.labels, reduction="none")
+        gradients = None
+    else:
+        losses = dc.pairwise_nll(whole, small.labels, reduction="none")
+        total = dc.pairwise_nll(whole, small.labels, reduction="sum")
+        gradients = torch.autograd.grad(total, leaves)
+
+    expected = [torch.zeros_like(leaf) for leaf in leaves]
+    for edges, part in edge_slices(graph, 10_000):
+        wanted = reference.pairwise_nll(potential(part), small.labels, reduction="none")
+        assert_close(losses[edges], wanted)
+        for sums, term in zip(expected, torch.autograd.grad(wanted.sum(), leaves), strict=True):
+            sums += term
+    if gradients is not None:
+        for gradient, sums in zip(gradients, expected, strict=True):
+            assert_close(gradient, sums)
+
+
+def test_messages_past_two_to_the_31_hidden_values() -> None:
+    num_edges, dim = 4_500_000, 512
+    assert num_edges * dim > 2**31
+    graph = random_graph(2000, num_edges, 1).to(GPU)
+    small = make_problem([random_graph(2000, 1, 0)], [FACTORED], 3, dim).to(GPU, torch.float32)
+    names = ("source0", "target0", "weight0", "bias0")
+    tensors = [small.tensors[name] for name in names]
+    marginals = small.tensors["marginals"]
+    messages = dc.pairwise_messages(dc.FactoredPotential(graph, *tensors), marginals)
+    exact = torch.zeros_like(messages, dtype=torch.float64)
+    for _, part in edge_slices(graph, 500_000):
+        exact += reference.pairwise_messages(dc.FactoredPotential(part, *tensors), marginals)
+    assert_close(messages, exact.float())
