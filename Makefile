@@ -13,8 +13,9 @@ install: .venv/installed
 train: install
 	$(BIN)/python -m deepcrf_ext.train
 
+# A process for each core, and so one thread in each.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -30,9 +31,11 @@ sanitize: install
 	$(BIN)/cmake --build build/sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests DEEPCRF_EXTENSION_FOLDER=build/sanitized/module \
-	  $(BIN)/python -m pytest -p extension_folder -k "not cuda and not compile" \
+	OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n auto -p extension_folder -k "not cuda and not compile" \
 	  tests/test_operators.py tests/test_pairwise_nll.py tests/test_pairwise_messages.py \
-	  tests/test_mean_field.py tests/test_pseudo_likelihood.py tests/test_range_box_edges.py
+	  tests/test_mean_field.py tests/test_pseudo_likelihood.py tests/test_range_box_edges.py \
+	  tests/test_permutohedral_filter.py tests/test_dense_crf.py
 
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'
