@@ -218,6 +218,8 @@ class TrainConfig:
         output: Run folder to create. Null takes runs/<date>-<data set>-<preset>.
         epochs: Passes over the training images.
         batch_size: Images in a step.
+        accumulate: Parts that a step's images are computed in, one after another: less memory, the
+            same step. Batch normalisation alone sees each part by itself.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
@@ -238,6 +240,7 @@ class TrainConfig:
     output: Path | None = None
     epochs: int = 12
     batch_size: int = 8
+    accumulate: int = 1
     seed: int = 0
     device: str = "auto"
     amp: bool | None = None
@@ -250,6 +253,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise InputError(
+                f"accumulate: {self.accumulate} must be 1 to batch_size, {self.batch_size}"
+            )
         if not 0 <= self.warm_start < 1:
             raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
         if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:

@@ -54,6 +54,12 @@ class CRFEnergies:
     grid: tuple[int, int, int]
 
 
+def node_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels int64 [B, H, W] at the nodes of grids of h x w, by nearest neighbour: [B·h·w]."""
+    nodes = functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")
+    return nodes.long().flatten()
+
+
 class DeepCRF(nn.Module):
     """A CRF over the node grid of an image whose energies are networks.
 
@@ -125,14 +131,30 @@ class DeepCRF(nn.Module):
     def loss(self, name: str, pyramid: list[Tensor], labels: Tensor) -> Tensor:
         """One of `losses`, from the images that `self.pyramid` returned."""
         unary, potential, grid = self._evaluate(name, pyramid)
-        nodes = functional.interpolate(labels[:, None].float(), grid[1:], mode="nearest-exact")
-        nodes = nodes.long().flatten()
+        nodes = node_labels(labels, grid[1:])
         if potential is not None:
             return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
         assert unary is not None
         valid = (nodes != IGNORE_INDEX).sum().clamp(min=1)
         total = functional.cross_entropy(-unary, nodes, ignore_index=IGNORE_INDEX, reduction="sum")
         return total / valid
+
+    def loss_count(self, name: str, labels: Tensor) -> Tensor:
+        """How many nodes, or edges of a relation, `loss` of these labels is a mean over, int64."""
+        size = self.grid_size(*labels.shape[1:])
+        known = node_labels(labels, size) != IGNORE_INDEX
+        if name not in self.config.relations:
+            return known.sum()
+        relation = self.config.relations[name]
+        graph = relation_graph(relation, len(labels), *size, labels.device)
+        sources = known.repeat_interleave(graph.row_offsets.diff(), output_size=graph.num_edges)
+        return (sources & known[graph.targets]).sum()
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of nodes of an image of this size."""
+        sizes = self.pyramid.sizes(height, width)[0]
+        stride = 2**self.config.pooled_blocks
+        return -(-sizes[0] // stride), -(-sizes[1] // stride)
 
     def energies(self, images: Tensor, names: Iterable[str] | None = None) -> CRFEnergies:
         """Runs the named networks (default: all) once each."""

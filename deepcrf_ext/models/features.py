@@ -37,11 +37,14 @@ class ImagePyramid(nn.Module):
         normal = ((images.float() - self.mean) / self.std).contiguous(
             memory_format=torch.channels_last
         )
-        sizes = [(max(1, round(s * height)), max(1, round(s * width))) for s in self.scales]
         return [
             functional.interpolate(normal, size, mode="bilinear", align_corners=False)
-            for size in sizes
+            for size in self.sizes(height, width)
         ]
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width at each scale of an image of this size."""
+        return [(max(1, round(s * height)), max(1, round(s * width))) for s in self.scales]
 
 
 def multiscale_features(part: VGGPart, pyramid: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches
+from deepcrf_ext.training.objectives import Loss, make_losses, part_counts, part_weights
 from deepcrf_ext.training.optimiser import make_optimiser, make_schedule
 from deepcrf_ext.training.run_folder import MetricsLog
 from deepcrf_ext.training.validation import validate
@@ -175,21 +177,37 @@ class Trainer:
         model = self.model
         return model.unary_names() if self.progress.warming_up else model.potential_names
 
+    def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
+        """`part_weights` of a step's parts, given by their labels."""
+        if len(parts) == 1:
+            return torch.ones(len(objective), 1, device=self.device)
+        counts = part_counts(self.model, objective, parts)
+        return part_weights(counts, counts.sum(1))
+
     def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One optimiser step; potentials are independent, so each runs its backward pass alone."""
+        """One optimiser step on a batch, in parts; each loss runs its backward pass alone."""
         progress = self.progress
         images, labels = images.to(self.device), labels.to(self.device)
+        parts = list(
+            zip(
+                images.chunk(self.config.accumulate),
+                labels.chunk(self.config.accumulate),
+                strict=True,
+            )
+        )
+        objective = make_losses(self._trained_potentials())
+        weights = self._part_weights(objective, [part for _, part in parts])
         self.optimiser.zero_grad()
-        pyramid = self.model.pyramid(images)
-        results: list[Tensor] = []
-        names = self._trained_potentials()
-        for name in names:
-            with autocast(self.device, self.config.amp):
-                loss = self.model.loss(name, pyramid, labels)
-            loss.backward()
-            results.append(loss.detach())
-        values = torch.stack(results).tolist()
-        losses = dict(zip(names, values, strict=True))
+        results = torch.zeros(len(objective), device=self.device)
+        for part, (part_images, part_labels) in enumerate(parts):
+            pyramid = self.model.pyramid(part_images)
+            for index, loss in enumerate(objective):
+                with autocast(self.device, self.config.amp):
+                    mean = loss.mean(self.model, pyramid, part_labels)
+                weighted = weights[index, part] * mean
+                weighted.backward()
+                results[index] += weighted.detach()
+        losses = {loss.name: value for loss, value in zip(objective, results.tolist(), strict=True)}
         for name, value in losses.items():
             if not abs(value) < float("inf"):
                 raise TrainingError(
