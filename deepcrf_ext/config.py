@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 
 from deepcrf_ext.errors import InputError
 
+ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
 PresetName = Literal["small", "paper"]
 
 
@@ -207,6 +208,21 @@ class OptimConfig:
             )
 
 
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A part of a run with an objective of its own.
+
+    Args:
+        objective: What it minimises, as of a whole run.
+        share: Its share of the epochs, relative to the other phases' (the warm start apart).
+        lr_factor: Factor of the learning rate.
+    """
+
+    objective: ObjectiveName
+    share: float = 1.0
+    lr_factor: float = 1.0
+
+
 @dataclass
 class TrainConfig:
     """A training run.
@@ -224,6 +240,12 @@ class TrainConfig:
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
             device has instructions for it.
+        objective: What training minimises. "piecewise" is the paper's: every potential by its own
+            likelihood, without inference. "pseudo_likelihood" (the paper's appendix) is each node's
+            label given its neighbours' labels, "end_to_end" each node's label under the marginals
+            of mean field, unrolled (model.iterations); both train the unary and all relations
+            together. Or a list of phases, one after another, such as [{objective: piecewise,
+            share: 0.7}, {objective: end_to_end, share: 0.3, lr_factor: 0.1}].
         warm_start: Share of the epochs that train the unaries alone; then the network of every
             relation starts from the unary's, as if neighbours were independent. 0 trains all from
             the start, as the paper does from VGG-16 weights.
@@ -244,6 +266,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     amp: bool | None = None
+    objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
     warm_start: float = 0.6
     vgg_weights: str | None = None
     validate_every: int = 2
@@ -268,6 +291,20 @@ class TrainConfig:
             raise InputError(f"seed: {self.seed} must not be negative")
         if self.save_minutes <= 0:
             raise InputError(f"save_minutes: {self.save_minutes} must be positive")
+        if not self.phases():
+            raise InputError("objective: a list of phases must not be empty")
+        for phase in self.phases():
+            if not (phase.share > 0 and phase.lr_factor > 0):
+                raise InputError(
+                    f"objective: share {phase.share} and lr_factor {phase.lr_factor} of a phase "
+                    "must be positive"
+                )
+
+    def phases(self) -> tuple[PhaseConfig, ...]:
+        """The phases of the objective: one where it is the same throughout."""
+        if isinstance(self.objective, str):
+            return (PhaseConfig(self.objective),)
+        return self.objective
 
 
 PRESETS: dict[str, dict[str, Any]] = {

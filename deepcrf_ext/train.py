@@ -19,7 +19,7 @@ from deepcrf_ext.training.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.trainer import Trainer
 from deepcrf_ext.training.validation import write_picture_grid
 
-DESCRIPTION = """Trains the potentials of a deep structured CRF, each by its piecewise likelihood.
+DESCRIPTION = """Trains a deep structured CRF, piecewise as in the paper or by another --objective.
 
 Without options it trains the preset `small` on built-in rendered scenes in a few minutes. The run
 folder holds the settings, metrics.jsonl and TensorBoard events, checkpoints and a picture grid.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
+import oracle
 import pytest
 import torch
 from tiny_run import write_camvid
+from torch.nn.functional import nll_loss
 
-from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
+from deepcrf_ext import EdgeGraph, TablePotential, mean_field, reference
+from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models import ROWS, DeepCRF
+from deepcrf_ext.training.objectives import make_losses, mean_field_nll
 from deepcrf_ext.training.trainer import Trainer
 
 K = 11
@@ -51,6 +58,93 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(5, 3, 32, 40, generator=generator) * 255, labels
 
 
+def tiny_crf() -> tuple[DeepCRF, list[torch.Tensor], torch.Tensor]:
+    """A model, two images of 3 x 4 nodes, and their labels."""
+    torch.manual_seed(0)
+    model = DeepCRF(MODEL, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # spreads the energies
+    labels = torch.randint(0, 3, (2, 10, 12))
+    labels[0, :4] = 255
+    return model, model.pyramid(torch.rand(2, 3, 10, 12) * 255), labels
+
+
+def gradients(model: DeepCRF, loss: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", ["pseudo_likelihood", "end_to_end"])
+def test_crf_loss_is_what_the_oracle_says_and_trains_all_of_the_crf(
+    objective: ObjectiveName,
+) -> None:
+    model, pyramid, labels = tiny_crf()
+    row = ROWS["1unary+2pair"]
+    energies = model.energies_of(pyramid, row.potentials)
+    assert energies.grid == (2, 3, 4)
+    unary = energies.unaries["unary"]
+    potentials = [energies.pairwise[name] for name in row.relations]
+    nodes = labels[:, [1, 5, 8]][:, :, [1, 4, 7, 10]].flatten()
+    valid = (nodes != 255).tolist()
+    edges = [oracle.edges(potential) for potential in potentials]
+    if objective == "pseudo_likelihood":
+        losses = oracle.pseudo_likelihood_nll(oracle.array(unary), edges, nodes.tolist(), 255)
+        plain = reference.pseudo_likelihood_nll(unary, potentials, nodes)
+    else:
+        marginals = oracle.mean_field(oracle.array(unary), edges, iterations=2)
+        losses = -np.log(marginals[np.arange(24), nodes.where(nodes != 255, 0)]) * valid
+        log = reference.mean_field(unary, potentials, iterations=2).log()
+        plain = nll_loss(log, nodes, ignore_index=255)
+    crf, further = make_losses(objective, model, model.potential_names)
+    loss = crf.mean(model, pyramid, labels)
+    assert float(loss.detach()) == pytest.approx(losses.sum() / sum(valid), rel=1e-5)
+    own, wanted = gradients(model, loss), gradients(model, plain)
+    for index, name in enumerate(model.potential_names):
+        for key in (key for key in own if key.startswith(f"parts.{index}.")):
+            assert (own[key] is None) == (wanted[key] is None) == (name == "unary_1scale")
+            if own[key] is not None:
+                scale = float(wanted[key].abs().max())
+                torch.testing.assert_close(own[key], wanted[key], rtol=1e-3, atol=1e-4 * scale)
+    assert further.name == "unary_1scale"
+    assert further.mean(model, pyramid, labels) == model.loss("unary_1scale", pyramid, labels)
+
+
+def test_marginals_without_iterations_are_the_unarys() -> None:
+    model, pyramid, labels = tiny_crf()
+    model.config = replace(model.config, iterations=0)
+    crf = make_losses("end_to_end", model, model.potential_names)[0]
+    loss, unary = crf.mean(model, pyramid, labels), model.loss("unary", pyramid, labels)
+    torch.testing.assert_close(loss, unary)
+
+
+def test_marginals_that_round_to_zero_still_train() -> None:
+    graph = EdgeGraph.from_edges(torch.tensor([0]), torch.tensor([1]), 2)
+    table = torch.full((1, 2, 2), 400.0)
+    table[0, 0, 0] = 0  # both nodes 0: the labels (1, 1) have a probability of exp(-800) or so
+    table.requires_grad_()
+    labels = torch.tensor([1, 1])
+    marginals = mean_field(torch.zeros(2, 2), [TablePotential(graph, table)], 2)
+    assert float(marginals.detach()[0, 1]) == 0
+    loss = mean_field_nll(torch.zeros(2, 2), [TablePotential(graph, table)], labels, 2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(400, rel=0.01)
+    assert torch.isfinite(table.grad).all()
+    assert float(table.grad[0, 1, 1]) == 0
+    assert float(table.grad[0, 0, 0]) < -0.5
+
+
+def test_a_model_without_relations_has_one_loss_a_unary() -> None:
+    model = DeepCRF(replace(MODEL, potentials=("unary", "unary_1scale")), 3)
+    images, labels = torch.rand(1, 3, 10, 12) * 255, torch.randint(0, 3, (1, 10, 12))
+    pyramid = model.pyramid(images)
+    crf, further = make_losses("pseudo_likelihood", model, model.potential_names)
+    wanted = model.losses(images, labels)
+    torch.testing.assert_close(crf.mean(model, pyramid, labels), wanted["unary"])
+    torch.testing.assert_close(further.mean(model, pyramid, labels), wanted["unary_1scale"])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (30, 26), (7, 61)])
 def test_count_is_what_the_loss_divides_by(size: tuple[int, int]) -> None:
     model = DeepCRF(MODEL, K)
@@ -69,9 +163,13 @@ def test_count_is_what_the_loss_divides_by(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 5])
-def test_batch_in_parts_makes_the_step_of_the_whole(root: Path, accumulate: int) -> None:
-    whole, parts = make_trainer(root), make_trainer(root, accumulate=accumulate)
-    expected, losses = whole._step(*batch()), parts._step(*batch())
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_batch_in_parts_makes_the_step_of_the_whole(
+    root: Path, objective: ObjectiveName, accumulate: int
+) -> None:
+    whole = make_trainer(root, objective=objective)
+    parts = make_trainer(root, objective=objective, accumulate=accumulate)
+    expected, losses = whole.step(*batch()), parts.step(*batch())
     assert losses == pytest.approx(expected, rel=1e-5)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert a.grad.abs().max() > 0
@@ -82,7 +180,7 @@ def test_batch_in_parts_makes_the_step_of_the_whole(root: Path, accumulate: int)
 def test_batch_without_labels_leaves_the_losses_at_zero(root: Path) -> None:
     trainer = make_trainer(root, accumulate=2)
     images, labels = batch()
-    losses = trainer._step(images, torch.full_like(labels, 255))
+    losses = trainer.step(images, torch.full_like(labels, 255))
     assert set(losses.values()) == {0.0}
     assert all((p.grad == 0).all() for p in trainer.model.parameters())
 

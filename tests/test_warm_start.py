@@ -73,7 +73,7 @@ def test_unaries_train_first_and_everything_afterwards(tmp_path: Path) -> None:
     relations = [trainer.model.parts[2], trainer.model.parts[3]]
     before = [p.clone() for part in relations for p in part.parameters()]
     steps: list[tuple[int, tuple[str, ...], bool]] = []
-    step = trainer._step
+    step = trainer.step
 
     def watched(images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         epoch = trainer.progress.epoch
@@ -83,7 +83,7 @@ def test_unaries_train_first_and_everything_afterwards(tmp_path: Path) -> None:
         steps.append((epoch, tuple(losses), same))
         return losses
 
-    trainer._step = watched  # type: ignore[method-assign]
+    trainer.step = watched  # type: ignore[method-assign]
     folder = tmp_path / "run"
     folder.mkdir()
     assert trainer.fit(folder, StopRequest())
@@ -99,7 +99,7 @@ def test_model_without_a_unary_starts_all_at_once(tmp_path: Path) -> None:
     model = ModelConfig(
         widths=(4,), convs=(1,), pooled_blocks=1, head_widths=(5,), potentials=("surrounding",)
     )
-    assert not make_trainer(root, model).progress.warming_up
+    assert [stage.potentials for stage in make_trainer(root, model).stages] == [("surrounding",)]
 
 
 def test_pairwise_layer_must_hold_two_unaries() -> None:

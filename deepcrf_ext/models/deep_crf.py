@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -58,6 +59,16 @@ def node_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels int64 [B, H, W] at the nodes of grids of h x w, by nearest neighbour: [B·h·w]."""
     nodes = functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")
     return nodes.long().flatten()
+
+
+def node_nll(energies: Tensor, nodes: Tensor) -> Tensor:
+    """Softmax negative log-likelihood of labels [N] at energies [N, K], mean over valid nodes.
+
+    255 = ignore; 0 where nothing is valid.
+    """
+    valid = (nodes != IGNORE_INDEX).sum().clamp(min=1)
+    total = functional.cross_entropy(-energies, nodes, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / valid
 
 
 class DeepCRF(nn.Module):
@@ -135,20 +146,22 @@ class DeepCRF(nn.Module):
         if potential is not None:
             return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
         assert unary is not None
-        valid = (nodes != IGNORE_INDEX).sum().clamp(min=1)
-        total = functional.cross_entropy(-unary, nodes, ignore_index=IGNORE_INDEX, reduction="sum")
-        return total / valid
+        return node_nll(unary, nodes)
 
     def loss_count(self, name: str, labels: Tensor) -> Tensor:
         """How many nodes, or edges of a relation, `loss` of these labels is a mean over, int64."""
+        if name not in self.config.relations:
+            return self.node_count(labels)
         size = self.grid_size(*labels.shape[1:])
         known = node_labels(labels, size) != IGNORE_INDEX
-        if name not in self.config.relations:
-            return known.sum()
         relation = self.config.relations[name]
         graph = relation_graph(relation, len(labels), *size, labels.device)
         sources = known.repeat_interleave(graph.row_offsets.diff(), output_size=graph.num_edges)
         return (sources & known[graph.targets]).sum()
+
+    def node_count(self, labels: Tensor) -> Tensor:
+        """How many nodes have a label other than ignore, int64."""
+        return (node_labels(labels, self.grid_size(*labels.shape[1:])) != IGNORE_INDEX).sum()
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of nodes of an image of this size."""
@@ -158,10 +171,13 @@ class DeepCRF(nn.Module):
 
     def energies(self, images: Tensor, names: Iterable[str] | None = None) -> CRFEnergies:
         """Runs the named networks (default: all) once each."""
+        return self.energies_of(self.pyramid(images), names)
+
+    def energies_of(self, pyramid: list[Tensor], names: Iterable[str] | None = None) -> CRFEnergies:
+        """`energies` from the images that `self.pyramid` returned."""
         names = tuple(self.potential_names if names is None else names)
         if not names:
             raise ValueError("names is empty; it must name at least one potential")
-        pyramid = self.pyramid(images)
         unaries: dict[str, Tensor] = {}
         pairwise: dict[str, FactoredPotential] = {}
         grid = (0, 0, 0)
@@ -189,6 +205,15 @@ class DeepCRF(nn.Module):
         graph = relation_graph(relation, batch, height, width, output[0].device)
         return None, network.potential(graph, *output), (batch, height, width)
 
+    def crf(self, energies: CRFEnergies, row: str | Row) -> tuple[Tensor, list[FactoredPotential]]:
+        """A row's unary energies [N, K], zeros where it has none, and pairwise potentials."""
+        chosen = self._row(row)
+        potentials = [energies.pairwise[name] for name in chosen.relations]
+        if chosen.unary is not None:
+            return energies.unaries[chosen.unary], potentials
+        size = (math.prod(energies.grid), self.num_classes)
+        return torch.zeros(size, device=self.pyramid.mean.device), potentials
+
     def marginals(
         self, energies: CRFEnergies, row: str | Row, iterations: int | None = None
     ) -> Tensor:
@@ -199,14 +224,8 @@ class DeepCRF(nn.Module):
             row: a name of `ROWS`, or a row.
             iterations: mean-field iterations (default: the model's).
         """
-        chosen = self._row(row)
-        potentials = [energies.pairwise[name] for name in chosen.relations]
+        unary, potentials = self.crf(energies, row)
         batch, height, width = energies.grid
-        if chosen.unary is not None:
-            unary = energies.unaries[chosen.unary]
-        else:
-            size = (batch * height * width, self.num_classes)
-            unary = torch.zeros(size, device=self.pyramid.mean.device)
         steps = self.config.iterations if iterations is None else iterations
         nodes = dc.mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
         return nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)

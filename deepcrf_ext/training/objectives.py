@@ -1,5 +1,9 @@
 """What a training step minimises: one or several losses, each with a backward pass of its own.
 
+piecewise          every potential by its own likelihood (paper, section 5); independent losses
+pseudo_likelihood  each node's label given the labels of all others (paper, appendix, eq. 14-18)
+end_to_end         each node's label under the marginals of mean field, unrolled
+
 A loss is a mean over the valid nodes or edges of a batch. A batch that is computed in parts, one
 after another or on several processes, has the same mean and so the same gradient when the mean of
 each part is weighted by the part's share of those nodes or edges: see `part_weights`.
@@ -14,7 +18,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deepcrf_ext.models import DeepCRF
+import deepcrf_ext as dc
+from deepcrf_ext.config import ObjectiveName
+from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models.deep_crf import IGNORE_INDEX, node_labels, node_nll
+from deepcrf_ext.potentials import Potential
 
 
 class Loss(Protocol):
@@ -32,7 +40,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class PotentialLoss:
-    """The piecewise loss of one potential (paper, section 5)."""
+    """The piecewise loss of one potential."""
 
     name: str
 
@@ -43,9 +51,56 @@ class PotentialLoss:
         return model.loss_count(self.name, labels)
 
 
-def make_losses(potentials: Sequence[str]) -> tuple[Loss, ...]:
-    """The losses of a step that trains these potentials, each independently of the others."""
-    return tuple(PotentialLoss(name) for name in potentials)
+@dataclass(frozen=True)
+class CRFLoss:
+    """A loss of the nodes of a CRF whose potentials train together."""
+
+    row: Row
+    objective: ObjectiveName
+    name: str = "crf"
+
+    def mean(self, model: DeepCRF, pyramid: list[Tensor], labels: Tensor) -> Tensor:
+        energies = model.energies_of(pyramid, self.row.potentials)
+        nodes = node_labels(labels, energies.grid[1:])
+        unary, potentials = model.crf(energies, self.row)
+        if self.objective == "pseudo_likelihood":
+            return dc.pseudo_likelihood_nll(unary, potentials, nodes, IGNORE_INDEX)
+        return mean_field_nll(unary, potentials, nodes, model.config.iterations)
+
+    def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
+        return model.node_count(labels)
+
+
+def mean_field_nll(
+    unary: Tensor, potentials: Sequence[Potential], labels: Tensor, iterations: int
+) -> Tensor:
+    """-log Q_p(y_p) of the marginals Q of `deepcrf_ext.mean_field`, mean over valid nodes.
+
+    Arguments as there, and labels [N] (255 = ignore). Differentiable through all iterations; the
+    last one stays in log space, so that a marginal near 0 has a finite loss and a gradient.
+    """
+    if iterations == 0:
+        return node_nll(unary, labels)
+    marginals = dc.mean_field(unary, potentials, iterations - 1)
+    energies = unary
+    for potential in potentials:
+        energies = energies + dc.pairwise_messages(potential, marginals)
+    return node_nll(energies, labels)
+
+
+def make_losses(
+    objective: ObjectiveName, model: DeepCRF, potentials: Sequence[str]
+) -> tuple[Loss, ...]:
+    """The losses of a step that trains these potentials of a model.
+
+    Piecewise there is one for each of them. Otherwise there is one for the CRF of the model
+    (`DeepCRF.full_row`, which must be among them) and one for each further unary.
+    """
+    if objective == "piecewise":
+        return tuple(PotentialLoss(name) for name in potentials)
+    row = model.full_row()
+    others = (name for name in potentials if name not in row.potentials)
+    return (CRFLoss(row, objective), *(PotentialLoss(name) for name in others))
 
 
 def part_counts(model: DeepCRF, losses: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 
 from deepcrf_ext.config import OptimConfig
 from deepcrf_ext.models import DeepCRF
@@ -17,27 +16,24 @@ def make_optimiser(model: DeepCRF, config: OptimConfig, from_vgg: bool) -> SGD:
         parts = [module for module in model.modules() if isinstance(module, VGGPart)]
         convs = [conv for part in parts for conv in part.vgg_convs()]
         initialised = {parameter for conv in convs for parameter in conv.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if p not in initialised], "lr": config.lr},
-        {
-            "params": [p for p in model.parameters() if p in initialised],
-            "lr": config.lr_initialised,
-        },
-    ]
+    new = [p for p in model.parameters() if p not in initialised]
+    old = [p for p in model.parameters() if p in initialised]
+    groups = [(new, config.lr), (old, config.lr_initialised)]
     return SGD(
-        [group for group in groups if group["params"]],
+        [{"params": ps, "lr": rate, "initial_lr": rate} for ps, rate in groups if ps],
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
 
 
-def make_schedule(optimiser: SGD, config: OptimConfig, epochs: int, per_epoch: int) -> LambdaLR:
-    """The learning rate as a function of the step, to be advanced once a step."""
+def learning_rate_factor(config: OptimConfig, progress: float, epochs: int) -> float:
+    """The schedule's factor of the learning rate after `progress` of `epochs` epochs."""
+    if config.schedule == "exponential":
+        return config.decay ** int(progress)
+    return max(0.0, 1 - progress / epochs) ** 0.9
 
-    def exponential(step: int) -> float:
-        return config.decay ** float(step // per_epoch)
 
-    def poly(step: int) -> float:
-        return max(0.0, 1 - step / (epochs * per_epoch)) ** 0.9
-
-    return LambdaLR(optimiser, exponential if config.schedule == "exponential" else poly)
+def set_learning_rate(optimiser: SGD, factor: float) -> None:
+    """Gives every group of `make_optimiser` its initial learning rate times a factor."""
+    for group in optimiser.param_groups:
+        group["lr"] = factor * group["initial_lr"]

@@ -16,14 +16,19 @@ from deepcrf_ext.checkpoint import load_checkpoint, load_weights, save_checkpoin
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.device import autocast, choose_device
-from deepcrf_ext.errors import TrainingError
+from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches
 from deepcrf_ext.training.objectives import Loss, make_losses, part_counts, part_weights
-from deepcrf_ext.training.optimiser import make_optimiser, make_schedule
+from deepcrf_ext.training.optimiser import (
+    learning_rate_factor,
+    make_optimiser,
+    set_learning_rate,
+)
 from deepcrf_ext.training.run_folder import MetricsLog
+from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.validation import validate
 
 
@@ -31,23 +36,25 @@ from deepcrf_ext.training.validation import validate
 class Progress:
     """How far a run is: `batch` batches of `epoch` and `step` steps in all are done.
 
-    warming_up: the relations have not started yet.
+    stage: the position of the current stage among the run's.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     best: float = -1.0
-    warming_up: bool = False
+    stage: int = 0
     loss_sums: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
-    """Trains every potential of a model by its piecewise loss (paper, section 5).
+    """Trains a model by the objective of its settings, stage by stage.
 
     Args:
         config: the run.
         train_set, val_set: images.
+
+    Raises InputError when the settings do not fit the model, the data or the machine.
     """
 
     def __init__(
@@ -68,8 +75,8 @@ class Trainer:
         self.optimiser = make_optimiser(
             self.model, config.optim, from_vgg=config.vgg_weights is not None
         )
-        self.schedule = make_schedule(self.optimiser, config.optim, config.epochs, self.per_epoch)
-        self.progress = Progress(warming_up=config.warm_start > 0 and self.model.can_warm_start())
+        self.stages = plan_stages(config, self.model)
+        self.progress = Progress()
         self.folder = Path()
         self.last_saved = time.monotonic()
 
@@ -78,8 +85,10 @@ class Trainer:
         state = load_checkpoint(path)
         load_weights(self.model, state, path)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.progress = Progress(**state["progress"])
+        try:
+            self.progress = Progress(**state["progress"])
+        except TypeError as error:
+            raise InputError(f"{path} is of a version whose runs cannot be continued") from error
 
     def fit(self, folder: Path, stop: StopRequest) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
@@ -115,7 +124,6 @@ class Trainer:
                 "step": self.progress.step,
                 "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
-                "schedule": self.schedule.state_dict(),
                 "progress": asdict(self.progress),
             },
         )
@@ -124,14 +132,12 @@ class Trainer:
     def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog, stop: StopRequest) -> bool:
         """The rest of the epoch, its validation and checkpoint; False when asked to stop."""
         progress, config = self.progress, self.config
-        if progress.warming_up and progress.epoch >= int(config.warm_start * config.epochs):
-            self.model.start_relations_from_unary()
-            progress.warming_up = False
+        self._enter_stage()
         self.model.train()
         bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
         for images, labels in epoch_batches(self.train_set, config, progress.epoch, progress.batch):
-            lr = self.schedule.get_last_lr()[0]
-            losses = self._step(images, labels)
+            losses = self.step(images, labels)
+            lr = self.optimiser.param_groups[0]["lr"]
             log.write("train", progress.step, {"loss": losses, "lr": lr})
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             bar.update()
@@ -142,7 +148,7 @@ class Trainer:
         improved = False
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             bar.set_description("validating")
-            trained = self._trained_potentials()
+            trained = self.stages[progress.stage].potentials
             scores = validate(
                 self.model, self.val_set, config.amp, trained, lambda: stop.signal is not None
             )
@@ -150,7 +156,6 @@ class Trainer:
                 return False
             means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
             result = {title: score.mean_iou for title, score in scores.items()}
-            accuracy = {title: score.pixel_accuracy for title, score in scores.items()}
             log.write(
                 "val",
                 progress.step,
@@ -158,7 +163,8 @@ class Trainer:
                     "epoch": progress.epoch + 1,
                     "train_loss": means,
                     "mean_iou": result,
-                    "pixel_accuracy": accuracy,
+                    "pixel_accuracy": {t: score.pixel_accuracy for t, score in scores.items()},
+                    "nll": {title: score.nll for title, score in scores.items()},
                 },
             )
             bar.write(_summary(progress.epoch + 1, means, result), file=None)
@@ -172,10 +178,18 @@ class Trainer:
         self.save("last.pt")
         return True
 
-    def _trained_potentials(self) -> tuple[str, ...]:
-        """The potentials that this epoch trains."""
-        model = self.model
-        return model.unary_names() if self.progress.warming_up else model.potential_names
+    def _enter_stage(self) -> None:
+        """Goes on to the stage of the current epoch, never back when a run is made longer.
+
+        Relations that a stage is the first to train start from the unary.
+        """
+        while self.progress.stage + 1 < len(self.stages):
+            now, later = self.stages[self.progress.stage : self.progress.stage + 2]
+            if self.progress.epoch < later.first_epoch:
+                break
+            if now.potentials != later.potentials:
+                self.model.start_relations_from_unary()
+            self.progress.stage += 1
 
     def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
         """`part_weights` of a step's parts, given by their labels."""
@@ -184,25 +198,30 @@ class Trainer:
         counts = part_counts(self.model, objective, parts)
         return part_weights(counts, counts.sum(1))
 
-    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One optimiser step on a batch, in parts; each loss runs its backward pass alone."""
-        progress = self.progress
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """One optimiser step on a batch; returns its losses by name.
+
+        The batch is computed in parts (`TrainConfig.accumulate`), and each loss of the stage's
+        objective runs its backward pass alone. Raises TrainingError when one is not finite; the
+        weights are then as before.
+
+        Args:
+            images: float32 RGB [B, 3, H, W], 0..255.
+            labels: int64 [B, H, W], 255 = ignore.
+        """
+        progress, config = self.progress, self.config
         images, labels = images.to(self.device), labels.to(self.device)
-        parts = list(
-            zip(
-                images.chunk(self.config.accumulate),
-                labels.chunk(self.config.accumulate),
-                strict=True,
-            )
-        )
-        objective = make_losses(self._trained_potentials())
+        count = config.accumulate
+        parts = list(zip(images.chunk(count), labels.chunk(count), strict=True))
+        stage = self.stages[progress.stage]
+        objective = make_losses(stage.objective, self.model, stage.potentials)
         weights = self._part_weights(objective, [part for _, part in parts])
         self.optimiser.zero_grad()
         results = torch.zeros(len(objective), device=self.device)
         for part, (part_images, part_labels) in enumerate(parts):
             pyramid = self.model.pyramid(part_images)
             for index, loss in enumerate(objective):
-                with autocast(self.device, self.config.amp):
+                with autocast(self.device, config.amp):
                     mean = loss.mean(self.model, pyramid, part_labels)
                 weighted = weights[index, part] * mean
                 weighted.backward()
@@ -215,8 +234,9 @@ class Trainer:
                     f"{progress.epoch + 1}); a lower optim.lr may help; the newest checkpoint is "
                     f"{self.folder / 'last.pt'}"
                 )
+        factor = learning_rate_factor(config.optim, progress.step / self.per_epoch, config.epochs)
+        set_learning_rate(self.optimiser, stage.lr_factor * factor)
         self.optimiser.step()
-        self.schedule.step()
         progress.step += 1
         progress.batch += 1
         for name, value in losses.items():

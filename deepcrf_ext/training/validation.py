@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.device import autocast
-from deepcrf_ext.metrics import Scores, SegmentationMetrics
+from deepcrf_ext.metrics import IGNORE_INDEX, SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.visualise import colour, picture_grid
 
@@ -28,7 +29,7 @@ def validation_rows(model: DeepCRF) -> dict[str, Row]:
 def predict_rows(
     model: DeepCRF, image: Tensor, rows: dict[str, Row], amp: bool | None
 ) -> dict[str, Tensor]:
-    """Label maps, int64 [H, W] on the CPU, of an image [3, H, W] by row; networks run once."""
+    """Marginals, float32 [K, H, W], of an image [3, H, W] by row; networks run once."""
     device = model.pyramid.mean.device
     names = dict.fromkeys(name for row in rows.values() for name in row.potentials)
     with autocast(device, amp):
@@ -38,8 +39,17 @@ def predict_rows(
         nodes = model.marginals(energies, row)
         size = tuple(image.shape[1:])
         pixels = functional.interpolate(nodes, size, mode="bilinear", align_corners=False)
-        predictions[title] = pixels[0].argmax(0).cpu()
+        predictions[title] = pixels[0]
     return predictions
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row on a data set: scores in 0..1, and the mean over valid pixels of -log marginal."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    nll: float
 
 
 def validate(
@@ -48,8 +58,8 @@ def validate(
     amp: bool | None,
     trained: Sequence[str],
     stop: Callable[[], bool],
-) -> dict[str, Scores] | None:
-    """Scores of `validation_rows` over a data set at full size; None when `stop` says so.
+) -> dict[str, Measured] | None:
+    """`validation_rows` over a data set at full size; None when `stop` says so.
 
     Rows with a potential that is not among `trained` are left out. Leaves the model in eval mode.
     """
@@ -60,13 +70,24 @@ def validate(
         if set(row.potentials) <= set(trained)
     }
     metrics = {title: SegmentationMetrics(dataset.num_classes) for title in rows}
+    nll, pixels = dict.fromkeys(rows, 0.0), 0
     for index in range(len(dataset)):
         if stop():
             return None
         image, labels = to_tensors(dataset[index])
-        for title, prediction in predict_rows(model, image, rows, amp).items():
-            metrics[title].update(prediction, labels)
-    return {title: metric.compute() for title, metric in metrics.items()}
+        pixels += int((labels != IGNORE_INDEX).sum())
+        for title, marginals in predict_rows(model, image, rows, amp).items():
+            metrics[title].update(marginals.argmax(0).cpu(), labels)
+            logs = marginals.clamp(min=torch.finfo(marginals.dtype).tiny).log()
+            truth = labels.to(logs.device)
+            nll[title] += functional.nll_loss(
+                logs[None], truth[None], ignore_index=IGNORE_INDEX, reduction="sum"
+            ).item()
+    scores = {title: metric.compute() for title, metric in metrics.items()}
+    return {
+        title: Measured(score.mean_iou, score.pixel_accuracy, nll[title] / max(1, pixels))
+        for title, score in scores.items()
+    }
 
 
 def write_picture_grid(
@@ -80,7 +101,7 @@ def write_picture_grid(
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         sample = dataset[int(index)]
         predictions = predict_rows(model, to_tensors(sample)[0], rows, amp)
-        maps = [sample.labels, *(labels.numpy() for labels in predictions.values())]
+        maps = [sample.labels, *(m.argmax(0).cpu().numpy() for m in predictions.values())]
         pictures.append([sample.image, *(colour(labels, dataset.palette) for labels in maps)])
     columns = ["image", "truth", *(titles[title] for title in rows)]
     picture_grid(pictures, columns, path, dataset.classes, dataset.palette)

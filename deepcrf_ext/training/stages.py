@@ -1,0 +1,47 @@
+"""The stages of a run: what trains in which epochs, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from deepcrf_ext.config import ObjectiveName, TrainConfig
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import DeepCRF
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The epochs from `first_epoch` (counted from 0) until the next stage.
+
+    objective: what they minimise; potentials: the ones they train; lr_factor: of the learning rate.
+    """
+
+    objective: ObjectiveName
+    potentials: tuple[str, ...]
+    lr_factor: float
+    first_epoch: int
+
+
+def plan_stages(config: TrainConfig, model: DeepCRF) -> tuple[Stage, ...]:
+    """The warm start, if there is one, then the phases of the objective in whole epochs.
+
+    Raises InputError when there are fewer epochs than phases.
+    """
+    names = model.potential_names
+    stages = []
+    warm = 0
+    if config.warm_start > 0 and model.can_warm_start():
+        stages.append(Stage("piecewise", model.unary_names(), 1.0, 0))
+        warm = int(config.warm_start * config.epochs)
+    phases = config.phases()
+    sums = list(accumulate((phase.share for phase in phases), initial=0.0))
+    ends = [warm + round((config.epochs - warm) * part / sums[-1]) for part in sums]
+    if any(first >= end for first, end in pairwise(ends)):
+        raise InputError(
+            f"objective: {len(phases)} phases of shares {[phase.share for phase in phases]} do not "
+            f"all get an epoch of {config.epochs - warm}"
+        )
+    for phase, first in zip(phases, ends, strict=False):
+        stages.append(Stage(phase.objective, names, phase.lr_factor, first))
+    return tuple(stages)
