@@ -1,0 +1,89 @@
+// Operations on the single lanes of vectors.
+#pragma once
+
+#include <utility>
+
+#include "cpu/planes.h"
+
+namespace deepcrf::cpu::DEEPCRF_ISA {
+
+// The first `count` lanes, at most all; zeros in the others.
+template <typename T>
+inline Vec<T> load_up_to(const T* from, int64_t count) {
+  if (count >= kLanes<T>) return load(from);
+  T lanes[kLanes<T>];
+  pack_lanes(from, count, lanes);
+  return load(lanes);
+}
+
+template <typename T>
+inline void store_up_to(T* to, int64_t count, Vec<T> v) {
+  if (count >= kLanes<T>) return store(to, v);
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  std::copy_n(lanes, count, to);
+}
+
+// Bit i tells whether lane i is not zero; NaN is not.
+template <typename T>
+inline uint32_t nonzero_bits(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= uint32_t(lanes[i] != 0) << i;
+  return bits;
+}
+#if defined(__AVX512F__)
+template <>
+inline uint32_t nonzero_bits<float>(Vec<float> v) {
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+template <>
+inline uint32_t nonzero_bits<double>(Vec<double> v) {
+  return _mm512_cmp_pd_mask((__m512d)v, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+}
+#elif defined(__AVX2__)
+template <>
+inline uint32_t nonzero_bits<float>(Vec<float> v) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+template <>
+inline uint32_t nonzero_bits<double>(Vec<double> v) {
+  return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)v, _mm256_setzero_pd(), _CMP_NEQ_UQ));
+}
+#endif
+
+// A lane l takes a[l] + a[l ^ Width], or the same of b where l & Width.
+template <int Width, typename T, int... Lane>
+inline Vec<T> fold_lanes(Vec<T> a, Vec<T> b, std::integer_sequence<int, Lane...>) {
+  constexpr int V = kLanes<T>;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (Lane & Width ? Lane + V : Lane)...) +
+         __builtin_shufflevector(a, b, (Lane & Width ? (Lane ^ Width) + V : Lane ^ Width)...);
+#else
+  return __builtin_shuffle(a, b, IntVec<T>{(Lane & Width ? Lane + V : Lane)...}) +
+         __builtin_shuffle(a, b, IntVec<T>{(Lane & Width ? (Lane ^ Width) + V : Lane ^ Width)...});
+#endif
+}
+
+template <int Width, typename T>
+inline void fold_vectors(Vec<T>* vectors) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>{};
+#pragma GCC unroll 8
+  for (int i = 0; i < Width; ++i) {
+    vectors[i] = fold_lanes<Width, T>(vectors[i], vectors[i + Width], lanes);
+  }
+  if constexpr (Width > 1) fold_vectors<Width / 2, T>(vectors);
+}
+
+// Lane i becomes the sum of the lanes of vector i.
+template <typename T>
+inline Vec<T> horizontal_sums(const T* vectors) {  // [lanes, lanes]
+  Vec<T> sums[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) sums[i] = load(vectors + i * kLanes<T>);
+  fold_vectors<kLanes<T> / 2, T>(sums);
+  return sums[0];
+}
+
+}  // namespace deepcrf::cpu::DEEPCRF_ISA
