@@ -68,8 +68,13 @@ class DenseCRFParams:
 
     @classmethod
     def preset(cls, name: str) -> DenseCRFParams:
-        """The parameters others publish: "pydensecrf" (its README, and this class's defaults),
-        "convcrf" (ConvCRF's default configuration) or "deeplab" (DeepLab v2 on VOC).
+        """The parameters that others publish, for images in RGB 0..255:
+
+        - "pydensecrf": those of its README (and of the code of Krähenbühl and Koltun), and this
+          class's defaults;
+        - "convcrf": the numbers of ConvCRF's default configuration, which are the same; there the
+          kernels end at a window's border and are not normalised;
+        - "deeplab": DeepLab v2 with ResNet-101 on VOC 2012.
 
         Raises:
             ValueError: there is no preset of this name.
@@ -129,7 +134,7 @@ def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Te
     check_floating("probabilities", probabilities)
     if not 0 < minimum <= 1:
         raise ValueError(f"minimum: got {minimum}, must lie in (0, 1]")
-    return -probabilities.clamp(minimum, 1).log()
+    return probabilities.clamp(minimum, 1).log().neg_()
 
 
 def unary_from_labels(

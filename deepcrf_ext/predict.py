@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,12 @@ from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.refine import (
+    DenseCRFSettings,
+    add_dense_crf_options,
+    dense_crf_settings,
+    refine,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Files that are taken from a folder, in any case. A file named alone may be any image."""
@@ -62,6 +68,20 @@ def upsample_labels(marginals: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
+def label_pixels(
+    marginals: Tensor, image: Tensor, row: Row, dense_crf: DenseCRFSettings | None = None
+) -> Tensor:
+    """The likeliest label of every pixel of an image, after the dense CRF if the row has one.
+
+    marginals: float32 [K, h, w], the row's on the node grid. image: RGB in 0..255, [3, H, W], uint8
+    or float32. dense_crf: settings of the dense CRF (default: those of `DenseCRFSettings`).
+    Returns uint8 [H, W].
+    """
+    if row.dense_crf:
+        return refine(marginals[None], image[None], dense_crf)[0].argmax(0).to(torch.uint8)
+    return upsample_labels(marginals, (image.shape[1], image.shape[2]))
+
+
 def named_row(model: DeepCRF, name: str) -> Row:
     """A row of `deepcrf_ext.models.ROWS`; raises InputError if the model lacks its potentials."""
     rows = model.rows()
@@ -91,6 +111,7 @@ def predict_image(
     row: str | Row,
     max_size: int | None = None,
     amp: bool | None = None,
+    dense_crf: DenseCRFSettings | None = None,
 ) -> Prediction:
     """Segments one image of any size.
 
@@ -100,19 +121,21 @@ def predict_image(
         its labels grow back to its own size. None never shrinks: memory grows with the square of
         the number of pixels, since neighbourhoods are fractions of the image.
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
+    dense_crf: settings of the dense CRF of a row that has one; it sees the image at its own size.
     """
     height, width = image.shape[:2]
+    device = next(model.parameters()).device
+    whole = torch.from_numpy(image).to(device).permute(2, 0, 1)
     shrink = 1.0 if max_size is None else min(1.0, max_size / max(height, width))
     if shrink < 1:
         size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    device = next(model.parameters()).device
     pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
     chosen = named_row(model, row) if isinstance(row, str) else row
     with autocast(device, amp):
         energies = model.energies(pixels, chosen.potentials)
     marginals = model.marginals(energies, chosen)[0]
-    labels = upsample_labels(marginals, (height, width))
+    labels = label_pixels(marginals, whole, chosen, dense_crf)
     return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())
 
 
@@ -219,10 +242,18 @@ def _parser() -> ArgumentParser:
         help=f"Potentials to use, one of {', '.join(ROWS)}. Default: every one of the checkpoint.",
     )
     parser.add_argument(
+        "--dense-crf",
+        action="store_true",
+        help="Refine the outlines by a dense CRF over the pixels of the image at full size. Takes "
+        "about 5 times the memory of one float32 number a pixel and class. Part of the row full.",
+    )
+    add_dense_crf_options(parser)
+    parser.add_argument(
         "--marginals",
         action="store_true",
         help="Also write marginals/NAME.npz: marginals (float32 [K, h, w] on the grid of nodes, "
-        "before they are upsampled), classes (K names) and size (height and width of the image).",
+        "before they are upsampled and refined), classes (K names) and size (height and width of "
+        "the image).",
     )
     parser.add_argument(
         "--max-size",
@@ -252,6 +283,8 @@ def _run(argv: Sequence[str] | None) -> int:
     images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
     row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    row = replace(row, dense_crf=row.dense_crf or arguments.dense_crf)
+    dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     _write_picture(arguments.output / "legend.png", visualise.legend(classes, palette))
@@ -264,7 +297,7 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        prediction = predict_image(model, image, row, arguments.max_size, config.amp)
+        prediction = predict_image(model, image, row, arguments.max_size, config.amp, dense_crf)
         write_labels(target.labels, prediction.labels, palette)
         tinted = visualise.overlay(image, prediction.labels, palette, arguments.alpha)
         _write_picture(target.overlay, tinted)

@@ -180,40 +180,81 @@ def confusion_plot(
     figure.savefig(path)
 
 
-def iou_plot(
-    ious: Mapping[str, npt.NDArray[np.float64]], classes: Sequence[str], path: Path | str
+def class_plot(
+    scores: Mapping[str, npt.NDArray[np.float64]],
+    classes: Sequence[str],
+    quantity: str,
+    path: Path | str,
 ) -> None:
-    """Writes per-class IoU as horizontal bars, one bar a row and class, and the mean last.
+    """Writes per-class scores as horizontal bars, one bar a row and class, and the mean last.
 
-    ious: title -> float [K], fractions in 0..1, NaN for an absent class (drawn without a bar).
+    scores: title -> float [K], fractions in 0..1, NaN for an absent class (drawn without a bar).
+    quantity: what they are, for the axis.
     """
-    if not ious:
-        raise ValueError("ious is empty; it must hold at least one row")
+    if not scores:
+        raise ValueError("scores is empty; it must hold at least one row")
     names = [*classes, "mean"]
-    thickness = 0.8 / len(ious)
-    height = max(2.5, (0.16 * len(ious) + 0.14) * len(names) + 1.1)
+    thickness = 0.8 / len(scores)
+    height = max(2.5, (0.16 * len(scores) + 0.14) * len(names) + 1.1)
     figure = Figure(figsize=(7.5, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     figure.set_dpi(_DPI)
     axes = figure.subplots()
     positions = np.arange(len(names), dtype=np.float64)
     positions[-1] += 0.4
-    for index, (title, iou) in enumerate(ious.items()):
-        if len(iou) != len(classes):
-            raise ValueError(f"ious[{title!r}] has {len(iou)} values; it must have {len(classes)}")
-        mean = np.nanmean(iou) if not np.isnan(iou).all() else np.nan
-        values = 100 * np.append(iou, mean)
-        offset = (index - (len(ious) - 1) / 2) * thickness
+    for index, (title, score) in enumerate(scores.items()):
+        if len(score) != len(classes):
+            raise ValueError(
+                f"scores[{title!r}] has {len(score)} values; it must have {len(classes)}"
+            )
+        mean = np.nanmean(score) if not np.isnan(score).all() else np.nan
+        values = 100 * np.append(score, mean)
+        offset = (index - (len(scores) - 1) / 2) * thickness
         bars = axes.barh(positions + offset, np.nan_to_num(values), thickness * 0.92, label=title)
         texts = ["absent" if np.isnan(value) else f"{value:.1f}" for value in values]
         axes.bar_label(bars, texts, padding=2, fontsize=7)
     axes.set_yticks(positions, names)
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, 108)
-    axes.set_xlabel("IoU, %")
+    axes.set_xlabel(quantity)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(len(ious), 5), frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=min(len(scores), 5), frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def search_plot(
+    trials: Mapping[str, Sequence[float]],
+    scores: Sequence[float],
+    before: float,
+    quantity: str,
+    path: Path | str,
+) -> None:
+    """Writes the score of every trial of a search against each parameter, one panel a parameter.
+
+    trials: parameter name -> its positive value in each trial; drawn on a logarithmic axis.
+    scores: of each trial, a fraction in 0..1; the best one is marked, later trials are darker.
+    before: the score without what is searched for, a dashed line.
+    quantity: what the scores are.
+    """
+    if not trials or any(
+        len(values) != len(scores) or not len(scores) for values in trials.values()
+    ):
+        raise ValueError("trials: every parameter must have one value for each of the scores")
+    figure = Figure(figsize=(2.6 * len(trials) + 0.6, 3.4), layout="constrained")
+    figure.set_dpi(_DPI)
+    panels = figure.subplots(1, len(trials), squeeze=False, sharey=True)[0]
+    percent = 100 * np.asarray(scores)
+    best = int(percent.argmax())
+    for axes, (name, values) in zip(panels, trials.items(), strict=True):
+        axes.scatter(values, percent, c=np.arange(len(percent)), cmap="Blues", vmin=-len(percent))
+        axes.scatter(values[best], percent[best], s=140, marker="*", color="tab:red", label="best")
+        axes.axhline(100 * before, linestyle="--", color="0.4", label="without")
+        axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(quantity)
+    panels[0].legend(fontsize=8)
     figure.savefig(path)
 
 

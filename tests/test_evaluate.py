@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_run import NUM_CLASSES, write_camvid, write_run
 
+from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import (
@@ -22,8 +23,8 @@ from deepcrf_ext.evaluate import (
     evaluate,
     format_table,
     main,
-    package_commit,
 )
+from deepcrf_ext.measuring import package_commit
 from deepcrf_ext.metrics import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, Row
 
@@ -38,11 +39,14 @@ def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run)
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")
     expected = {name: SegmentationMetrics(NUM_CLASSES) for name in ROWS}
+    boundaries = {name: BoundaryF1(NUM_CLASSES) for name in ROWS}
     with torch.no_grad():
         for index in range(len(dataset)):
             image, truth = to_tensors(dataset[index])
             for name, metric in expected.items():
-                metric.update(model.predict(image[None], name)[0].argmax(0), truth)
+                labels = model.predict(image[None], name)[0].argmax(0)
+                metric.update(labels, truth)
+                boundaries[name].update(labels.numpy(), truth.numpy())
     calls = []
     for name, part in zip(model.potential_names, model.parts, strict=True):
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
@@ -52,6 +56,7 @@ def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run)
         np.testing.assert_array_equal(
             result.scores[name].confusion, metric.compute().confusion, err_msg=name
         )
+        assert result.boundaries[name].mean_f1 == boundaries[name].compute().mean_f1 > 0
     assert result.images == len(dataset) == 3
     assert sorted(calls) == sorted(model.potential_names * 3)
     labels_used = {name: np.count_nonzero(s.confusion.sum(0)) for name, s in result.scores.items()}
@@ -95,7 +100,10 @@ def test_command_writes_table_json_and_plots(run, tmp_path, capsys):
         assert matrix.shape == (NUM_CLASSES, NUM_CLASSES)
         assert row["pixel_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
         assert f"{100 * row['mean_iou']:.1f}" in printed, name
-    for plot in ("iou.png", "confusion.png"):
+        assert f"{100 * row['mean_boundary_f1']:.1f}" in printed, name
+        assert list(row["boundary_f1"]) == list(row["iou"])
+    assert report["dense_crf"]["bilateral_sxy"] == 80
+    for plot in ("iou.png", "boundary_f1.png", "confusion.png"):
         assert cv2.imread(str(output / plot)) is not None
 
 
@@ -103,6 +111,29 @@ def test_defaults_are_the_trained_data_and_a_folder_beside_the_checkpoint(run):
     assert main(["--checkpoint", str(run / "last.pt")]) == 0
     report = json.loads((run / "evaluate-camvid-val" / "evaluation.json").read_text())
     assert list(report["rows"]) == ["unary-3scales", "1unary+2pair"]
+    assert report["dense_crf"] is None
+
+
+def test_dense_crf_settings_change_the_full_row_alone(run, tmp_path):
+    reports = []
+    for name, options in {
+        "none": ["--dense-crf-iterations", "0"],
+        "file": ["--dense-crf-params", str(tmp_path / "params.yaml")],
+    }.items():
+        (tmp_path / "params.yaml").write_text("bilateral_weight: 30\niterations: 3\n")
+        arguments = ["--checkpoint", str(run), "--rows", "1unary+2pair", "full", *options]
+        assert main([*arguments, "--output", str(tmp_path / name)]) == 0
+        reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+    none, file = (report["rows"] for report in reports)
+    assert none["full"] == none["1unary+2pair"] == file["1unary+2pair"] != file["full"]
+    assert reports[1]["dense_crf"] == {
+        "gaussian_sxy": 3,
+        "gaussian_weight": 3,
+        "bilateral_sxy": 80,
+        "bilateral_srgb": 13,
+        "bilateral_weight": 30,
+        "iterations": 3,
+    }
 
 
 def test_data_can_be_overridden(run, tmp_path):
@@ -124,6 +155,10 @@ def test_data_can_be_overridden(run, tmp_path):
         (["--data.root", "missing-folder"], "missing-folder"),
         (["--checkpoint", "missing-run"], "missing-run"),
         (["--device", "tpu"], "'tpu'"),
+        (["--dense-crf-params", "deeplab"], "--dense-crf-params goes with --rows full"),
+        (["--rows", "full", "--dense-crf-params", "missing"], "missing is neither a file nor one"),
+        (["--rows", "full", "--dense-crf-iterations", "-1"], "dense_crf_iterations"),
+        (["--rows", "full", "--dense-crf-params", "{bilateral_srgb: 1e-7}"], "widen the kernel"),
         (["--nonsense", "1"], "nonsense"),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],
@@ -155,12 +190,15 @@ def test_unreadable_files_are_named(tmp_path, capsys):
 
 def test_table_shows_absent_classes_as_a_dash():
     scores = Scores.from_confusion(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
-    table = format_table({"a-long-row-name": scores}, ["sky", "building", "car"])
+    boundary = BoundaryScores(np.array([0.5, 0.25, np.nan]), 0.375)
+    name = "a-long-row-name"
+    table = format_table({name: scores}, {name: boundary}, ["sky", "building", "car"])
     lines = {line.split("  ")[0].strip(): line.split()[-1] for line in table.splitlines()}
     assert lines["sky"] == "75.0"
     assert lines["building"] == "80.0"
     assert lines["car"] == "-"
     assert lines["mean IoU"] == "77.5"
+    assert lines["boundary F1"] == "37.5"
     assert len({len(line) for line in table.splitlines()}) == 1
 
 

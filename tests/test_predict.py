@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_run import write_run
 from torch.nn import functional
 
+from deepcrf_ext import DenseCRFParams, reference
 from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
@@ -27,6 +28,7 @@ from deepcrf_ext.predict import (
     predict_image,
     upsample_labels,
 )
+from deepcrf_ext.refine import DenseCRFSettings
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,35 @@ def test_prediction_equals_the_models_and_other_rows_differ(run):
             expected = model.predict(pixels, row)[0].argmax(0).numpy()
         np.testing.assert_array_equal(predictions[row].labels, expected)
     assert (predictions["unary-3scales"].labels != predictions["1unary+2pair"].labels).any()
+
+
+def test_dense_crf_sees_the_image_at_its_own_size(run):
+    model, _, _ = load_model(run)
+    image = np.random.default_rng(2).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    settings = DenseCRFSettings(DenseCRFParams(1, 2, 5, 60, 4), iterations=3)
+    prediction = predict_image(model, image, "full", 20, amp=False, dense_crf=settings)
+    plain = predict_image(model, image, "1unary+2pair", 20, amp=False)
+    np.testing.assert_array_equal(prediction.marginals, plain.marginals)
+    nodes = torch.from_numpy(plain.marginals)[None]
+    pixels = functional.interpolate(nodes, (33, 47), mode="bilinear", align_corners=False)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    wanted = reference.dense_crf(-pixels.clamp(min=1e-5).log(), planes, settings.params, 3)
+    np.testing.assert_array_equal(prediction.labels, wanted[0].argmax(0).numpy())
+    assert (prediction.labels != plain.labels).any()
+
+
+def test_dense_crf_option_is_the_row_full(run, pictures, tmp_path):
+    params = ["--dense-crf-params", "{bilateral_srgb: 50}", "--dense-crf-iterations", "2"]
+    wide = [str(pictures / "wide.png"), "--checkpoint", str(run)]
+    outputs = {}
+    for name, options in {
+        "option": ["--dense-crf", *params],
+        "row": ["--row", "full", *params],
+        "plain": [],
+    }.items():
+        assert main([*wide, "--output", str(tmp_path / name), *options]) == 0
+        outputs[name] = files_of(tmp_path / name)
+    assert outputs["option"] == outputs["row"] != outputs["plain"]
 
 
 def test_max_size_limits_what_the_networks_see(run):
@@ -197,6 +228,9 @@ def test_output_names_are_distinct_and_plain_where_they_can_be(files):
         (["PICTURES", "--max-size", "0"], "max_size"),
         (["PICTURES", "--alpha", "1.5"], "alpha"),
         (["PICTURES", "--device", "tpu"], "'tpu'"),
+        (["PICTURES", "--dense-crf-iterations", "5"], "goes with --dense-crf"),
+        (["PICTURES", "--dense-crf", "--dense-crf-params", "EMPTY"], "neither a file nor one of"),
+        (["PICTURES", "--dense-crf", "--dense-crf-params", "{weight: 3}"], "'weight' is unknown"),
         (["PICTURES", "--checkpoint", "EMPTY"], "checkpoint"),
         (["PICTURES", "--output", "FILE"], "FILE"),
         ([], "inputs"),

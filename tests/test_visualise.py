@@ -89,7 +89,7 @@ def test_plots_take_absent_classes(tmp_path):
     confusion = np.array([[5, 1, 0], [0, 3, 0], [0, 0, 0]])
     iou = np.array([0.8, 0.75, np.nan])
     visualise.confusion_plot({"before": confusion, "after": confusion}, CLASSES, tmp_path / "c.png")
-    visualise.iou_plot({"before": iou, "after": iou}, CLASSES, tmp_path / "i.png")
+    visualise.class_plot({"before": iou, "after": iou}, CLASSES, "IoU, %", tmp_path / "i.png")
     for name in ("c.png", "i.png"):
         picture = cv2.imread(str(tmp_path / name))
         assert min(picture.shape[:2]) > 200
@@ -99,9 +99,9 @@ def test_plots_take_absent_classes(tmp_path):
 def test_plots_name_wrong_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"confusion has shape \(2, 2\)"):
         visualise.confusion_plot({"x": np.eye(2, dtype=int)}, CLASSES, tmp_path / "c.png")
-    with pytest.raises(ValueError, match=r"ious\['x'\] has 2 values"):
-        visualise.iou_plot({"x": np.zeros(2)}, CLASSES, tmp_path / "i.png")
-    with pytest.raises(ValueError, match="ious is empty"):
-        visualise.iou_plot({}, CLASSES, tmp_path / "i.png")
+    with pytest.raises(ValueError, match=r"scores\['x'\] has 2 values"):
+        visualise.class_plot({"x": np.zeros(2)}, CLASSES, "IoU, %", tmp_path / "i.png")
+    with pytest.raises(ValueError, match="scores is empty"):
+        visualise.class_plot({}, CLASSES, "IoU, %", tmp_path / "i.png")
     with pytest.raises(ValueError, match="confusions is empty"):
         visualise.confusion_plot({}, CLASSES, tmp_path / "c.png")

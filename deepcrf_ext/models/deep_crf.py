@@ -16,16 +16,21 @@ from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.relations import relation_graph
 from deepcrf_ext.potentials import FactoredPotential
+from deepcrf_ext.refine import DenseCRFSettings, refine
 
 IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)
 class Row:
-    """Which potentials a prediction uses; without a unary every label costs the same."""
+    """Which potentials a prediction uses; without a unary every label costs the same.
+
+    With `dense_crf`, a dense CRF over pixels follows (`deepcrf_ext.refine`).
+    """
 
     unary: str | None
     relations: tuple[str, ...] = ()
+    dense_crf: bool = False
 
     @property
     def potentials(self) -> tuple[str, ...]:
@@ -39,6 +44,7 @@ ROWS: dict[str, Row] = {
     "pairwise-1": Row(None, ("surrounding",)),
     "pairwise-2": Row(None, ("above_below",)),
     "1unary+2pair": Row("unary", ("surrounding", "above_below")),
+    "full": Row("unary", ("surrounding", "above_below"), dense_crf=True),
 }
 """The rows of the paper's ablation by name."""
 
@@ -219,6 +225,8 @@ class DeepCRF(nn.Module):
     ) -> Tensor:
         """Mean-field marginals of a row's potentials on the node grid, float32 [B, K, h, w].
 
+        A dense CRF needs pixels, so it is not part of them.
+
         Args:
             energies: what `energies` returned for at least the row's potentials.
             row: a name of `ROWS`, or a row.
@@ -231,13 +239,25 @@ class DeepCRF(nn.Module):
         return nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
 
     def predict(
-        self, images: Tensor, row: str | Row, size: tuple[int, int] | None = None
+        self,
+        images: Tensor,
+        row: str | Row,
+        size: tuple[int, int] | None = None,
+        dense_crf: DenseCRFSettings | None = None,
     ) -> Tensor:
-        """Marginals [B, K, H, W] float32, grown bilinearly to `size` (default: the images')."""
+        """Marginals [B, K, H, W] float32, grown bilinearly to `size` (default: the images').
+
+        A row with a dense CRF is refined by it, with the settings `dense_crf` (default: those of
+        `DenseCRFSettings`); `size` must then be the images'.
+        """
         chosen = self._row(row)
+        pixels = (images.shape[2], images.shape[3])
+        if chosen.dense_crf and size not in (None, pixels):
+            raise ValueError(f"size is {size}; with a dense CRF it must be the images', {pixels}")
         nodes = self.marginals(self.energies(images, chosen.potentials), chosen)
-        height, width = images.shape[2:] if size is None else size
-        return functional.interpolate(nodes, (height, width), mode="bilinear", align_corners=False)
+        if chosen.dense_crf:
+            return refine(nodes, images, dense_crf)
+        return functional.interpolate(nodes, size or pixels, mode="bilinear", align_corners=False)
 
     def _row(self, row: str | Row) -> Row:
         if isinstance(row, str):

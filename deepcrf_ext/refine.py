@@ -1,0 +1,155 @@
+"""The dense CRF behind a model's marginals: its settings as options and files hold them, and the
+step from the grid of nodes to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
+from torch import Tensor
+from torch.nn import functional
+
+from deepcrf_ext.dense_crf_params import PRESETS, DenseCRFParams, unary_from_probabilities
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+
+NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name != "compatibility")
+"""The parameters that options and files hold."""
+
+
+@dataclass(frozen=True)
+class DenseCRFSettings:
+    """Parameters of a dense CRF and the number of its mean-field iterations."""
+
+    params: DenseCRFParams = field(default_factory=DenseCRFParams)
+    iterations: int = 10
+
+    @classmethod
+    def read(cls, source: str | Path | Mapping[str, Any]) -> DenseCRFSettings:
+        """The settings of a preset by its name, of a YAML or JSON file, or of a mapping.
+
+        File and mapping hold some of `NUMBERS` and "iterations"; what they leave out has the
+        defaults. Raises InputError naming the source and what does not fit in it.
+        """
+        if isinstance(source, Mapping):
+            return cls._of_mapping(source, "dense CRF")
+        if str(source) in PRESETS:
+            return cls(PRESETS[str(source)])
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(
+                f"dense CRF: {source} is neither a file nor one of {', '.join(PRESETS)}"
+            )
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
+        if not isinstance(values, Mapping):
+            raise InputError(f"{path}: must hold some of {', '.join(NUMBERS)}, iterations")
+        return cls._of_mapping(values, str(path))
+
+    @classmethod
+    def _of_mapping(cls, values: Mapping[str, Any], source: str) -> DenseCRFSettings:
+        numbers = dict(values)
+        iterations = numbers.pop("iterations", cls.iterations)
+        unknown = [str(name) for name in numbers if name not in NUMBERS]
+        if unknown:
+            known = ", ".join((*NUMBERS, "iterations"))
+            raise InputError(f"{source}: {unknown[0]!r} is unknown; must be one of {known}")
+        if type(iterations) is not int or iterations < 0:
+            raise InputError(f"{source}: iterations is {iterations!r}; must be an integer >= 0")
+        try:
+            return cls(DenseCRFParams(**numbers), iterations)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{source}: {error}") from error
+
+    def as_dict(self) -> dict[str, float]:
+        """What `read` takes back; without a compatibility, which only Python code sets."""
+        numbers = {name: float(getattr(self.params, name)) for name in NUMBERS}
+        return {**numbers, "iterations": self.iterations}
+
+
+def refine(
+    marginals: Tensor,
+    image: Tensor,
+    settings: DenseCRFSettings | None = None,
+    lattices: DenseCRFLattices | None = None,
+) -> Tensor:
+    """Marginals of pixels by a dense CRF, from marginals of nodes: the paper's last step.
+
+    The unary energies are those of `pixel_energies`.
+
+    Args:
+        marginals: float [B, K, h, w] on a grid over the whole image.
+        image: RGB in 0..255, [B, 3, H, W], uint8 or floating point.
+        settings: None for the defaults.
+        lattices: those of the image and the widths, where they are already built.
+
+    Returns:
+        [B, K, H, W] in the dtype of the marginals.
+
+    Raises:
+        InputError: a kernel is too narrow for an image of this size.
+        TypeError, ValueError: a tensor does not fit; the message names it.
+    """
+    settings = DenseCRFSettings() if settings is None else settings
+    unary = pixel_energies(marginals, (image.shape[2], image.shape[3]))
+    if lattices is None:
+        lattices = build_lattices(image, settings.params)
+    return dense_crf(unary, image, settings.params, settings.iterations, lattices)
+
+
+def pixel_energies(marginals: Tensor, size: tuple[int, int]) -> Tensor:
+    """-log of marginals [B, K, h, w], at least 1e-5, upsampled bilinearly: [B, K, H, W]."""
+    return unary_from_probabilities(
+        functional.interpolate(marginals, size, mode="bilinear", align_corners=False)
+    )
+
+
+def build_lattices(image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
+    """`DenseCRFLattices.build` for parameters that a user chose: raises InputError if they are too
+    narrow for the image."""
+    try:
+        return DenseCRFLattices.build(image, params)
+    except ValueError as error:
+        raise InputError(f"dense CRF: {error}") from error
+
+
+def add_dense_crf_options(parser: ArgumentParser) -> None:
+    """Adds --dense-crf-params and --dense-crf-iterations to a command."""
+    parser.add_argument(
+        "--dense-crf-params",
+        type=dict[str, Any] | str | None,
+        metavar="PRESET|FILE|{...}",
+        help=f"Parameters of the dense CRF: a preset ({', '.join(PRESETS)}), a file that "
+        "deepcrf_ext.tune_dense_crf wrote, or some of them in braces, as "
+        "'{bilateral_sxy: 40, bilateral_srgb: 5}'. They are gaussian_sxy and bilateral_sxy (widths "
+        "in pixels), bilateral_srgb (width in units of RGB 0..255), gaussian_weight and "
+        "bilateral_weight. Default: pydensecrf.",
+    )
+    parser.add_argument(
+        "--dense-crf-iterations",
+        type=NonNegativeInt | None,
+        help="Mean-field iterations of the dense CRF. Default: those of the parameters' file, "
+        f"else {DenseCRFSettings.iterations}.",
+    )
+
+
+def dense_crf_settings(arguments: Namespace, used: bool, needs: str) -> DenseCRFSettings:
+    """The settings that the options give.
+
+    used: whether the command runs a dense CRF; if not, the options raise InputError, saying that
+    they go with `needs`.
+    """
+    source, iterations = arguments.dense_crf_params, arguments.dense_crf_iterations
+    if not used:
+        for option, value in (("params", source), ("iterations", iterations)):
+            if value is not None:
+                raise InputError(f"--dense-crf-{option} goes with {needs}")
+    settings = DenseCRFSettings() if source is None else DenseCRFSettings.read(source)
+    return settings if iterations is None else replace(settings, iterations=iterations)
