@@ -1,0 +1,176 @@
+"""The search for parameters of the dense CRF."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_run import write_run
+
+from deepcrf_ext import DenseCRFParams, tune_dense_crf
+from deepcrf_ext.boundary import BoundaryF1
+from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.data import open_dataset, to_tensors
+from deepcrf_ext.dense_crf_params import PRESETS
+from deepcrf_ext.evaluate import main as evaluate_main
+from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.models import ROWS
+from deepcrf_ext.refine import NUMBERS, DenseCRFSettings
+from deepcrf_ext.tune_dense_crf import BOUNDS, Problem, best_trial, draw, main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tune")
+    return write_run(root / "run", root / "camvid")
+
+
+def test_scores_are_those_of_the_models_prediction(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config, _ = load_model(run)
+    dataset = open_dataset("camvid", config.data.root, "val")
+    problem = Problem(model, ROWS["1unary+2pair"], dataset, [0, 2], amp=False)
+    other = DenseCRFParams(2, 1, 8, 40, 6)
+    settings = [
+        DenseCRFSettings(params, 3)
+        for params in (DenseCRFParams(), DenseCRFParams(bilateral_weight=30), other)
+    ]
+    built = []
+    build = tune_dense_crf.build_lattices
+    monkeypatch.setattr(
+        tune_dense_crf, "build_lattices", lambda *args: built.append(args) or build(*args)
+    )
+    steps = []
+    before, after = problem.score(settings, lambda: steps.append(1))
+    assert len(steps) == 6
+    assert len(built) == 4, "the first two settings share the lattices of each of two images"
+    for chosen, scores in zip([None, *settings], [before, *after], strict=True):
+        regions, boundaries = SegmentationMetrics(11), BoundaryF1(11)
+        for index in (0, 2):
+            image, truth = to_tensors(dataset[index])
+            row = "1unary+2pair" if chosen is None else "full"
+            with torch.no_grad():
+                labels = model.predict(image[None], row, dense_crf=chosen)[0].argmax(0)
+            regions.update(labels, truth)
+            boundaries.update(labels.numpy(), truth.numpy())
+        assert scores.mean_iou == regions.compute().mean_iou
+        assert scores.pixel_accuracy == regions.compute().pixel_accuracy
+        assert scores.boundary_f1 == boundaries.compute().mean_f1
+    assert len({scores.mean_iou for scores in (before, *after)}) > 2
+
+
+def test_trials_are_drawn_around_the_best_within_bounds() -> None:
+    best = DenseCRFParams(0.6, 3, 290, 13, 10)
+    drawn = draw(best, 0.5, 11, np.random.default_rng(0))
+    assert len(drawn) == 11
+    widths = [(p.gaussian_sxy, p.bilateral_sxy, p.bilateral_srgb) for p in drawn]
+    assert widths[:4] == [(0.6, 290, 13)] * 4
+    assert [len(set(widths[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
+    assert len(set(widths)) == 3
+    assert len({p.bilateral_weight for p in drawn}) == 11
+    wild = draw(best, 10, 40, np.random.default_rng(0))
+    for name, (low, high) in BOUNDS.items():
+        values = [getattr(params, name) for params in wild]
+        assert low <= min(values) <= max(values) <= high
+    assert draw(best, 0, 1, np.random.default_rng(0)) == [best]
+    assert tuple(BOUNDS) == NUMBERS
+
+
+def test_command_writes_what_evaluate_reads(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(run), "--trials", "9", "--images", "2", "--iterations", "2"]
+    records = []
+    for name, seed in (("a", "1"), ("again", "1"), ("b", "2")):
+        assert main([*arguments, "--seed", seed, "--output", str(tmp_path / name)]) == 0
+        records.append(json.loads((tmp_path / name / "trials.json").read_text()))
+    printed = capsys.readouterr().out
+    first, again, other = (record["trials"] for record in records)
+    assert first == again != other
+    assert len(first) == len(other) == 9
+    assert first[:2] == other[:2], "the presets come first"
+    assert [trial["bilateral_srgb"] for trial in first[:2]] == [13, 3]
+    record = records[0]
+    assert record["data"]["images"] == 2
+    assert record["command"].startswith("python -m deepcrf_ext.tune_dense_crf --checkpoint")
+    assert record["best"] == max(first, key=lambda trial: trial["mean_iou"])
+    best = json.loads((tmp_path / "a" / "dense_crf.json").read_text())
+    assert best == {name: record["best"][name] for name in best}
+    assert best["iterations"] == 2
+    assert set(best) == {*NUMBERS, "iterations"}
+    assert f"{100 * record['best']['mean_iou']:.2f}" in printed
+    assert cv2.imread(str(tmp_path / "a" / "trials.png")) is not None
+
+    evaluation = ["--checkpoint", str(run), "--rows", "full", "--output", str(tmp_path / "e")]
+    params = ["--dense-crf-params", str(tmp_path / "a" / "dense_crf.json")]
+    assert evaluate_main([*evaluation, *params]) == 0
+    report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert report["dense_crf"] == best
+
+
+def test_objective_chooses_the_best(run: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(run), "--trials", "6", "--iterations", "2"]
+    assert main([*arguments, "--objective", "boundary_f1", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "trials.json").read_text())
+    assert record["best"]["boundary_f1"] == max(t["boundary_f1"] for t in record["trials"])
+
+
+def test_ends_with_what_was_found_when_interrupted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_dense_crf, "draw", interrupt)
+    arguments = ["--checkpoint", str(run), "--images", "1", "--iterations", "1"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 130
+    assert len(json.loads((tmp_path / "trials.json").read_text())["trials"]) == 2
+    params = DenseCRFSettings.read(tmp_path / "dense_crf.json").params
+    assert params in PRESETS.values()
+
+
+def test_undefined_scores_are_the_lowest() -> None:
+    scores = [tune_dense_crf.Scores(value, 0.5, 0.5) for value in (float("nan"), 0.1, 0.3, 0.3)]
+    settings = DenseCRFSettings()
+    trials = [
+        tune_dense_crf.Trial(0, replace(settings, iterations=index), score)
+        for index, score in enumerate(scores)
+    ]
+    assert best_trial(trials, "mean_iou") is trials[2]
+    assert trials[0].as_dict()["mean_iou"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "trials"),
+        (["--images", "-3"], "images"),
+        (["--objective", "recall"], "objective"),
+        (["--row", "everything"], "row 'everything' is unknown"),
+        (["--data.split", "nope"], "split is 'nope'"),
+        (["--data.root", "missing-folder"], "missing-folder"),
+        (["--checkpoint", "missing-run"], "missing-run"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--checkpoint", str(run), *arguments]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert "\n" not in errors
+
+
+def test_help_names_the_files() -> None:
+    command = [sys.executable, "-m", "deepcrf_ext.tune_dense_crf", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "dense_crf.json" in done.stdout
