@@ -8,10 +8,12 @@ a diagonal; an array [K, K], made symmetric) and normalisations mean what they m
 marginals agree to rounding. Differences:
 
 - Arrays of any dtype and layout are taken, not only contiguous float32.
-- `inference` returns a NumPy array, float32 [K, N]; NaN in an argument is a ValueError.
+- `inference`, `startInference` and `stepInference` give and take NumPy arrays, float32 [K, N]; NaN
+  in an argument is a ValueError.
 - `kernel` is checked and otherwise ignored, as it changes nothing without learning the features'
   scale, which is not offered: learn weights and compatibilities with `deepcrf_ext.dense_crf`.
-- `setUnary` and its classes, and features of `setUnaryEnergy`, are not offered.
+- Logistic unaries are set by `setUnary(LogisticUnary(L, f))` alone, not by `setUnaryEnergy(L, f)`.
+- A label out of range is an error in `unary_from_labels`; there it wraps around or fails.
 """
 
 from __future__ import annotations
@@ -53,6 +55,21 @@ CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
 
 
+class ConstUnary:
+    """Energies [nlabels, nvar] for `setUnary`."""
+
+    def __init__(self, u: ArrayLike) -> None:
+        self.energies = _tensor("u", u, (-1, -1))
+
+
+class LogisticUnary:
+    """Energies L @ f for `setUnary`: L [nlabels, d], f the features [d, nvar]."""
+
+    def __init__(self, L: ArrayLike, f: ArrayLike) -> None:
+        weights = _tensor("L", L, (-1, -1))
+        self.energies = weights @ _tensor("f", f, (weights.shape[1], -1))
+
+
 class DenseCRF:
     """A fully connected CRF over `nvar` variables of `nlabels` labels."""
 
@@ -68,6 +85,10 @@ class DenseCRF:
     def setUnaryEnergy(self, u: ArrayLike) -> None:
         """Set the energies, [nlabels, nvar]."""
         self._unary = _tensor("u", u, (self._num_labels, self._num_values))
+
+    def setUnary(self, u: ConstUnary | LogisticUnary) -> None:
+        """Set the energies of a unary."""
+        self.setUnaryEnergy(u.energies)
 
     def addPairwiseEnergy(
         self,
@@ -194,6 +215,11 @@ def unary_from_labels(
     return -np.log(probabilities).astype(np.float32)
 
 
+def compute_unary(labels: ArrayLike, M: int, GT_PROB: float = 0.5) -> Array:
+    """The old name of `unary_from_labels`."""
+    return unary_from_labels(labels, M, GT_PROB)
+
+
 def unary_from_softmax(
     sm: ArrayLike, scale: float | None = None, clip: float | None = 1e-5
 ) -> Array:
@@ -209,6 +235,11 @@ def unary_from_softmax(
     if clip is not None:
         probabilities = probabilities.clip(clip, 1)
     return -np.log(probabilities).reshape(len(probabilities), -1).astype(np.float32)
+
+
+def softmax_to_unary(sm: ArrayLike, GT_PROB: float = 1) -> Array:
+    """The old name of `unary_from_softmax`, with `GT_PROB` as its scale and nothing clipped."""
+    return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
 
 
 def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> Array:

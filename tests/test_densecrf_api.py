@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import deepcrf_ext.densecrf as ours
 from deepcrf_ext import DenseCRFParams, dense_crf
+from deepcrf_ext.dense_crf_params import PRESETS
 
 H, W, K = 26, 33, 4
 
@@ -59,6 +60,67 @@ def test_agrees_with_pydensecrf(pydensecrf: ModuleType, num_labels: int, iterati
     assert (result.argmax(0) == wanted.argmax(0)).mean() > 0.999
 
 
+@pytest.mark.parametrize("num_labels", [2, 11, 21, 150])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_agrees_with_pydensecrf(
+    pydensecrf: ModuleType, preset: str, num_labels: int
+) -> None:
+    """The same label on 99.9 % of the pixels, and marginals within 1e-3, after every iteration."""
+    unary, image = problem(num_labels)
+    params = PRESETS[preset]
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    crf = pydensecrf.DenseCRF2D(W, H, num_labels)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(params.gaussian_sxy, params.gaussian_weight)
+    crf.addPairwiseBilateral(
+        params.bilateral_sxy, params.bilateral_srgb, image, params.bilateral_weight
+    )
+    for iterations in range(1, 11):
+        wanted = np.array(crf.inference(iterations)).reshape(num_labels, H, W)
+        energies = torch.from_numpy(unary).view(1, num_labels, H, W)
+        result = dense_crf(energies, planes, params, iterations)[0].numpy()
+        assert np.abs(result - wanted).max() < 1e-3
+        assert (result.argmax(0) == wanted.argmax(0)).mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "num_labels", "constant"),
+    [(1, 1, 3, False), (1, 9, 2, False), (8, 1, 5, False), (7, 9, 1, False), (12, 15, 3, True)],
+)
+def test_odd_problems_agree_with_pydensecrf(
+    pydensecrf: ModuleType, height: int, width: int, num_labels: int, constant: bool
+) -> None:
+    unary, image = scene(height, width, num_labels)
+    planes = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+    if constant:
+        planes[:] = 128
+    results = []
+    for module in (ours, pydensecrf):
+        d = module.DenseCRF2D(width, height, num_labels)
+        d.setUnaryEnergy(unary[0].flatten(1).numpy())
+        d.addPairwiseGaussian(sxy=3, compat=3)
+        d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=planes, compat=10)
+        results.append(np.array(d.inference(3)))
+    assert np.abs(results[0] - results[1]).max() < 1e-3
+
+
+def test_unary_classes_agree_with_pydensecrf(pydensecrf: ModuleType) -> None:
+    unary, image = problem()
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(K, 3)).astype(np.float32)
+    features = rng.normal(size=(3, H * W)).astype(np.float32)
+    for name, arguments in (("ConstUnary", (unary,)), ("LogisticUnary", (weights, features))):
+        results = []
+        for module in (ours, pydensecrf):
+            d = module.DenseCRF2D(W, H, K)
+            d.setUnary(getattr(module, name)(*arguments))
+            d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=3)
+            results.append(np.array(d.inference(3)))
+        assert np.abs(results[0] - results[1]).max() < 1e-3
+    with pytest.raises(ValueError, match="f: got shape"):
+        ours.LogisticUnary(weights, features[:2])
+
+
 @pytest.mark.parametrize("kind", COMPATIBILITIES)
 @pytest.mark.parametrize("normalization", list(ours.NormalizationType))
 def test_settings_agree_with_pydensecrf(
@@ -86,7 +148,10 @@ def test_utilities_agree_with_pydensecrf() -> None:
     for name, args in [
         ("unary_from_labels", (labels, 4, 0.7)),
         ("unary_from_labels", (labels, 5, 0.7, False)),
+        ("compute_unary", (labels, 4)),
         ("unary_from_softmax", (softmax,)),
+        ("softmax_to_unary", (softmax, 0.8)),
+        ("softmax_to_unary", (softmax,)),
         ("unary_from_softmax", (softmax, 0.6, None)),
         ("create_pairwise_gaussian", ((2, 3, 4), (5, 6, 7))),
         ("create_pairwise_bilateral", ((2, 3, 4), (0.1, 0.2), volume, 3)),
