@@ -79,23 +79,27 @@ def make_problem(case: DenseCase, path: Path | None) -> tuple[NDArray[np.uint8],
     return image, dc.unary_from_probabilities(logits.softmax(0))
 
 
-def ours(image: NDArray[np.uint8], unary: Tensor, iterations: int) -> NDArray[np.float32]:
+def ours(
+    image: NDArray[np.uint8], unary: Tensor, iterations: int, params: dc.DenseCRFParams = PARAMS
+) -> NDArray[np.float32]:
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return dc.dense_crf(unary[None], planes, PARAMS, iterations)[0].numpy()
+    return dc.dense_crf(unary[None], planes, params, iterations)[0].numpy()
 
 
-def pydensecrf(image: NDArray[np.uint8], unary: Tensor, iterations: int) -> NDArray[np.float32]:
+def pydensecrf(
+    image: NDArray[np.uint8], unary: Tensor, iterations: int, params: dc.DenseCRFParams = PARAMS
+) -> NDArray[np.float32]:
     from pydensecrf.densecrf import DenseCRF2D
 
     labels, height, width = unary.shape
     crf = DenseCRF2D(width, height, labels)
     crf.setUnaryEnergy(unary.flatten(1).numpy())
-    crf.addPairwiseGaussian(sxy=PARAMS.gaussian_sxy, compat=PARAMS.gaussian_weight)
+    crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_weight)
     crf.addPairwiseBilateral(
-        sxy=PARAMS.bilateral_sxy,
-        srgb=PARAMS.bilateral_srgb,
+        sxy=params.bilateral_sxy,
+        srgb=params.bilateral_srgb,
         rgbim=image,
-        compat=PARAMS.bilateral_weight,
+        compat=params.bilateral_weight,
     )
     return np.array(crf.inference(iterations)).reshape(unary.shape)
 

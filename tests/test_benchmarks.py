@@ -57,3 +57,32 @@ def test_benchmark_writes_its_record(
     assert record["machine"]["commit"]
     assert record["ceilings"]["copy_bytes_per_second"] > 0
     assert CASE in capsys.readouterr().out
+
+
+def test_agreement_of_the_dense_crf_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pydensecrf")
+    import cv2
+    import harness
+    import numpy as np
+    from agree_densecrf import main
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    main([photo], labels=[2, 5], iterations=[1, 3])
+    record = json.loads((tmp_path / "densecrf-agreement-cpu.json").read_text())
+    facts = record["agreement"]
+    assert [(fact["preset"], fact["labels"]) for fact in facts] == [
+        ("deeplab", 2),
+        ("deeplab", 5),
+        ("pydensecrf", 2),
+        ("pydensecrf", 5),
+    ]
+    for fact in facts:
+        assert fact["same_label"] >= 0.999
+        assert 0 < fact["largest_difference"] < 1e-3
+        ours, theirs = fact["exact"]["deepcrf_ext"], fact["exact"]["pydensecrf2"]
+        assert ours["mean_error"] == pytest.approx(theirs["mean_error"], rel=0.05)
+    assert "deeplab" in capsys.readouterr().out
