@@ -3,6 +3,7 @@ step from the grid of nodes to pixels."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class DenseCRFSettings:
                 f"dense CRF: {source} is neither a file nor one of {', '.join(PRESETS)}"
             )
         try:
-            values = yaml.safe_load(path.read_text())
+            values = _parse(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
         if not isinstance(values, Mapping):
@@ -72,6 +73,13 @@ class DenseCRFSettings:
         """What `read` takes back; without a compatibility, which only Python code sets."""
         numbers = {name: float(getattr(self.params, name)) for name in NUMBERS}
         return {**numbers, "iterations": self.iterations}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)  # YAML reads 1e-05, which JSON writers give, as a string
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)
 
 
 def refine(

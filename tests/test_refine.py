@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFLattices, DenseCRFParams, InputError
@@ -60,11 +62,11 @@ def test_row_full_of_a_model_needs_the_images_size(tmp_path: Path) -> None:
             model.predict(images, "full", (10, 15))
 
 
-@pytest.mark.parametrize("suffix", ["json", "yaml"])
-def test_settings_come_back_from_a_file(tmp_path: Path, suffix: str) -> None:
-    settings = DenseCRFSettings(DenseCRFParams(1, 2.5, 33, 7, 4), iterations=7)
-    path = tmp_path / f"dense_crf.{suffix}"
-    path.write_text(json.dumps(settings.as_dict(), indent=1))
+@pytest.mark.parametrize("writer", [json.dumps, yaml.safe_dump])
+def test_settings_come_back_from_a_file(tmp_path: Path, writer: Callable[[Any], str]) -> None:
+    settings = DenseCRFSettings(DenseCRFParams(1, 2.5, 33, 7, 1e-5), iterations=7)
+    path = tmp_path / "settings"
+    path.write_text(writer(settings.as_dict()))
     assert DenseCRFSettings.read(path) == settings
     assert DenseCRFSettings.read(str(path)) == settings
 
