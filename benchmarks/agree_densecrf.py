@@ -1,6 +1,6 @@
 """Agreement of the dense CRF with pydensecrf (pip install pydensecrf2), and the error of both.
 
-    python benchmarks/agree_densecrf.py PHOTOS/*.png
+    python benchmarks/agree_densecrf.py PHOTOS [--count 3]
 
 Every preset, 1 to 10 iterations and several numbers of labels, on photographs at their own size,
 with energies as coarse and noisy as a network's. The error is against the exact sums over all pairs
@@ -23,6 +23,7 @@ from tqdm import tqdm
 import deepcrf_ext as dc
 from deepcrf_ext.data import read_image
 from deepcrf_ext.dense_crf_params import PRESETS
+from deepcrf_ext.predict import find_images
 
 CONTENDERS = {"deepcrf_ext": ours, "pydensecrf2": pydensecrf}
 SMALL_WIDTH = 80
@@ -67,35 +68,40 @@ def errors(
 
 
 def main(
-    images: list[Path],
+    photos: Path,
+    count: int = 3,
     labels: Sequence[int] = (2, 11, 21, 150),
     iterations: Sequence[int] = tuple(range(1, 11)),
 ) -> None:
     """Prints a table and writes results/densecrf-agreement-cpu.json.
 
     Args:
-        images: photographs.
+        photos: a folder of photographs.
+        count: how many of them, spread evenly.
         labels: numbers of labels.
         iterations: numbers of iterations.
     """
+    files = find_images([photos])
+    images = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     facts: list[dict[str, Any]] = []
     presets = {params: name for name, params in reversed(PRESETS.items())}  # equal ones once
     print(
         f"{'preset':12} {'K':>4} {'same label':>11} {'largest difference':>19} {'mean errors':>23}"
     )
     for params, preset in sorted(presets.items(), key=lambda item: item[1]):
-        for count in labels:
+        for num_labels in labels:
             fact = {
                 "preset": preset,
-                "labels": count,
-                **agreement(images, count, iterations, params),
-                "exact": errors(images, count, max(iterations), params),
+                "labels": num_labels,
+                **agreement(images, num_labels, iterations, params),
+                "exact": errors(images, num_labels, max(iterations), params),
             }
             facts.append(fact)
             mean = " ".join(f"{value['mean_error']:11.2e}" for value in fact["exact"].values())
             print(
-                f"{preset:12} {count:4} {100 * fact['same_label']:10.3f}% "
-                f"{fact['largest_difference']:19.1e} {mean}"
+                f"{preset:12} {num_labels:4} {100 * fact['same_label']:10.3f}% "
+                f"{fact['largest_difference']:19.1e} {mean}",
+                flush=True,
             )
     names = [path.name for path in images]
     extra = {"images": names, "iterations": list(iterations), "agreement": facts}

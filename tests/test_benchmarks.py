@@ -71,7 +71,7 @@ def test_agreement_of_the_dense_crf_is_recorded(
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    main([photo], labels=[2, 5], iterations=[1, 3])
+    main(tmp_path, labels=[2, 5], iterations=[1, 3])
     record = json.loads((tmp_path / "densecrf-agreement-cpu.json").read_text())
     facts = record["agreement"]
     assert [(fact["preset"], fact["labels"]) for fact in facts] == [
