@@ -167,7 +167,7 @@ def draw(
 
     def vary(params: DenseCRFParams, names: Sequence[str]) -> DenseCRFParams:
         factors = np.exp(spread * generator.standard_normal(len(names)))
-        values = {
+        values: dict[str, Any] = {
             name: float(np.clip(getattr(params, name) * factor, *BOUNDS[name]))
             for name, factor in zip(names, factors, strict=True)
         }

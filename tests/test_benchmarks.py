@@ -63,15 +63,16 @@ def test_agreement_of_the_dense_crf_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pydensecrf")
+    import agree_densecrf
     import cv2
     import harness
     import numpy as np
-    from agree_densecrf import main
 
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(agree_densecrf, "SMALL_WIDTH", 24)
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    main(tmp_path, labels=[2, 5], iterations=[1, 3])
+    agree_densecrf.main(tmp_path, labels=[2, 5], iterations=[1, 3])
     record = json.loads((tmp_path / "densecrf-agreement-cpu.json").read_text())
     facts = record["agreement"]
     assert [(fact["preset"], fact["labels"]) for fact in facts] == [
