@@ -175,6 +175,19 @@ def test_constant_image(target: Target) -> None:
     assert_close(result.sum(1), torch.ones_like(result[:, 0]))
 
 
+def test_twelve_megapixels() -> None:
+    """Noisy energies of a photograph's size come out as the two halves of the image."""
+    height, width = 3000, 4000
+    truth = torch.arange(width) >= 1500
+    image = torch.where(truth, 200, 40).to(torch.uint8).expand(1, 3, height, width)
+    generator = torch.Generator().manual_seed(0)
+    unary = 2 * torch.randn(1, 2, height, width, generator=generator)
+    unary[:, 0] += truth.float()
+    result = dense_crf(unary, image, iterations=1)
+    assert float(((result[:, 1] > 0.5) == truth).float().mean()) > 0.999
+    assert float((unary[:, 0] > unary[:, 1]).eq(truth).float().mean()) < 0.7
+
+
 @every_target
 def test_forbidden_labels(target: Target) -> None:
     unary, image = scene(6, 8, 4)

@@ -170,6 +170,12 @@ def test_bad_arguments_end_in_one_line(run, capsys, arguments, message):
     assert "\n" not in errors
 
 
+def test_kernels_too_narrow_for_the_images_are_the_users_error(run, tmp_path, capsys):
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path), "--rows", "full"]
+    assert main([*arguments, "--dense-crf-params", "{bilateral_srgb: 0.0000001}"]) == 2
+    assert "widen the kernel" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_row_without_its_networks_names_them(tmp_path, capsys):
     run = write_run(tmp_path / "run", tmp_path / "data", potentials=("unary", "surrounding"))
     assert main(["--checkpoint", str(run), "--rows", "1unary+2pair"]) == 2
