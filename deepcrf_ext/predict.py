@@ -245,7 +245,7 @@ def _parser() -> ArgumentParser:
         "--dense-crf",
         action="store_true",
         help="Refine the outlines by a dense CRF over the pixels of the image at full size. Takes "
-        "about 5 times the memory of one float32 number a pixel and class. Part of the row full.",
+        "some 120 bytes a pixel and 16 bytes a pixel and class. Part of the row full.",
     )
     add_dense_crf_options(parser)
     parser.add_argument(

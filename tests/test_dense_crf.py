@@ -181,11 +181,12 @@ def test_twelve_megapixels() -> None:
     truth = torch.arange(width) >= 1500
     image = torch.where(truth, 200, 40).to(torch.uint8).expand(1, 3, height, width)
     generator = torch.Generator().manual_seed(0)
-    unary = 2 * torch.randn(1, 2, height, width, generator=generator)
+    unary = torch.randn(1, 2, height, width, generator=generator)
     unary[:, 0] += truth.float()
+    unary[:, 1] += (~truth).float()
     result = dense_crf(unary, image, iterations=1)
     assert float(((result[:, 1] > 0.5) == truth).float().mean()) > 0.999
-    assert float((unary[:, 0] > unary[:, 1]).eq(truth).float().mean()) < 0.7
+    assert float((unary[:, 0] > unary[:, 1]).eq(truth).float().mean()) < 0.8
 
 
 @every_target
