@@ -276,7 +276,7 @@ def _parser() -> ArgumentParser:
         "--trials",
         type=PositiveInt,
         default=48,
-        help="How many parameters to try. One takes about 0.1 s an image of 480x360 pixels with "
+        help="How many parameters to try. One takes about 0.2 s an image of 480x360 pixels with "
         "11 classes on a CPU core.",
     )
     parser.add_argument(
