@@ -70,17 +70,23 @@ inline AnyFactoredPotential factored_potential(const py::tuple& tensors, int64_t
           untyped(tensors[3], "bias", dtype, device, {K, K})};
 }
 
+// The dtype of the losses and gradients of a potential: CPU kernels do not round them to bfloat16.
+inline DType loss_dtype(DType potential, [[maybe_unused]] const Device& device) {
+  const bool widened = potential == DType::bfloat16 && !DEEPCRF_ON_CUDA(device);
+  return widened ? DType::float32 : potential;
+}
+
 // (grad_source, grad_target, grad_weight, grad_bias)
 inline AnyFactoredGradient factored_gradient(const py::tuple& tensors,
-                                             const AnyFactoredPotential& potential,
+                                             const AnyFactoredPotential& potential, DType dtype,
                                              int64_t num_nodes, const Device& device) {
   expect_count(tensors, 4, "gradient");
   const int64_t K = potential.num_labels;
   const int64_t D = potential.num_features;
-  return {untyped(tensors[0], "grad_source", potential.dtype, device, {num_nodes, D}),
-          untyped(tensors[1], "grad_target", potential.dtype, device, {num_nodes, D}),
-          untyped(tensors[2], "grad_weight", potential.dtype, device, {K, K, D}),
-          untyped(tensors[3], "grad_bias", potential.dtype, device, {K, K})};
+  return {untyped(tensors[0], "grad_source", dtype, device, {num_nodes, D}),
+          untyped(tensors[1], "grad_target", dtype, device, {num_nodes, D}),
+          untyped(tensors[2], "grad_weight", dtype, device, {K, K, D}),
+          untyped(tensors[3], "grad_bias", dtype, device, {K, K})};
 }
 
 inline AnyTablePotential table_potential(const py::object& energies, int64_t num_edges) {

@@ -44,7 +44,7 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
   const MessageGradientArguments arguments = {
       untyped(marginals, "marginals", factored.dtype, device, {N, K}),
       untyped(grad_messages, "grad_messages", factored.dtype, device, {N, K})};
-  const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
+  const AnyFactoredGradient out = factored_gradient(gradient, factored, factored.dtype, N, device);
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   DEEPCRF_LAUNCH(device, pairwise_messages_factored_backward, view, factored, arguments, out, ctx);
 }

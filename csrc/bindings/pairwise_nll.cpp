@@ -25,7 +25,8 @@ void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
+  const DType dtype = loss_dtype(factored.dtype, device);
+  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   DEEPCRF_LAUNCH(device, pairwise_nll_factored, view, factored, truth, out,
                  execution_context(num_threads, stream));
 }
@@ -39,10 +40,11 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  const void* weight = optional_edge_weight(edge_weight, factored.dtype, device, view.num_edges);
-  void* out = untyped(losses, "losses", factored.dtype, device, {view.num_edges});
+  const DType dtype = loss_dtype(factored.dtype, device);
+  const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
+  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
-      factored_gradient(gradient, factored, view.num_nodes, device);
+      factored_gradient(gradient, factored, dtype, view.num_nodes, device);
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   DEEPCRF_LAUNCH(device, pairwise_nll_factored_backward, view, factored, truth, weight, out,
                  gradients, ctx);

@@ -4,21 +4,24 @@
 //   hidden = relu(source + target),  energies = hidden W' + b,  softmax,  hidden gradient = G W,
 // then all threads share out the sums over the tile's edges by the rows and columns they own, so
 // the result does not depend on the number of threads. Only a tile of energies is ever alive.
-// The three products skip the zeros of the hidden vectors (masked_product.h).
+// The three products skip the zeros of the hidden vectors (masked_product.h); what they read is the
+// business of Operands: FloatOperands or BfloatOperands.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "cpu/masked_product.h"
+#include "cpu/bfloat_operands.h"
 #include "ops/pairwise_nll.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
-template <typename T>
+template <typename In, typename Operands>
 class FactoredLoss {
  public:
-  FactoredLoss(const GraphView& graph, const FactoredPotential<T>& potential,
+  using T = typename Operands::Value;
+
+  FactoredLoss(const GraphView& graph, const FactoredPotential<In>& potential,
                const EdgeLabels& labels, const T* edge_weight, T* losses,
                const AnyFactoredGradient* gradient, int num_threads)
       : graph_(graph),
@@ -31,19 +34,14 @@ class FactoredLoss {
         K_(potential.num_labels),
         D_(potential.num_features),
         pairs_(K_ * K_),
-        words_(ceil_div(D_, kMaskBits)),
-        // A vector more, lest the rows of a block compete for the same cache sets.
-        hidden_row_(words_ * kMaskBits + kLanes<T>),
         tile_edges_(choose_tile_edges()),
         tile_(tile_edges_),
-        weight_(words_ * kMaskBits, pairs_),
-        hidden_(tile_edges_ * hidden_row_),
-        masks_(tile_edges_ * words_),
+        operands_(LossShape{D_, ceil_div(D_, kMaskBits), pairs_, tile_edges_, with_gradient_,
+                            num_threads}),
         energies_(tile_edges_, pairs_),
-        edge_masks_(with_gradient_ ? tile_edges_ * words_ : 0),
         hidden_gradient_(with_gradient_ ? tile_edges_ * D_ : 0),
         weight_gradient_(with_gradient_ ? D_ : 0, pairs_),
-        bias_gradient_(round_up(pairs_, kLanes<T>)),
+        bias_gradient_(energies_.columns()),
         lane_sums_(num_threads, with_gradient_ ? kBlockEdges * kMaskBits * V : 0) {
     if (with_gradient_) {
       grad_source_ = static_cast<T*>(gradient->source);
@@ -78,8 +76,7 @@ class FactoredLoss {
 
  private:
   static constexpr int64_t V = kLanes<T>;
-  static constexpr int64_t kBlockEdges = 2 * kMaskBits;     // of one thread's turn
-  static constexpr int64_t kBlockFeatures = 2 * kMaskBits;  // likewise, in sums over a tile
+  static constexpr int64_t kBlockFeatures = 128;  // of one thread's turn, in sums over a tile
 
   struct TileEdge {
     int64_t edge;
@@ -95,37 +92,26 @@ class FactoredLoss {
     const int64_t least = 2 * kBlockEdges * num_threads_;
     const int64_t edges = std::clamp(kTileBytes / edge_bytes / kBlockEdges * kBlockEdges, least,
                                      std::max(kMostEdges, least));
-    return round_up(std::clamp<int64_t>(graph_.num_edges, 1, edges), kMaskBits);
+    return round_up(std::clamp<int64_t>(graph_.num_edges, 1, edges), kBlockEdges);
   }
 
   void initialise() {
 #pragma omp for schedule(static) nowait
     for (int64_t e = 0; e < graph_.num_edges; ++e) losses_[e] = 0;
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < weight_.count(); ++panel) pack_weight(panel);
+    for (int64_t group = 0; group < ceil_div(D_, kGroupFeatures); ++group) {
+      operands_.pack_weight(potential_.weight, group);
+    }
     if (with_gradient_) {
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < graph_.num_nodes * D_; ++i) grad_source_[i] = grad_target_[i] = 0;
 #pragma omp for schedule(static) nowait
-      for (int64_t panel = 0; panel < weight_.count(); ++panel) {
-        std::fill_n(weight_gradient_.at(panel, 0), D_ * weight_.width(panel), T(0));
-        std::fill_n(bias_gradient_.get() + weight_.column(panel), weight_.width(panel), T(0));
+      for (int64_t panel = 0; panel < energies_.count(); ++panel) {
+        std::fill_n(weight_gradient_.at(panel, 0), D_ * energies_.width(panel), T(0));
+        std::fill_n(bias_gradient_.get() + energies_.column(panel), energies_.width(panel), T(0));
       }
     }
 #pragma omp barrier
-  }
-
-  // W' [D, K * K], zero in the padding.
-  void pack_weight(int64_t panel) {
-    const int64_t width = weight_.width(panel);
-    const int64_t column = weight_.column(panel);
-    std::fill_n(weight_.at(panel, 0), words_ * kMaskBits * width, T(0));
-    for (int64_t d = 0; d < D_; d += V) {
-      for (int64_t i = 0; i < std::min(width, pairs_ - column); ++i) {
-        const T* from = potential_.weight + (column + i) * D_;
-        for (int64_t f = d; f < std::min(d + V, D_); ++f) weight_.at(panel, f)[i] = from[f];
-      }
-    }
   }
 
   // Lists the next valid edges and returns how many there are; 0 at the end.
@@ -143,55 +129,35 @@ class FactoredLoss {
     return size;
   }
 
-  // Hidden vectors of a block, and their masks by edge and by feature.
   void compute_hidden(int64_t first, int64_t count) {
-    for (int64_t i = first; i < first + count; ++i) {
-      const TileEdge& edge = tile_.get()[i];
-      const T* source = potential_.source + edge.source * D_;
-      const T* target = potential_.target + edge.target * D_;
-      T* hidden = hidden_.get() + i * hidden_row_;
-      uint32_t* mask = masks_.get() + i * words_;
-      std::fill_n(mask, words_, 0);
-      for (int64_t d = 0; d < D_; d += V) {
-        const Vec<T> h = relu<T>(load_up_to(source + d, D_ - d) + load_up_to(target + d, D_ - d));
-        store(hidden + d, h);
-        mask[d / kMaskBits] |= nonzero_bits<T>(h) << d % kMaskBits;
+    const int64_t row = operands_.hidden_row();
+    for (int64_t i = 0; i < count; ++i) {
+      const TileEdge& edge = tile_.get()[first + i];
+      const In* source = potential_.source + edge.source * D_;
+      const In* target = potential_.target + edge.target * D_;
+      T* hidden = operands_.hidden(first) + i * row;
+      int64_t d = 0;
+      for (; d < D_; d += V) {
+        const Vec<T> sum = load_up_to(source + d, D_ - d) + load_up_to(target + d, D_ - d);
+        store(hidden + d, relu<T>(sum));
       }
+      std::fill_n(hidden + d, row - d, T(0));
     }
-    if (!with_gradient_) return;
-    for (int64_t i = first; i < first + count; i += kMaskBits) {
-      const int64_t edges = std::min(kMaskBits, first + count - i);
-      for (int64_t word = 0; word < words_; ++word) {
-        uint32_t* bits = edge_masks(i / kMaskBits, word * kMaskBits);
-        std::fill_n(bits, kMaskBits, 0);
-        for (int64_t n = 0; n < edges; ++n) bits[n] = masks_.get()[(i + n) * words_ + word];
-        transpose_bits(bits);
-      }
-    }
-  }
-
-  // Masks of a feature's non-zero edges, of the group-th kMaskBits edges of the tile.
-  uint32_t* edge_masks(int64_t group, int64_t feature) {
-    return edge_masks_.get() + group * words_ * kMaskBits + feature;
+    operands_.pack_hidden(first, count);
   }
 
   void compute_energies(int64_t first, int64_t count) {
-    for (int64_t panel = 0; panel < weight_.count(); ++panel) {
-      const int64_t width = weight_.width(panel);
+    for (int64_t panel = 0; panel < energies_.count(); ++panel) {
+      const int64_t width = energies_.width(panel);
       T* energies = energies_.at(panel, first);
       // An infinite energy in the padding has no weight in the softmax.
       for (int64_t n = 0; n < width; ++n) {
-        const int64_t pair = weight_.column(panel) + n;
-        energies[n] = pair < pairs_ ? potential_.bias[pair] : std::numeric_limits<T>::infinity();
+        const int64_t pair = energies_.column(panel) + n;
+        energies[n] = pair < pairs_ ? static_cast<T>(potential_.bias[pair])
+                                    : std::numeric_limits<T>::infinity();
       }
       for (int64_t i = 1; i < count; ++i) std::copy_n(energies, width, energies + i * width);
-      with_panel_vectors(weight_.vectors(panel), [&](auto vectors) {
-        for (int64_t word = 0; word < words_; ++word) {
-          masked_product<vectors()>(count, hidden_.get() + first * hidden_row_ + word * kMaskBits,
-                                    hidden_row_, int64_t(1), masks_.get() + first * words_ + word,
-                                    words_, weight_.at(panel, word * kMaskBits), energies);
-        }
-      });
+      operands_.add_energies(first, count, panel, energies_);
     }
   }
 
@@ -238,20 +204,16 @@ class FactoredLoss {
   // dL/d(source + target) of a block: dL/denergies times W, where hidden > 0.
   void differentiate_hidden(int64_t first, int64_t count) {
     T* lane_sums = lane_sums_.mine().get();  // [kBlockEdges, kMaskBits, lanes]
-    for (int64_t word = 0; word < words_; ++word) {
-      for (int64_t panel = 0; panel < weight_.count(); ++panel) {
-        with_panel_vectors(weight_.vectors(panel), [&](auto vectors) {
-          masked_dots<vectors()>(count, energies_.at(panel, first),
-                                 masks_.get() + first * words_ + word, words_,
-                                 weight_.at(panel, word * kMaskBits), panel == 0, lane_sums);
-        });
-      }
+    const int64_t row = operands_.hidden_row();
+    const T* hidden = operands_.hidden(first);
+    operands_.pack_gradient(first, count, energies_);
+    for (int64_t word = 0; word * kMaskBits < D_; ++word) {
+      operands_.multiply_weight(first, count, word, energies_, lane_sums);
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t d = word * kMaskBits; d < std::min((word + 1) * kMaskBits, D_); d += V) {
-          const Vec<T> hidden = load(hidden_.get() + (first + i) * hidden_row_ + d);
           const Vec<T> sums = horizontal_sums(lane_sums + (i * kMaskBits + d % kMaskBits) * V);
           store_up_to(hidden_gradient_.get() + (first + i) * D_ + d, D_ - d,
-                      where_positive<T>(hidden, sums));
+                      where_positive<T>(load(hidden + i * row + d), sums));
         }
       }
     }
@@ -260,14 +222,15 @@ class FactoredLoss {
   // Sums over the edges of a tile. Each turn of the loop owns what it writes.
   void reduce_tile(int64_t tile_size) {
     const int64_t blocks = ceil_div(D_, kBlockFeatures);
-    const int64_t panels = weight_.count();
+    const int64_t panels = energies_.count();
 #pragma omp for schedule(dynamic)
     for (int64_t turn = 0; turn < blocks * (panels + 1); ++turn) {
       const int64_t panel = turn / blocks;
       const int64_t feature = turn % blocks * kBlockFeatures;
       const int64_t features = std::min(kBlockFeatures, D_ - feature);
       if (panel < panels) {
-        reduce_weight(panel, feature, features, tile_size);
+        operands_.add_weight_gradient(tile_size, feature, features, panel, energies_,
+                                      weight_gradient_);
         if (feature == 0) reduce_bias(panel, tile_size);
       } else {
         reduce_nodes(feature, features, tile_size);
@@ -275,21 +238,11 @@ class FactoredLoss {
     }
   }
 
-  void reduce_weight(int64_t panel, int64_t feature, int64_t features, int64_t tile_size) {
-    with_panel_vectors(weight_.vectors(panel), [&](auto vectors) {
-      for (int64_t i = 0; i < tile_size; i += kMaskBits) {
-        masked_product<vectors()>(features, hidden_.get() + i * hidden_row_ + feature, int64_t(1),
-                                  hidden_row_, edge_masks(i / kMaskBits, feature), int64_t(1),
-                                  energies_.at(panel, i), weight_gradient_.at(panel, feature));
-      }
-    });
-  }
-
   void reduce_bias(int64_t panel, int64_t tile_size) {
-    T* sum = bias_gradient_.get() + weight_.column(panel);
+    T* sum = bias_gradient_.get() + energies_.column(panel);
     for (int64_t i = 0; i < tile_size; ++i) {
       const T* edge_gradient = energies_.at(panel, i);
-      for (int64_t n = 0; n < weight_.width(panel); n += V) {
+      for (int64_t n = 0; n < energies_.width(panel); n += V) {
         store(sum + n, load(sum + n) + load(edge_gradient + n));
       }
     }
@@ -311,9 +264,9 @@ class FactoredLoss {
     for (int64_t pair = 0; pair < pairs_; ++pair) grad_bias_[pair] = bias_gradient_.get()[pair];
 #pragma omp for schedule(dynamic)
     for (int64_t d = 0; d < D_; d += V) {
-      for (int64_t panel = 0; panel < weight_.count(); ++panel) {
-        const int64_t column = weight_.column(panel);
-        for (int64_t i = 0; i < std::min(weight_.width(panel), pairs_ - column); ++i) {
+      for (int64_t panel = 0; panel < energies_.count(); ++panel) {
+        const int64_t column = energies_.column(panel);
+        for (int64_t i = 0; i < std::min(energies_.width(panel), pairs_ - column); ++i) {
           T* to = grad_weight_ + (column + i) * D_;
           for (int64_t f = d; f < std::min(d + V, D_); ++f) {
             to[f] = weight_gradient_.at(panel, f)[i];
@@ -324,19 +277,16 @@ class FactoredLoss {
   }
 
   GraphView graph_;
-  FactoredPotential<T> potential_;
+  FactoredPotential<In> potential_;
   EdgeLabels labels_;
   const T* edge_weight_;  // [E] or null
   T* losses_;             // [E]
   bool with_gradient_;
   int num_threads_;
-  int64_t K_, D_, pairs_, words_, hidden_row_, tile_edges_;
-  Buffer<TileEdge> tile_;           // [tile]
-  Panels<T> weight_;                // [words * kMaskBits, K * K]
-  Buffer<T> hidden_;                // [tile, hidden_row]
-  Buffer<uint32_t> masks_;          // [tile, words]: bit d of an edge's hidden vector
+  int64_t K_, D_, pairs_, tile_edges_;
+  Buffer<TileEdge> tile_;  // [tile]
+  Operands operands_;
   Panels<T> energies_;              // [tile, K * K], later dL/denergies
-  Buffer<uint32_t> edge_masks_;     // [tile / kMaskBits, words * kMaskBits]
   Buffer<T> hidden_gradient_;       // [tile, D]
   Panels<T> weight_gradient_;       // [D, K * K]
   Buffer<T> bias_gradient_;         // [K * K, padded]

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "core/dtypes.h"
 #include "cpu/planes.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -14,6 +15,15 @@ inline Vec<T> load_up_to(const T* from, int64_t count) {
   T lanes[kLanes<T>];
   pack_lanes(from, count, lanes);
   return load(lanes);
+}
+
+inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
+  constexpr int V = kLanes<float>;
+  typedef uint16_t Halves __attribute__((vector_size(V * sizeof(uint16_t))));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+  Halves halves = {};
+  std::memcpy(&halves, from, std::min<int64_t>(V, count) * sizeof(uint16_t));
+  return (Vec<float>)(__builtin_convertvector(halves, Words) << 16);
 }
 
 template <typename T>

@@ -31,8 +31,12 @@ class Panels {
   int64_t vectors(int64_t panel) const { return start(panel + 1) - start(panel); }
   int64_t width(int64_t panel) const { return vectors(panel) * kLanes<T>; }
   int64_t column(int64_t panel) const { return start(panel) * kLanes<T>; }
+  int64_t columns() const { return vectors_ * kLanes<T>; }
   T* at(int64_t panel, int64_t row) const {
     return data_.get() + column(panel) * rows_ + row * width(panel);
+  }
+  int64_t panel_of(int64_t column) const {
+    return ((column / kLanes<T> + 1) * count_ - 1) / vectors_;
   }
 
  private:
@@ -122,18 +126,6 @@ void masked_dots(int64_t rows,
 #pragma GCC unroll 4
       for (int n = 1; n < kChains; ++n) sum[0] += sum[n];
       store(out, sum[0]);
-    }
-  }
-}
-
-// Bit r of word i becomes bit i of word r (Hacker's Delight, 7-3).
-inline void transpose_bits(uint32_t words[32]) {
-  uint32_t low = 0x0000FFFF;
-  for (int width = 16; width != 0; width >>= 1, low ^= low << width) {
-    for (int i = 0; i < 32; i = (i + width + 1) & ~width) {
-      const uint32_t swapped = ((words[i] >> width) ^ words[i + width]) & low;
-      words[i] ^= swapped << width;
-      words[i + width] ^= swapped;
     }
   }
 }

@@ -51,28 +51,46 @@ void table_losses(const GraphView& graph, int64_t num_labels,
   }
 }
 
+// The loss for potentials of dtype In: bfloat16 is multiplied as it is where the processor can, and
+// widened to float elsewhere.
+template <typename In>
+struct LossOf {
+  using type = FactoredLoss<In, FloatOperands<In>>;
+};
+template <>
+struct LossOf<bfloat16> {
+#if defined(__AVX512BF16__)
+  using type = FactoredLoss<bfloat16, BfloatOperands>;
+#else
+  using type = FactoredLoss<bfloat16, FloatOperands<float>>;
+#endif
+};
+
+void factored_losses(const GraphView& graph, const AnyFactoredPotential& potential,
+                     const EdgeLabels& labels, const void* edge_weight, void* losses,
+                     const AnyFactoredGradient* gradient, int num_threads) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using In = decltype(tag);
+    using Loss = typename LossOf<In>::type;
+    using T = typename Loss::T;
+    Loss(graph, potential.as<In>(), labels, static_cast<const T*>(edge_weight),
+         static_cast<T*>(losses), gradient, num_threads)
+        .run();
+  });
+}
+
 }  // namespace
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                            const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
-    FactoredLoss<T>(graph, potential.as<T>(), labels, nullptr, static_cast<T*>(losses), nullptr,
-                    ctx.num_threads)
-        .run();
-  });
+  factored_losses(graph, potential, labels, nullptr, losses, nullptr, ctx.num_threads);
 }
 
 void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
                                     const EdgeLabels& labels, const void* edge_weight, void* losses,
                                     const AnyFactoredGradient& gradient,
                                     const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
-    FactoredLoss<T>(graph, potential.as<T>(), labels, static_cast<const T*>(edge_weight),
-                    static_cast<T*>(losses), &gradient, ctx.num_threads)
-        .run();
-  });
+  factored_losses(graph, potential, labels, edge_weight, losses, &gradient, ctx.num_threads);
 }
 
 void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,

@@ -1,6 +1,8 @@
-// The operands of products, and the type their sums are kept in.
+// The operands of products: floats, doubles, or, where the processor multiplies them, pairs of
+// bfloat16 in one word, whose two products are added to one float.
 #pragma once
 
+#include "core/dtypes.h"
 #include "cpu/lanes.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -21,5 +23,44 @@ inline Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) { ret
 inline Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
   return sum + a * b;
 }
+
+#if defined(__AVX512BF16__)
+struct BfloatPair {
+  bfloat16 first, second;
+};
+template <>
+struct VecType<BfloatPair> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct SumOf<BfloatPair> {
+  using type = float;
+};
+
+inline Vec<BfloatPair> broadcast_word(BfloatPair pair) {
+  int32_t bits;
+  std::memcpy(&bits, &pair, sizeof(bits));
+  return bits - Vec<BfloatPair>{};
+}
+
+inline Vec<float> multiply_add(Vec<float> sum, Vec<BfloatPair> a, Vec<BfloatPair> b) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+// Lane i becomes the pair of first[i] and second[i], rounded to nearest even.
+inline Vec<BfloatPair> pack_pairs(Vec<float> first, Vec<float> second) {
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  const auto low = (Halves)_mm512_cvtneps_pbh((__m512)first);
+  const auto high = (Halves)_mm512_cvtneps_pbh((__m512)second);
+  return __builtin_convertvector(low, Vec<BfloatPair>) |
+         __builtin_convertvector(high, Vec<BfloatPair>) << 16;
+}
+
+// Sixteen floats, rounded to nearest even, as eight neighbouring pairs.
+inline void store_bfloat16(BfloatPair* to, Vec<float> v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(to, &rounded, sizeof(rounded));
+}
+#endif
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

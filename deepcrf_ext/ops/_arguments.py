@@ -31,7 +31,7 @@ def factored_tensors(potential: FactoredPotential) -> FactoredTensors:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype a kernel computes in: CPU kernels widen bfloat16 to float32."""
+    """The dtype of a kernel's results: CPU kernels do not round them to bfloat16."""
     if tensor.dtype == torch.bfloat16 and not _backend.uses_cuda_kernels(tensor):
         return torch.float32
     return tensor.dtype
@@ -42,11 +42,16 @@ def prepare(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(compute_dtype(tensor)).contiguous() for tensor in tensors)
 
 
+def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, contiguous: for kernels that read bfloat16 themselves."""
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
 def prepare_graph(graph: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors of a graph, contiguous."""
-    return tuple(tensor.contiguous() for tensor in graph)
+    return contiguous(*graph)
 
 
 def empty_gradients(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Uninitialised contiguous gradients of prepared tensors."""
-    return tuple(torch.empty_like(tensor) for tensor in tensors)
+    """Uninitialised gradients of contiguous tensors, in `compute_dtype`."""
+    return tuple(torch.empty_like(tensor, dtype=compute_dtype(tensor)) for tensor in tensors)

@@ -18,6 +18,7 @@ from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._arguments import (
     compute_dtype,
+    contiguous,
     empty_gradients,
     factored_tensors,
     graph_tensors,
@@ -105,10 +106,10 @@ def pairwise_nll_factored(
     ignore_index: int,
 ) -> Tensor:
     """Losses [E] of a factored potential: [N, D], [N, D], [K, K, D], [K, K], int64 [N]."""
-    operands = prepare_graph(graph), prepare(source, target, weight, bias), labels.contiguous()
+    operands = prepare_graph(graph), contiguous(source, target, weight, bias), labels.contiguous()
     if _in_chunks(*operands[:2]):
         return losses_and_gradients(*operands, ignore_index, None, differentiate=False)[0]
-    losses = operands[1][0].new_empty(graph[1].shape)
+    losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
     _backend.native().pairwise_nll_factored(
         *operands, ignore_index, losses, *_backend.launch_args(losses)
     )
@@ -131,7 +132,7 @@ def pairwise_nll_factored_backward(
     Without ``edge_weight`` [E], all weights are 1. The results are in the dtype of the kernel, so
     that what is yet to be scaled is not rounded twice.
     """
-    graph, potential = prepare_graph(graph), prepare(source, target, weight, bias)
+    graph, potential = prepare_graph(graph), contiguous(source, target, weight, bias)
     labels = labels.contiguous()
     if edge_weight is not None:
         (edge_weight,) = prepare(edge_weight)
@@ -140,7 +141,7 @@ def pairwise_nll_factored_backward(
             graph, potential, labels, ignore_index, edge_weight
         )
     else:
-        losses = potential[0].new_empty(graph[1].shape)
+        losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
         gradients = list(empty_gradients(potential))
         workspace = _backend.workspace(
             "pairwise_nll_factored_backward_workspace", losses, graph, potential
