@@ -2,11 +2,12 @@
 
 The commands turn them into options and config files; a checkpoint carries them as a dictionary
 (`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")`
-gives the paper's.
+gives the paper's and `preset("cvpr16")` those of its later form.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from jsonargparse import ArgumentParser
 from deepcrf_ext.errors import InputError
 
 ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
-PresetName = Literal["small", "paper"]
+PresetName = Literal["small", "paper", "cvpr16", "small-cvpr16"]
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,34 @@ class RelationConfig:
 
     Args:
         kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the
-            node with the upper node as p, "offsets" a box of fixed offsets in nodes.
+            node with the upper node as p, "left_right" a box beside the node with the left node as
+            p, "offsets" a box of fixed offsets in nodes.
         width: Width of the box as a fraction of the short side of the node grid.
         height: Height of the box as a fraction of the short side of the node grid (a surrounding
             box is square).
         offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows
             grow downward.
+        step: A dilated box: only neighbours whose offsets, of rows and of columns, are multiples
+            of it.
     """
 
-    kind: Literal["surrounding", "above_below", "offsets"]
+    kind: Literal["surrounding", "above_below", "left_right", "offsets"]
     width: float = 0.4
     height: float = 0.4
     offsets: tuple[int, int, int, int] | None = None
+    step: int = 1
 
     def __post_init__(self) -> None:
         if (self.kind == "offsets") != (self.offsets is not None):
             raise InputError(
                 f"relation of kind {self.kind!r}: offsets go with kind 'offsets' and only with it"
             )
+        if self.offsets is not None:
+            top, bottom, left, right = self.offsets
+            if top > bottom or left > right:
+                raise InputError(
+                    f"relation: offsets {self.offsets} must be top <= bottom, left <= right"
+                )
         if self.kind == "surrounding" and self.width != self.height:
             raise InputError(
                 f"surrounding relation: width {self.width} and height {self.height} must be equal"
@@ -52,6 +63,8 @@ class RelationConfig:
             raise InputError(
                 f"relation: width {self.width} and height {self.height} must be positive"
             )
+        if self.step < 1:
+            raise InputError(f"relation: step {self.step} must be at least 1")
 
 
 def paper_relations() -> dict[str, RelationConfig]:
@@ -104,20 +117,28 @@ class DataConfig:
 class ModelConfig:
     """Networks of the potentials. Every potential has its own, of this shape.
 
+    share_blocks, head_per_scale, pooling_windows and upsampling make the difference between the
+    model of the first paper and that of CVPR 2016 (arXiv:1504.01013v4).
+
     Args:
         preset: Which defaults the model, the optimiser and the length of the run start from:
-            "paper" is the published model, "small" a narrow one that trains from scratch on two
-            CPU cores.
+            "paper" is the published model, "cvpr16" its later form; "small" and "small-cvpr16" are
+            narrow ones that train from scratch on two CPU cores.
         widths: Channels of each convolution block.
         convs: Number of 3x3 convolutions of each block.
         pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride
             is 2 to that power.
         head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
-        batch_norm: Normalise after every convolution.
+        batch_norm: Normalise after every convolution, for training from scratch.
         scales: Factors of the image pyramid, largest first.
+        share_blocks: Compute all blocks but block 6 once for all potentials; each then trains them.
+        head_per_scale: A block 6 of its own for every scale.
+        pooling_windows: Sliding pyramid pooling: sides, odd, in nodes, of the windows whose maxima
+            are added to the features.
+        upsampling: How the maps of smaller scales grow to the largest.
         hidden: Width of the hidden layer of a unary.
         pairwise_hidden: Width of the hidden layer of a pairwise potential.
-        relations: Pairwise relations by name.
+        relations: Pairwise relations by name, as many as wanted.
         potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
             on the largest scale alone) and names of relations. Null means all of them.
         iterations: Mean-field iterations of a prediction.
@@ -130,6 +151,10 @@ class ModelConfig:
     head_widths: tuple[int, ...] = (128, 128)
     batch_norm: bool = True
     scales: tuple[float, ...] = (1.2, 0.8, 0.4)
+    share_blocks: bool = False
+    head_per_scale: bool = False
+    pooling_windows: tuple[int, ...] = ()
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
     hidden: int = 64
     pairwise_hidden: int = 128
     relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
@@ -157,6 +182,8 @@ class ModelConfig:
             )
         if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
             raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
+        if any(window < 1 or window % 2 == 0 for window in self.pooling_windows):
+            raise InputError(f"model.pooling_windows: {self.pooling_windows} must be odd")
         if self.iterations < 0:
             raise InputError(f"model.iterations: {self.iterations} must not be negative")
         reserved = {"unary", "unary_1scale"} & self.relations.keys()
@@ -307,25 +334,44 @@ class TrainConfig:
         return self.objective
 
 
+_PAPER: dict[str, Any] = {
+    "model.widths": (64, 128, 256, 512, 512),
+    "model.convs": (2, 2, 3, 3, 3),
+    "model.pooled_blocks": 5,
+    "model.head_widths": (4096, 512, 512),
+    "model.batch_norm": False,
+    "model.hidden": 512,
+    "model.pairwise_hidden": 512,
+    "optim.lr": 1e-3,
+    "optim.lr_initialised": 1e-4,
+    "optim.schedule": "exponential",
+    "data.crop": (450, 600),
+    "epochs": 60,
+    "warm_start": 0.0,
+    "batch_size": 2,
+}
+_FEATMAP: dict[str, Any] = {
+    "model.share_blocks": True,
+    "model.head_per_scale": True,
+    "model.pooling_windows": (5, 9),
+    "model.upsampling": "bilinear",
+    "model.iterations": 3,
+    "model.relations": {
+        "surrounding": RelationConfig("surrounding", 0.4, 0.4),
+        "above_below": RelationConfig("above_below", 0.4, 0.4),
+    },
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"model.preset": "small"},
-    "paper": {
-        "model.preset": "paper",
-        "model.widths": (64, 128, 256, 512, 512),
-        "model.convs": (2, 2, 3, 3, 3),
-        "model.pooled_blocks": 5,
-        "model.head_widths": (4096, 512, 512),
-        "model.batch_norm": False,
-        "model.hidden": 512,
-        "model.pairwise_hidden": 512,
-        "optim.lr": 1e-3,
-        "optim.lr_initialised": 1e-4,
-        "optim.schedule": "exponential",
-        "data.crop": (450, 600),
-        "epochs": 60,
-        "warm_start": 0.0,
-        "batch_size": 2,
+    "paper": {"model.preset": "paper", **_PAPER},
+    "cvpr16": {
+        **_PAPER,
+        **_FEATMAP,
+        "model.preset": "cvpr16",
+        "model.pooled_blocks": 4,
+        "data.scale_range": (0.7, 1.2),
     },
+    "small-cvpr16": {"model.preset": "small-cvpr16", **_FEATMAP},
 }
 """What each preset changes from the defaults of the dataclasses, by dotted option name."""
 
@@ -335,7 +381,7 @@ def preset(name: PresetName) -> TrainConfig:
     if name not in PRESETS:
         raise InputError(f"preset: {name!r} must be one of {', '.join(PRESETS)}")
     values: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "optim": {}, "": {}}
-    for option, value in PRESETS[name].items():
+    for option, value in copy.deepcopy(PRESETS[name]).items():
         group, _, key = option.rpartition(".")
         values[group][key] = value
     return TrainConfig(

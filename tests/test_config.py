@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepcrf_ext.config import DataConfig, ModelConfig, RelationConfig, from_dict, preset, to_dict
+from deepcrf_ext.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    RelationConfig,
+    from_dict,
+    preset,
+    to_dict,
+)
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.train import main, parse_new_run
 
@@ -28,7 +36,32 @@ def test_paper_preset_is_the_paper():
         preset("huge")
 
 
-@pytest.mark.parametrize("name", ["small", "paper"])
+def test_cvpr16_preset_is_the_later_form_of_the_paper():
+    model, first = preset("cvpr16").model, preset("paper").model
+    assert (model.widths, model.convs, model.head_widths, model.scales) == (
+        first.widths, first.convs, first.head_widths, first.scales,
+    )  # fmt: skip
+    assert model.pooled_blocks == 4
+    assert model.share_blocks
+    assert model.head_per_scale
+    assert model.pooling_windows == (5, 9)
+    assert model.upsampling == "bilinear"
+    assert model.iterations == 3
+    assert [(r.width, r.height) for r in model.relations.values()] == [(0.4, 0.4), (0.4, 0.4)]
+    assert preset("cvpr16").data.scale_range == (0.7, 1.2)
+    assert first.pooling_windows == ()
+    assert {first.share_blocks, first.head_per_scale} == {False}
+    narrow = preset("small-cvpr16").model
+    assert narrow.widths == preset("small").model.widths
+    assert narrow.share_blocks
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_by_option_is_the_preset(name):
+    assert parse_new_run(["--model.preset", name]) == preset(name)
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_settings_survive_yaml(name):
     config = preset(name)
     config.data.root = Path("some/where")
@@ -74,6 +107,7 @@ def test_saved_settings_are_a_config_file(tmp_path):
         (["--model.potentials", "[unary, left]"], "left"),
         (["--model.pooled_blocks", "9"], "model.pooled_blocks"),
         (["--model.scales", "[0.4, 1.2]"], "model.scales"),
+        (["--model.pooling_windows", "[4]"], "model.pooling_windows"),
         (["--optim.lr", "-1"], "optim.lr"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "abacus"], "abacus"),

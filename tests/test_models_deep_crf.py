@@ -9,7 +9,6 @@ from torch.nn import functional
 from deepcrf_ext import EdgeGraph, RangeBox, reference
 from deepcrf_ext.config import ModelConfig, RelationConfig
 from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.features import multiscale_features
 from deepcrf_ext.models.relations import relation_box, relation_graph
 
 K = 4
@@ -38,7 +37,7 @@ def test_pairwise_network_is_a_perceptron_on_concatenated_features(model, images
     network = model.parts[model.potential_names.index("above_below")]
     energies = model.energies(images, ["above_below"])
     potential = energies.pairwise["above_below"]
-    features = multiscale_features(network.part, pyramid).flatten(0, 2)
+    features = network.part(pyramid).flatten(0, 2)
     first, second = potential.graph.edge_index()
     pairs = torch.cat([features[first], features[second]], dim=1)
     weight = torch.cat([network.source.weight, network.target.weight], dim=1)

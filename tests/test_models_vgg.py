@@ -10,8 +10,8 @@ from torch.nn import functional
 from deepcrf_ext.config import ModelConfig, preset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.features import ImagePyramid, multiscale_features
-from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.models.features import FeatureNet, ImagePyramid
+from deepcrf_ext.models.vgg import Block6, VGGBlocks
 from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
 
 TINY = ModelConfig(widths=(4, 6), convs=(1, 2), pooled_blocks=2, head_widths=(5, 3), hidden=8)
@@ -28,8 +28,8 @@ VGG_SHAPED = ModelConfig(
 
 def test_paper_part_is_vgg16_with_a_convolutional_block_6():
     with torch.device("meta"):
-        part = VGGPart(preset("paper").model)
-        output = part(torch.empty(1, 3, 540, 720))
+        part = FeatureNet(preset("paper").model, 1)
+        output = part([torch.empty(1, 3, 540, 720)])
     # torchvision's configuration D, and block 6 of the paper.
     vgg = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", *[512] * 3, "M", *[512] * 3, "M"]
     expected: list[object] = []
@@ -55,14 +55,14 @@ def test_paper_part_is_vgg16_with_a_convolutional_block_6():
             assert (layer.kernel_size, layer.stride) == (2, 2)
             found.append("pool")
         else:
-            assert isinstance(layer, nn.Sequential | VGGPart)
+            assert isinstance(layer, nn.Sequential | nn.ModuleList | FeatureNet)
     assert found == expected
-    assert output.shape == (1, 512, 17, 23)
+    assert output.shape == (1, 17, 23, 512)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 7), (17, 32)])
 def test_output_grid_is_rounded_up(size):
-    part = VGGPart(TINY)
+    part = nn.Sequential(VGGBlocks(TINY), Block6(TINY))
     output = part.eval()(torch.rand(2, 3, *size))
     assert output.shape == (2, 3, -(-size[0] // 4), -(-size[1] // 4))
 
@@ -79,10 +79,10 @@ def test_pyramid_normalises_and_resizes():
 
 
 def test_features_are_one_network_over_all_scales():
-    part = VGGPart(TINY).eval()
+    part = FeatureNet(TINY, 3).eval()
     pyramid = ImagePyramid((1.2, 0.8, 0.4))(torch.rand(2, 3, 40, 30) * 255)
-    features = multiscale_features(part, pyramid)
-    maps = [part(level) for level in pyramid]
+    features = part(pyramid)
+    maps = [part.head(part.blocks(level)) for level in pyramid]
     height, width = maps[0].shape[2:]
     assert features.shape == (2, height, width, 9)
     for level, small in enumerate(maps):
@@ -115,7 +115,7 @@ def test_vgg_weights_reach_every_potential(tmp_path):
     model = DeepCRF(VGG_SHAPED, 3)
     initialise_from_vgg16(model, str(tmp_path / "vgg16.pth"))
     for network in model.parts:
-        convs = network.part.vgg_convs()
+        convs = [*network.part.blocks.convs(), network.part.head.fc6()]
         for key, conv in zip(CONV_KEYS, convs[:-1], strict=True):
             assert torch.equal(conv.weight, state[f"{key}.weight"])
             assert torch.equal(conv.bias, state[f"{key}.bias"])

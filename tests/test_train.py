@@ -19,7 +19,7 @@ import yaml
 
 from deepcrf_ext import train as command
 from deepcrf_ext.checkpoint import load_checkpoint, load_model
-from deepcrf_ext.config import OptimConfig, TrainConfig, from_dict
+from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
@@ -242,8 +242,9 @@ def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
 
 
 def test_learning_rate_groups_and_schedules():
-    config = TrainConfig().model
-    config.batch_norm, config.potentials = False, ("unary", "surrounding")
+    config = preset("paper").model
+    config.widths, config.head_widths = (2, 3, 4, 5, 6), (7, 4)
+    config.potentials = ("unary", "surrounding")
     model = DeepCRF(config, 3)
     optim = OptimConfig(lr=1e-3, lr_initialised=1e-4, schedule="exponential", decay=0.97)
     optimiser = make_optimiser(model, optim, from_vgg=True)
@@ -251,7 +252,7 @@ def test_learning_rate_groups_and_schedules():
     assert (new["lr"], initialised["lr"]) == (1e-3, 1e-4)
     slow = {id(p) for p in initialised["params"]}
     for part in model.parts:
-        vgg = {id(p) for conv in part.part.vgg_convs() for p in conv.parameters()}
+        vgg = {id(p) for p in [*part.part.blocks.parameters(), *part.part.head[0].parameters()]}
         assert vgg <= slow
         assert not slow & ({id(p) for p in part.parameters()} - vgg)
     assert len(slow) + len(new["params"]) == len(list(model.parameters()))

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import deepcrf_ext as dc
-from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.relations import relation_graph
+from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.potentials import FactoredPotential
 from deepcrf_ext.refine import DenseCRFSettings, refine
 
@@ -96,6 +97,7 @@ class DeepCRF(nn.Module):
         self.num_classes = num_classes
         self.potential_names = config.potentials or config.all_potentials()
         self.pyramid = ImagePyramid(config.scales)
+        self.blocks = VGGBlocks(config) if config.share_blocks else nn.Identity()
         networks: list[nn.Module] = []
         for name in self.potential_names:
             kind = PairwiseNet if name in config.relations else UnaryNet
@@ -123,9 +125,20 @@ class DeepCRF(nn.Module):
                 network.start_from(unary)
 
     def rows(self) -> dict[str, Row]:
-        """The rows of the ablation that this model has all potentials for."""
+        """The rows of the ablation that this model has all potentials for.
+
+        These are of `ROWS`; further relations give rows of their own, `pairwise-NAME`, and one with
+        all of them, as `1unary+3pair`.
+        """
         have = set(self.potential_names)
-        return {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
+        rows = {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
+        full = self.full_row()
+        for relation in full.relations:
+            if relation not in paper_relations():
+                rows[f"pairwise-{relation}"] = Row(None, (relation,))
+        if full.unary == "unary" and full.relations and full not in rows.values():
+            rows[f"1unary+{len(full.relations)}pair"] = full
+        return rows
 
     def full_row(self) -> Row:
         """The unary (if there is one) with every relation of this model."""
@@ -142,12 +155,21 @@ class DeepCRF(nn.Module):
 
         Each is the mean over valid nodes or edges; 0 where there is none.
         """
-        pyramid = self.pyramid(images)
-        return {name: self.loss(name, pyramid, labels) for name in self.potential_names}
+        inputs = self.inputs(images)
+        return {name: self.loss(name, inputs, labels) for name in self.potential_names}
 
-    def loss(self, name: str, pyramid: list[Tensor], labels: Tensor) -> Tensor:
-        """One of `losses`, from the images that `self.pyramid` returned."""
-        unary, potential, grid = self._evaluate(name, pyramid)
+    def inputs(self, images: Tensor, names: Iterable[str] | None = None) -> list[Tensor]:
+        """What the networks of the named potentials (default: all) read, the largest scale first.
+
+        The images at every scale, [B, 3, H_s, W_s]; where blocks 1-5 are shared
+        (`ModelConfig.share_blocks`), their maps of these, [B, C, h_s, w_s].
+        """
+        count = max(self._num_scales(name) for name in names or self.potential_names)
+        return [self.blocks(scale) for scale in self.pyramid(images)[:count]]
+
+    def loss(self, name: str, inputs: list[Tensor], labels: Tensor) -> Tensor:
+        """One of `losses`, from what `self.inputs` returned."""
+        unary, potential, grid = self._evaluate(name, inputs)
         nodes = node_labels(labels, grid[1:])
         if potential is not None:
             return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
@@ -177,10 +199,10 @@ class DeepCRF(nn.Module):
 
     def energies(self, images: Tensor, names: Iterable[str] | None = None) -> CRFEnergies:
         """Runs the named networks (default: all) once each."""
-        return self.energies_of(self.pyramid(images), names)
+        return self.energies_of(self.inputs(images, names), names)
 
-    def energies_of(self, pyramid: list[Tensor], names: Iterable[str] | None = None) -> CRFEnergies:
-        """`energies` from the images that `self.pyramid` returned."""
+    def energies_of(self, inputs: list[Tensor], names: Iterable[str] | None = None) -> CRFEnergies:
+        """`energies` from what `self.inputs` returned."""
         names = tuple(self.potential_names if names is None else names)
         if not names:
             raise ValueError("names is empty; it must name at least one potential")
@@ -188,7 +210,7 @@ class DeepCRF(nn.Module):
         pairwise: dict[str, FactoredPotential] = {}
         grid = (0, 0, 0)
         for name in names:
-            unary, potential, grid = self._evaluate(name, pyramid)
+            unary, potential, grid = self._evaluate(name, inputs)
             if unary is not None:
                 unaries[name] = unary
             if potential is not None:
@@ -196,13 +218,13 @@ class DeepCRF(nn.Module):
         return CRFEnergies(unaries, pairwise, grid)
 
     def _evaluate(
-        self, name: str, pyramid: list[Tensor]
+        self, name: str, inputs: list[Tensor]
     ) -> tuple[Tensor | None, FactoredPotential | None, tuple[int, int, int]]:
         """Unary energies [N, K] or a pairwise potential, and the grid (B, h, w)."""
         if name not in self.potential_names:
             raise ValueError(f"potential {name!r} is not one of {', '.join(self.potential_names)}")
         network = self.parts[self.potential_names.index(name)]
-        output = network(pyramid[: self._num_scales(name)])
+        output = network(inputs[: self._num_scales(name)])
         if not isinstance(network, PairwiseNet):
             batch, height, width, _ = output.shape
             return output.flatten(0, 2), None, (batch, height, width)
@@ -261,9 +283,10 @@ class DeepCRF(nn.Module):
 
     def _row(self, row: str | Row) -> Row:
         if isinstance(row, str):
-            if row not in ROWS:
-                raise ValueError(f"row {row!r} is not one of {', '.join(ROWS)}")
-            row = ROWS[row]
+            rows = {**ROWS, **self.rows()}
+            if row not in rows:
+                raise ValueError(f"row {row!r} is not one of {', '.join(rows)}")
+            row = rows[row]
         missing = [name for name in row.potentials if name not in self.potential_names]
         if missing:
             raise ValueError(f"row needs the potential {missing[0]!r}, which this model lacks")

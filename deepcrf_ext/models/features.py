@@ -1,4 +1,4 @@
-"""Multi-scale features (paper, section 4.1): one network over an image pyramid."""
+"""Multi-scale features of the nodes (paper, section 4.1): networks over an image pyramid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.vgg import Block6, VGGBlocks
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -47,12 +48,43 @@ class ImagePyramid(nn.Module):
         return [(max(1, round(s * height)), max(1, round(s * width))) for s in self.scales]
 
 
-def multiscale_features(part: VGGPart, pyramid: Sequence[Tensor]) -> Tensor:
-    """Runs one network over all scales; smaller maps grow to the largest by nearest neighbour.
+class FeatureNet(nn.Module):
+    """Images of several scales to the features of the nodes, on the grid of the largest scale.
 
-    Returns [B, h, w, len(pyramid) * C], the largest scale first, on the grid of its map.
+    The first paper's form (section 4.1): blocks 1-6 run over every scale, and smaller maps grow to
+    the largest by nearest neighbour. The CVPR'16 form (arXiv:1504.01013v4, section 5, FeatMap-Net):
+    every scale has a block 6 of its own, whose map is joined by its maxima over sliding windows of
+    several sizes (sliding pyramid pooling), and grows bilinearly.
+
+    Args:
+        config: the settings; with `share_blocks`, blocks 1-5 are elsewhere and their maps come in.
+        num_scales: how many scales, the largest first, come in.
     """
-    maps = [part(images) for images in pyramid]
-    size = maps[0].shape[2:]
-    grown = [maps[0], *(functional.interpolate(m, size, mode="nearest") for m in maps[1:])]
-    return torch.cat([m.permute(0, 2, 3, 1) for m in grown], dim=3)
+
+    def __init__(self, config: ModelConfig, num_scales: int) -> None:
+        super().__init__()
+        self.blocks = nn.Identity() if config.share_blocks else VGGBlocks(config)
+        self.head = Block6(config)
+        further = num_scales - 1 if config.head_per_scale else 0
+        self.further_heads = nn.ModuleList(Block6(config) for _ in range(further))
+        self.windows = config.pooling_windows
+        self.upsampling = config.upsampling
+        self.channels = num_scales * (1 + len(self.windows)) * config.head_widths[-1]
+
+    def forward(self, scales: Sequence[Tensor]) -> Tensor:
+        """Features [B, h, w, channels] from [B, C, h_s, w_s] of every scale, the largest first."""
+        maps = [self._features(index, scale) for index, scale in enumerate(scales)]
+        size = maps[0].shape[2:]
+        smooth = {"mode": "bilinear", "align_corners": False}
+        how = smooth if self.upsampling == "bilinear" else {"mode": "nearest"}
+        grown = [maps[0], *(functional.interpolate(m, size, **how) for m in maps[1:])]
+        return torch.cat([m.permute(0, 2, 3, 1) for m in grown], dim=3)
+
+    def _features(self, index: int, scale: Tensor) -> Tensor:
+        head = self.further_heads[index - 1] if index and self.further_heads else self.head
+        features: Tensor = head(self.blocks(scale))
+        pooled = [
+            functional.max_pool2d(features, window, stride=1, padding=window // 2)
+            for window in self.windows
+        ]
+        return torch.cat([features, *pooled], dim=1) if pooled else features

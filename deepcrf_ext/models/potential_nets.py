@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.graph import EdgeGraph
-from deepcrf_ext.models.features import multiscale_features
-from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.models.features import FeatureNet
 from deepcrf_ext.potentials import FactoredPotential
 
 
@@ -19,13 +18,13 @@ class UnaryNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
         super().__init__()
-        self.part = VGGPart(config)
-        self.hidden = nn.Linear(num_scales * self.part.channels, config.hidden)
+        self.part = FeatureNet(config, num_scales)
+        self.hidden = nn.Linear(self.part.channels, config.hidden)
         self.output = nn.Linear(config.hidden, num_classes)
 
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+    def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Energies [B, h, w, K], float32."""
-        hidden = self.hidden(multiscale_features(self.part, pyramid)).relu()
+        hidden = self.hidden(self.part(scales)).relu()
         with torch.autocast(hidden.device.type, enabled=False):
             energies: Tensor = self.output(hidden.float())
         return energies
@@ -40,8 +39,8 @@ class PairwiseNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
         super().__init__()
-        self.part = VGGPart(config)
-        features = num_scales * self.part.channels
+        self.part = FeatureNet(config, num_scales)
+        features = self.part.channels
         self.source = nn.Linear(features, config.pairwise_hidden)
         self.target = nn.Linear(features, config.pairwise_hidden, bias=False)
         bound = (2 * features) ** -0.5
@@ -76,9 +75,9 @@ class PairwiseNet(nn.Module):
         self.weight[:, :, second] = unary.output.weight[None]
         self.bias.copy_(unary.output.bias[:, None] + unary.output.bias)
 
-    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The two projections of every node, each float32 [B, h, w, D]."""
-        features = multiscale_features(self.part, pyramid)
+        features = self.part(scales)
         return self.source(features).float(), self.target(features).float()
 
     def potential(self, graph: EdgeGraph, source: Tensor, target: Tensor) -> FactoredPotential:

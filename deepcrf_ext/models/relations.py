@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,10 +14,15 @@ from deepcrf_ext.graph import EdgeGraph, RangeBox
 def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:
     """The box of neighbours on a grid of height x width nodes."""
     if relation.offsets is not None:
-        return RangeBox(*relation.offsets)
+        return RangeBox(*relation.offsets, step=relation.step)
+    size = {"box_width": relation.width, "box_height": relation.height}
     if relation.kind == "surrounding":
-        return RangeBox.surrounding(height, width, size=relation.width)
-    return RangeBox.above_below(height, width, box_width=relation.width, box_height=relation.height)
+        box = RangeBox.surrounding(height, width, size=relation.width)
+    elif relation.kind == "above_below":
+        box = RangeBox.above_below(height, width, **size)
+    else:
+        box = RangeBox.left_right(height, width, **size)
+    return replace(box, step=relation.step)
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from deepcrf_ext.config import ModelConfig
 
@@ -16,16 +16,15 @@ def _conv(inputs: int, outputs: int, kernel: int, batch_norm: bool) -> list[nn.M
     return [conv, *norm, nn.ReLU(inplace=True)]
 
 
-class VGGPart(nn.Module):
-    """Image to feature map: [B, 3, H, W] -> [B, C, h, w], C = head_widths[-1].
+class VGGBlocks(nn.Sequential):
+    """Blocks 1-5: [B, 3, H, W] -> [B, widths[-1], h, w].
 
     Blocks of 3x3 convolutions, the first `pooled_blocks` of them closed by 2x2 max pooling that
-    rounds up, so h = ceil(H / 2**pooled_blocks) and images down to 1x1 work; then block 6: a 7x7
-    and several 3x3 convolutions. A ReLU follows every convolution and padding keeps the size.
+    rounds up, so h = ceil(H / 2**pooled_blocks) and images down to 1x1 work. A ReLU follows every
+    convolution and padding keeps the size.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         channels = 3
         blocks: list[nn.Module] = []
         for index, (width, convs) in enumerate(zip(config.widths, config.convs, strict=True)):
@@ -36,21 +35,29 @@ class VGGPart(nn.Module):
             if index < config.pooled_blocks:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
             blocks.append(nn.Sequential(*layers))
-        self.blocks = nn.Sequential(*blocks)
-        head: list[nn.Module] = []
+        super().__init__(*blocks)
+
+    def convs(self) -> list[nn.Conv2d]:
+        """The convolutions in order."""
+        return [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+
+
+class Block6(nn.Sequential):
+    """Block 6: a 7x7 (VGG-16's fc6) and several 3x3 convolutions, a ReLU after each.
+
+    [B, widths[-1], h, w] -> [B, head_widths[-1], h, w].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        channels = config.widths[-1]
+        layers: list[nn.Module] = []
         for index, width in enumerate(config.head_widths):
-            head += _conv(channels, width, 7 if index == 0 else 3, config.batch_norm)
+            layers += _conv(channels, width, 7 if index == 0 else 3, config.batch_norm)
             channels = width
-        self.head = nn.Sequential(*head)
-        self.channels = channels
+        super().__init__(*layers)
 
-    def vgg_convs(self) -> list[nn.Conv2d]:
-        """The convolutions that VGG-16 has weights for: blocks 1-5, then the 7x7 one (fc6)."""
-        convs = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Conv2d)]
-        first = self.head[0]
+    def fc6(self) -> nn.Conv2d:
+        """The 7x7 convolution."""
+        first = self[0]
         assert isinstance(first, nn.Conv2d)
-        return [*convs, first]
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.head(self.blocks(images))
-        return features
+        return first

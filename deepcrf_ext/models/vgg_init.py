@@ -6,11 +6,11 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.deep_crf import DeepCRF
-from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.models.vgg import Block6, VGGBlocks
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 CONV_KEYS = tuple(f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
@@ -39,19 +39,36 @@ def load_vgg16(source: str) -> dict[str, Tensor]:
     return state
 
 
-def initialise_part(part: VGGPart, state: dict[str, Tensor], source: str) -> None:
-    """Copies VGG-16 weights into blocks 1-5 and, as a 7x7 convolution, fc6 into block 6.
+def vgg_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    """The convolutions of a model that VGG-16 has weights for, each with its key there.
 
-    Raises InputError naming `source` and the key that is missing or of another shape.
+    These are blocks 1-5 and the first convolution of block 6 (fc6), as often as the model has them.
+    Raises InputError when its blocks are not VGG-16's.
     """
-    keys = (*CONV_KEYS, FC6_KEY)
-    convs = part.vgg_convs()
-    if len(convs) != len(keys) or any(conv.bias is None for conv in convs):
-        raise InputError(
-            "vgg_weights: the model must have VGG-16's 13 convolutions in blocks 1-5 "
-            f"and no batch norm, it has {len(convs) - 1} (preset 'paper' fits)"
-        )
-    for key, conv in zip(keys, convs, strict=True):
+    layers: list[tuple[str, nn.Conv2d]] = []
+    for module in model.modules():
+        if isinstance(module, Block6):
+            layers.append((FC6_KEY, module.fc6()))
+        elif isinstance(module, VGGBlocks):
+            convs = module.convs()
+            if len(convs) != len(CONV_KEYS) or any(conv.bias is None for conv in convs):
+                raise InputError(
+                    "vgg_weights: the model must have VGG-16's 13 convolutions in blocks 1-5 "
+                    f"and no batch norm, it has {len(convs)} (preset 'paper' fits)"
+                )
+            layers += zip(CONV_KEYS, convs, strict=True)
+    return layers
+
+
+def initialise_from_vgg16(model: DeepCRF, source: str) -> None:
+    """Copies the weights in `source` (`load_vgg16`) to every place of a model that has room.
+
+    Blocks 1-5 take the convolutions and block 6, as a 7x7 convolution, fc6. Raises InputError
+    naming `source` and the key that is missing or of another shape.
+    """
+    layers = vgg_layers(model)
+    state = load_vgg16(source)
+    for key, conv in layers:
         assert conv.bias is not None
         for suffix, parameter in (("weight", conv.weight), ("bias", conv.bias)):
             name = f"{key}.{suffix}"
@@ -67,12 +84,3 @@ def initialise_part(part: VGGPart, state: dict[str, Tensor], source: str) -> Non
                 )
             with torch.no_grad():
                 parameter.copy_(value.reshape(shape))
-
-
-def initialise_from_vgg16(model: DeepCRF, source: str) -> None:
-    """Gives every potential of a model its own copy of the weights in `source` (`load_vgg16`)."""
-    state = load_vgg16(source)
-    for network in model.parts:
-        part = network.part
-        assert isinstance(part, VGGPart)
-        initialise_part(part, state, source)

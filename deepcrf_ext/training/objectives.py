@@ -31,8 +31,8 @@ class Loss(Protocol):
     @property
     def name(self) -> str: ...
 
-    def mean(self, model: DeepCRF, pyramid: list[Tensor], labels: Tensor) -> Tensor:
-        """The scalar loss of images from `model.pyramid` with labels int64 [B, H, W]."""
+    def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
+        """The scalar loss of a batch, as `model.inputs` gives it, with labels int64 [B, H, W]."""
 
     def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
         """How many nodes or edges of these labels the mean is taken over, a scalar."""
@@ -44,8 +44,8 @@ class PotentialLoss:
 
     name: str
 
-    def mean(self, model: DeepCRF, pyramid: list[Tensor], labels: Tensor) -> Tensor:
-        return model.loss(self.name, pyramid, labels)
+    def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
+        return model.loss(self.name, inputs, labels)
 
     def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
         return model.loss_count(self.name, labels)
@@ -59,8 +59,8 @@ class CRFLoss:
     objective: ObjectiveName
     name: str = "crf"
 
-    def mean(self, model: DeepCRF, pyramid: list[Tensor], labels: Tensor) -> Tensor:
-        energies = model.energies_of(pyramid, self.row.potentials)
+    def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
+        energies = model.energies_of(inputs, self.row.potentials)
         nodes = node_labels(labels, energies.grid[1:])
         unary, potentials = model.crf(energies, self.row)
         if self.objective == "pseudo_likelihood":

@@ -6,16 +6,14 @@ from torch.optim import SGD
 
 from deepcrf_ext.config import OptimConfig
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.vgg import VGGPart
+from deepcrf_ext.models.vgg_init import vgg_layers
 
 
 def make_optimiser(model: DeepCRF, config: OptimConfig, from_vgg: bool) -> SGD:
     """SGD in two groups: new layers at `lr`, layers that start from VGG-16 at `lr_initialised`."""
     initialised = set()
     if from_vgg:
-        parts = [module for module in model.modules() if isinstance(module, VGGPart)]
-        convs = [conv for part in parts for conv in part.vgg_convs()]
-        initialised = {parameter for conv in convs for parameter in conv.parameters()}
+        initialised = {p for _, conv in vgg_layers(model) for p in conv.parameters()}
     new = [p for p in model.parameters() if p not in initialised]
     old = [p for p in model.parameters() if p in initialised]
     groups = [(new, config.lr), (old, config.lr_initialised)]

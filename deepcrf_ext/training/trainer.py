@@ -202,7 +202,8 @@ class Trainer:
         """One optimiser step on a batch; returns its losses by name.
 
         The batch is computed in parts (`TrainConfig.accumulate`), and each loss of the stage's
-        objective runs its backward pass alone. Raises TrainingError when one is not finite; the
+        objective runs its backward pass alone, down to what potentials share; that runs its own
+        once, from the sum of the gradients. Raises TrainingError when a loss is not finite; the
         weights are then as before.
 
         Args:
@@ -219,13 +220,19 @@ class Trainer:
         self.optimiser.zero_grad()
         results = torch.zeros(len(objective), device=self.device)
         for part, (part_images, part_labels) in enumerate(parts):
-            pyramid = self.model.pyramid(part_images)
+            with autocast(self.device, config.amp):
+                inputs = self.model.inputs(part_images, stage.potentials)
+            leaves = [scale.detach().requires_grad_(scale.requires_grad) for scale in inputs]
             for index, loss in enumerate(objective):
                 with autocast(self.device, config.amp):
-                    mean = loss.mean(self.model, pyramid, part_labels)
+                    mean = loss.mean(self.model, leaves, part_labels)
                 weighted = weights[index, part] * mean
                 weighted.backward()
                 results[index] += weighted.detach()
+            torch.autograd.backward(
+                [scale for scale in inputs if scale.requires_grad],
+                [leaf.grad for leaf in leaves if leaf.requires_grad],
+            )
         losses = {loss.name: value for loss, value in zip(objective, results.tolist(), strict=True)}
         for name, value in losses.items():
             if not abs(value) < float("inf"):
