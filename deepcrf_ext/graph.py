@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,20 +66,25 @@ class RangeBox:
         bottom: Last row offset.
         left: First column offset.
         right: Last column offset.
+        step: Only offsets that are multiples of it in both directions count, as in a dilated
+            convolution: a box reaches far with few edges.
 
     Raises:
         TypeError: An offset is not an integer.
-        ValueError: The box is inverted.
+        ValueError: The box is inverted, or step is below 1.
     """
 
     top: int
     bottom: int
     left: int
     right: int
+    step: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("top", "bottom", "left", "right"):
+        for name in ("top", "bottom", "left", "right", "step"):
             object.__setattr__(self, name, _whole(getattr(self, name), name))
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1, got {self.step}")
         if self.top > self.bottom:
             raise ValueError(f"top must be at most bottom = {self.bottom}, got {self.top}")
         if self.left > self.right:
@@ -118,6 +123,21 @@ class RangeBox:
         half = _fraction_of(short_side, box_width / 2, "box_width")
         rows = _fraction_of(short_side, box_height, "box_height")
         return cls(1, rows, -half, half)
+
+    @classmethod
+    def left_right(
+        cls, height: int, width: int, box_width: float = 0.4, box_height: float = 0.3
+    ) -> RangeBox:
+        """As `above_below`, turned to the side: in an edge (p, q), p is the node on the left.
+
+        Args:
+            height: Rows of the grid.
+            width: Columns of the grid.
+            box_width: Width of the box, as a fraction of the grid's short side.
+            box_height: Height of the box, as a fraction of the grid's short side.
+        """
+        turned = cls.above_below(height, width, box_width=box_height, box_height=box_width)
+        return cls(turned.left, turned.right, turned.top, turned.bottom)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,7 +182,15 @@ class EdgeGraph:
         top, bottom = (max(-height, min(height, offset)) for offset in (box.top, box.bottom))
         left, right = (max(-width, min(width, offset)) for offset in (box.left, box.right))
         device = _usable_device(device)
-        return cls(*range_box_edges(height, width, top, bottom, left, right, device))
+        graph = cls(*range_box_edges(height, width, top, bottom, left, right, device))
+        if box.step == 1:
+            return graph
+        source, target = graph.edge_index()
+        rows = target // width - source // width
+        columns = target % width - source % width
+        kept = (rows % box.step == 0) & (columns % box.step == 0)
+        thinned = cls.from_edges(source[kept], target[kept], graph.num_nodes)
+        return replace(thinned, edge_order=None)  # they were in order
 
     @classmethod
     def from_edges(cls, source_index: Tensor, target_index: Tensor, num_nodes: int) -> EdgeGraph:
