@@ -276,6 +276,9 @@ class TrainConfig:
         warm_start: Share of the epochs that train the unaries alone; then the network of every
             relation starts from the unary's, as if neighbours were independent. 0 trains all from
             the start, as the paper does from VGG-16 weights.
+        class_balance: What a class counts in the losses. "median_frequency" weighs rare classes up:
+            by the median frequency over its own, frequencies counted over the training images that
+            the class occurs in; an edge weighs the geometric mean of its two labels' weights.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
             torchvision's.
         validate_every: Epochs between measurements on the validation images; the last epoch is
@@ -295,6 +298,7 @@ class TrainConfig:
     amp: bool | None = None
     objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
     warm_start: float = 0.6
+    class_balance: Literal["none", "median_frequency"] = "none"
     vgg_weights: str | None = None
     validate_every: int = 2
     save_minutes: float = 10.0

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig, paper_relations
+from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.relations import relation_graph
@@ -68,14 +69,39 @@ def node_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return nodes.long().flatten()
 
 
-def node_nll(energies: Tensor, nodes: Tensor) -> Tensor:
+def node_weights(nodes: Tensor, class_weights: Tensor | None) -> Tensor:
+    """What each node counts in a loss, float64 [N]: 1, or as its class; 0 where it is ignored.
+
+    nodes: int64 [N], 255 = ignore. class_weights: [K] or None.
+    """
+    known = nodes != IGNORE_INDEX
+    if class_weights is None:
+        return known.double()
+    return known * class_weights.double()[nodes.where(known, 0)]
+
+
+def edge_weights(graph: EdgeGraph, nodes: Tensor, class_weights: Tensor | None) -> Tensor:
+    """What each edge counts in a loss, float64 [E]: the geometric mean of its `node_weights`."""
+    roots = node_weights(nodes, class_weights).sqrt()
+    sources = roots.repeat_interleave(graph.row_offsets.diff(), output_size=graph.num_edges)
+    return sources * roots[graph.targets]
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ weight · value / Σ weight, in the dtype of the values; 0 where all weights are 0."""
+    total = weights.sum()
+    return (weights.to(values.dtype) * values).sum() / total.where(total > 0, 1).to(values.dtype)
+
+
+def node_nll(energies: Tensor, nodes: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Softmax negative log-likelihood of labels [N] at energies [N, K], mean over valid nodes.
 
-    255 = ignore; 0 where nothing is valid.
+    255 = ignore; 0 where nothing is valid. class_weights: see `node_weights`.
     """
-    valid = (nodes != IGNORE_INDEX).sum().clamp(min=1)
-    total = functional.cross_entropy(-energies, nodes, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / valid
+    values = functional.cross_entropy(
+        -energies, nodes, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return weighted_mean(values, node_weights(nodes, class_weights))
 
 
 class DeepCRF(nn.Module):
@@ -87,7 +113,13 @@ class DeepCRF(nn.Module):
     Args:
         config: networks and relations.
         num_classes: K.
+
+    Attributes:
+        class_weights: None, or float32 [K], how much each class counts in the losses: a node as its
+            label, an edge as the geometric mean of its two labels. Not part of the state.
     """
+
+    class_weights: Tensor | None
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -103,6 +135,7 @@ class DeepCRF(nn.Module):
             kind = PairwiseNet if name in config.relations else UnaryNet
             networks.append(kind(config, num_classes, self._num_scales(name)))
         self.parts = nn.ModuleList(networks)
+        self.register_buffer("class_weights", None, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _num_scales(self, name: str) -> int:
@@ -153,7 +186,8 @@ class DeepCRF(nn.Module):
             images: [B, 3, H, W].
             labels: int64 [B, H, W], 255 = ignore; resized to the node grid by nearest neighbour.
 
-        Each is the mean over valid nodes or edges; 0 where there is none.
+        Each is the mean over valid nodes or edges, weighted by `class_weights`; 0 where there is
+        none.
         """
         inputs = self.inputs(images)
         return {name: self.loss(name, inputs, labels) for name in self.potential_names}
@@ -171,25 +205,31 @@ class DeepCRF(nn.Module):
         """One of `losses`, from what `self.inputs` returned."""
         unary, potential, grid = self._evaluate(name, inputs)
         nodes = node_labels(labels, grid[1:])
-        if potential is not None:
+        if potential is None:
+            assert unary is not None
+            return node_nll(unary, nodes, self.class_weights)
+        if self.class_weights is None:
             return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
-        assert unary is not None
-        return node_nll(unary, nodes)
+        values = dc.pairwise_nll(potential, nodes, IGNORE_INDEX, reduction="none")
+        return weighted_mean(values, edge_weights(potential.graph, nodes, self.class_weights))
 
     def loss_count(self, name: str, labels: Tensor) -> Tensor:
-        """How many nodes, or edges of a relation, `loss` of these labels is a mean over, int64."""
+        """The nodes, or edges of a relation, that `loss` of these labels is a mean over, float64.
+
+        Each counts as much as it weighs: 1 without `class_weights`.
+        """
         if name not in self.config.relations:
             return self.node_count(labels)
         size = self.grid_size(*labels.shape[1:])
-        known = node_labels(labels, size) != IGNORE_INDEX
-        relation = self.config.relations[name]
-        graph = relation_graph(relation, len(labels), *size, labels.device)
-        sources = known.repeat_interleave(graph.row_offsets.diff(), output_size=graph.num_edges)
-        return (sources & known[graph.targets]).sum()
+        graph = relation_graph(
+            self.config.relations[name], len(labels), *size, device=labels.device
+        )
+        return edge_weights(graph, node_labels(labels, size), self.class_weights).sum()
 
     def node_count(self, labels: Tensor) -> Tensor:
-        """How many nodes have a label other than ignore, int64."""
-        return (node_labels(labels, self.grid_size(*labels.shape[1:])) != IGNORE_INDEX).sum()
+        """The nodes that have a label other than ignore, by weight, float64."""
+        nodes = node_labels(labels, self.grid_size(*labels.shape[1:]))
+        return node_weights(nodes, self.class_weights).sum()
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of nodes of an image of this size."""

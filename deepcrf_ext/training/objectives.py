@@ -21,7 +21,13 @@ from torch import Tensor
 import deepcrf_ext as dc
 from deepcrf_ext.config import ObjectiveName
 from deepcrf_ext.models import DeepCRF, Row
-from deepcrf_ext.models.deep_crf import IGNORE_INDEX, node_labels, node_nll
+from deepcrf_ext.models.deep_crf import (
+    IGNORE_INDEX,
+    node_labels,
+    node_nll,
+    node_weights,
+    weighted_mean,
+)
 from deepcrf_ext.potentials import Potential
 
 
@@ -35,7 +41,7 @@ class Loss(Protocol):
         """The scalar loss of a batch, as `model.inputs` gives it, with labels int64 [B, H, W]."""
 
     def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
-        """How many nodes or edges of these labels the mean is taken over, a scalar."""
+        """The nodes or edges of these labels the mean is taken over, by weight, a scalar."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +70,37 @@ class CRFLoss:
         nodes = node_labels(labels, energies.grid[1:])
         unary, potentials = model.crf(energies, self.row)
         if self.objective == "pseudo_likelihood":
-            return dc.pseudo_likelihood_nll(unary, potentials, nodes, IGNORE_INDEX)
-        return mean_field_nll(unary, potentials, nodes, model.config.iterations)
+            values = dc.pseudo_likelihood_nll(
+                unary, potentials, nodes, IGNORE_INDEX, reduction="none"
+            )
+            return weighted_mean(values, node_weights(nodes, model.class_weights))
+        return mean_field_nll(
+            unary, potentials, nodes, model.config.iterations, model.class_weights
+        )
 
     def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
         return model.node_count(labels)
 
 
 def mean_field_nll(
-    unary: Tensor, potentials: Sequence[Potential], labels: Tensor, iterations: int
+    unary: Tensor,
+    potentials: Sequence[Potential],
+    labels: Tensor,
+    iterations: int,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """-log Q_p(y_p) of the marginals Q of `deepcrf_ext.mean_field`, mean over valid nodes.
 
-    Arguments as there, and labels [N] (255 = ignore). Differentiable through all iterations; the
+    Arguments as there, labels [N] (255 = ignore) and what each class counts, [K]. Differentiable through all iterations; the
     last one stays in log space, so that a marginal near 0 has a finite loss and a gradient.
     """
     if iterations == 0:
-        return node_nll(unary, labels)
+        return node_nll(unary, labels, class_weights)
     marginals = dc.mean_field(unary, potentials, iterations - 1)
     energies = unary
     for potential in potentials:
         energies = energies + dc.pairwise_messages(potential, marginals)
-    return node_nll(energies, labels)
+    return node_nll(energies, labels, class_weights)
 
 
 def make_losses(
@@ -121,4 +136,4 @@ def part_weights(counts: Tensor, totals: Tensor) -> Tensor:
     and so is the gradient; a loss without any gets 0. What still depends on the parts is batch
     normalisation, whose statistics are those of each part.
     """
-    return (counts / totals.clamp(min=1)[:, None]).float()
+    return (counts / totals.where(totals > 0, 1)[:, None]).float()

@@ -19,6 +19,7 @@ from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
+from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches
 from deepcrf_ext.training.objectives import Loss, make_losses, part_counts, part_weights
@@ -89,6 +90,8 @@ class Trainer:
             self.progress = Progress(**state["progress"])
         except TypeError as error:
             raise InputError(f"{path} is of a version whose runs cannot be continued") from error
+        if state.get("class_weights") is not None:
+            self.model.class_weights = torch.tensor(state["class_weights"], device=self.device)
 
     def fit(self, folder: Path, stop: StopRequest) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
@@ -98,6 +101,9 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         self.folder = folder
+        if config.class_balance == "median_frequency" and self.model.class_weights is None:
+            weights = median_frequency_weights(self.train_set)
+            self.model.class_weights = weights.to(self.device)
         log = MetricsLog(folder, progress.step)
         total = config.epochs * self.per_epoch
         try:
@@ -114,6 +120,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Writes a checkpoint that training can go on from into the run folder."""
+        weights = self.model.class_weights
         save_checkpoint(
             self.folder / name,
             {
@@ -125,6 +132,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "progress": asdict(self.progress),
+                "class_weights": None if weights is None else weights.tolist(),
             },
         )
         self.last_saved = time.monotonic()
