@@ -1,0 +1,259 @@
+"""`python -m deepcrf_ext.explain`: what a CRF has learnt, and why it labelled a pixel as it did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+
+from deepcrf_ext import cli
+from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.config import RelationConfig
+from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image
+from deepcrf_ext.device import autocast, choose_device
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.explain_pictures import compatibility_picture, node_picture
+from deepcrf_ext.explanation import (
+    NodeExplanation,
+    compatibility,
+    explain_node,
+)
+from deepcrf_ext.measuring import add_measuring_options, open_split, output_folder, provenance
+from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.predict import named_row, upsample_labels
+
+_DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
+_COMPATIBILITY = """Draw, for each relation, which labels it puts together ("what sits above what"),
+averaged over all edges of a data set: the learnt energies of a pair beyond those of its two labels
+(affinity), the pairs that the network expects and the pairs in the labels, both against chance.
+Writes compatibility-RELATION.png and compatibility.json."""
+_IMAGE = """Explain the label of one pixel: the log odds of its label in the end against that of the
+unary alone (or the runner-up, where both are the same), and what each neighbour of each relation
+added to them in the last mean-field update; this is exact. Writes a picture and a JSON file. The
+image is a file, or --index of a split of the data set, whose true label is then known."""
+
+ENDS = {
+    "surrounding": ("the node is", "a neighbour is"),
+    "above_below": ("above is", "below is"),
+    "left_right": ("left is", "right is"),
+    "offsets": ("the first node is", "the second is"),
+}
+"""How the rows and columns of a relation's table are read, by its kind."""
+
+
+def explanation_record(
+    explanation: NodeExplanation, classes: Sequence[str], size: tuple[int, int]
+) -> dict[str, Any]:
+    """The explanation as plain JSON types; neighbours by the size of what they add.
+
+    size: height and width of the image in pixels; "pixel" is the centre (x, y) of a node.
+    """
+
+    def chances(values: Tensor) -> dict[str, float]:
+        return {name: float(value) for name, value in zip(classes, values, strict=True)}
+
+    neighbours: list[dict[str, Any]] = []
+    for name, gain in explanation.gains.items():
+        height, width = gain.shape
+        for row, column in torch.nonzero(~gain.isnan()).tolist():
+            pixel = ((column + 0.5) * size[1] / width, (row + 0.5) * size[0] / height)
+            neighbours.append(
+                {
+                    "relation": name,
+                    "node": [row, column],
+                    "pixel": [round(value, 1) for value in pixel],
+                    "nats": float(gain[row, column]),
+                }
+            )
+    neighbours.sort(key=lambda item: -abs(item["nats"]))
+    return {
+        "node": list(explanation.node),
+        "label": classes[explanation.label],
+        "against": classes[explanation.against],
+        "log_odds": {
+            "unary": explanation.unary,
+            **explanation.sums,
+            "total": explanation.unary + sum(explanation.sums.values()),
+        },
+        "unary_probabilities": chances(explanation.unary_probabilities),
+        "probabilities": chances(explanation.probabilities),
+        "neighbours": neighbours,
+    }
+
+
+def _relations(model: DeepCRF) -> dict[str, RelationConfig]:
+    """The relations that a model has networks for; raises InputError where there is none."""
+    names = model.full_row().relations
+    if not names:
+        raise InputError("--checkpoint: the model has no pairwise potentials to explain")
+    return {name: model.config.relations[name] for name in names}
+
+
+def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
+    device = choose_device(arguments.device)
+    model, config, metadata = load_model(arguments.checkpoint, device)
+    relations = _relations(model)
+    dataset = open_split(arguments, config, metadata)
+    folder = output_folder(arguments, "compatibility")
+    tables = compatibility(model, dataset, tuple(relations), config.amp)
+    record: dict[str, Any] = {}
+    for name, table in tables.items():
+        ends = ENDS[relations[name].kind]
+        path = folder / f"compatibility-{name}.png"
+        title = f"{name}, {len(dataset)} images of {arguments.data.dataset} "
+        compatibility_picture(table, title + arguments.data.split, ends, dataset.classes, path)
+        record[name] = {
+            "rows": ends[0],
+            "columns": ends[1],
+            "mean_energies": table.energies.tolist(),
+            "affinity": table.affinity.tolist(),
+            "pairs_expected": table.learnt.tolist(),
+            "pairs_labelled": table.labelled.tolist(),
+        }
+        affinity = table.affinity
+        rows, columns = np.unravel_index(affinity.flatten().argsort().numpy(), affinity.shape)
+        print(f"{name}: {ends[0]} ... and {ends[1]} ...")
+        for title, chosen in (("together", slice(-1, -6, -1)), ("apart", slice(0, 5))):
+            pairs = [
+                f"{dataset.classes[i]}/{dataset.classes[j]} {affinity[i, j]:+.1f}"
+                for i, j in zip(rows[chosen], columns[chosen], strict=True)
+            ]
+            print(f"  {title}: {', '.join(pairs)}")
+    report = {
+        **provenance("explain", argv, arguments, config, metadata, device, len(dataset)),
+        "classes": list(dataset.classes),
+        "relations": record,
+    }
+    text = json.dumps(report, indent=1, allow_nan=False)
+    (folder / "compatibility.json").write_text(text + "\n")
+    print(f"Results: {folder}")
+
+
+def _sample(
+    arguments: Namespace, config: Any, metadata: Mapping[str, Any]
+) -> tuple[Sample, np.ndarray | None]:
+    """The image to explain, shrunk to --max-size, and its true labels where they are known."""
+    if (arguments.image is None) == (arguments.index is None):
+        raise InputError("image: give either an image file or --index, an image of --data.split")
+    if arguments.image is not None:
+        image = read_image(arguments.image)
+        return Sample(image, np.zeros(image.shape[:2], np.uint8), arguments.image.stem), None
+    dataset = open_split(arguments, config, metadata)
+    if not 0 <= arguments.index < len(dataset):
+        raise InputError(f"--index: {arguments.index} must be 0 to {len(dataset) - 1}")
+    sample = dataset[arguments.index]
+    return sample, sample.labels
+
+
+def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
+    """The pixel x,y of --at; raises InputError where it is none of the image."""
+    height, width = image.shape[:2]
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--at: {text!r} must be two whole numbers, as 40,60") from None
+    if not (0 <= x < width and 0 <= y < height):
+        raise InputError(f"--at: {text} is outside of the image of {width} x {height} pixels")
+    return x, y
+
+
+def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
+    device = choose_device(arguments.device)
+    model, config, metadata = load_model(arguments.checkpoint, device)
+    row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    if row.unary is None or not row.relations or model.config.iterations < 1:
+        raise InputError("--row: the row must have a unary, relations and mean-field iterations")
+    sample, truth = _sample(arguments, config, metadata)
+    image, classes = sample.image, metadata["classes"]
+    x, y = _pixel(arguments.at, image)
+    height, width = image.shape[:2]
+    shrink = min(1.0, arguments.max_size / max(height, width))
+    seen = image
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        seen = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    pixels = torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        with autocast(device, config.amp):
+            energies = model.energies(pixels, row.potentials)
+        before, after = (
+            upsample_labels(model.marginals(energies, chosen)[0], (height, width)).cpu().numpy()
+            for chosen in (Row(row.unary), row)
+        )
+    _, rows, columns = energies.grid
+    node = (int((y + 0.5) * rows / height), int((x + 0.5) * columns / width))
+    explanation = explain_node(model, energies, row, node)
+
+    if arguments.output is None and arguments.image is not None:
+        run = arguments.checkpoint
+        arguments.output = (run if run.is_dir() else run.parent) / "explain"
+    folder = output_folder(arguments, "explain")
+    name = f"explain-{sample.name}-{x}-{y}"
+    palette = np.array(metadata["palette"], np.uint8)
+    path = folder / f"{name}.png"
+    node_picture(explanation, image, before, after, (x, y), classes, palette, path)
+    record: dict[str, Any] = {"image": sample.name, "at": [x, y]}
+    if truth is not None and truth[y, x] != IGNORE_INDEX:
+        record["truth"] = classes[truth[y, x]]
+    record |= explanation_record(explanation, classes, (height, width))
+    text = json.dumps(record, indent=1, allow_nan=False)
+    (folder / f"{name}.json").write_text(text + "\n")
+    odds = ", ".join(f"{key} {value:+.2f}" for key, value in record["log_odds"].items())
+    true = f" (truth: {record['truth']})" if "truth" in record else ""
+    print(f"{sample.name} at {x},{y}: {record['label']} against {record['against']}{true}: {odds}")
+    for item in record["neighbours"][: arguments.top]:
+        print(f"  {item['nats']:+.2f} {item['relation']}, around pixel {item['pixel']}")
+    print(f"Results: {folder / name}.png, {folder / name}.json")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m deepcrf_ext.explain", description=_DESCRIPTION, exit_on_error=False
+    )
+    commands = parser.add_subcommands(dest="command")
+    table = cli.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)
+    add_measuring_options(table, "average over", "compatibility")
+    commands.add_subcommand("compatibility", table, help="which labels go together")
+    image = cli.make_parser("python -m deepcrf_ext.explain image", _IMAGE)
+    image.add_argument("image", nargs="?", type=Path | None, help="Image file to explain.")
+    image.add_argument("--index", type=int | None, help="Image of the split, from 0, instead.")
+    image.add_argument("--at", type=str, required=True, help="The pixel: x,y from the top left.")
+    image.add_argument(
+        "--row", type=str | None, help="Potentials to use. Default: every one of the checkpoint."
+    )
+    image.add_argument(
+        "--top", type=PositiveInt, default=5, help="Neighbours to print; the JSON file has all."
+    )
+    image.add_argument(
+        "--max-size",
+        type=PositiveInt,
+        default=640,
+        help="Longest side, in pixels, that the networks see, as of predict.",
+    )
+    add_measuring_options(image, "take --index from", "explain")
+    commands.add_subcommand("image", image, help="why a pixel has its label")
+    return parser
+
+
+def _run(argv: Sequence[str]) -> None:
+    arguments = cli.parse(_parser(), argv)
+    chosen = arguments[arguments.command]
+    (_run_compatibility if arguments.command == "compatibility" else _run_image)(chosen, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for bad input."""
+    return cli.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

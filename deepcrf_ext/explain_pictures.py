@@ -1,0 +1,121 @@
+"""Pictures of `deepcrf_ext.explanation`: compatibility tables, and a node with its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from deepcrf_ext.explanation import Compatibility, NodeExplanation, log_ratio_to_chance
+from deepcrf_ext.visualise import Image, Labels, overlay
+
+_DPI = 120
+_COLOURS = "RdBu"
+_MOST_LOG2 = 4.0
+
+
+def compatibility_picture(
+    table: Compatibility, title: str, ends: tuple[str, str], classes: Sequence[str], path: Path
+) -> None:
+    """Writes the tables of a relation side by side: affinity, pairs expected, pairs labelled.
+
+    ends: what the nodes p (rows) and q (columns) of an edge are called. Blue is what goes together,
+    red what does not; pairs are compared with chance, from 1/16 to 16 times as often.
+    """
+    side = max(3.0, 0.3 * len(classes))
+    figure = Figure(
+        figsize=(3 * side + 3.4, side + 1.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
+    )
+    axes = figure.subplots(1, 3, sharey=True)
+    affinity = table.affinity.numpy()
+    most = max(float(np.abs(affinity).max()), 1e-6)
+    first = _table(axes[0], affinity, most, classes)
+    figure.colorbar(first, ax=axes[0], shrink=0.75, label="affinity, nats")
+    axes[0].set_title("learnt energies")
+    for index, (name, pairs) in enumerate(
+        (("pairs the network expects", table.learnt), ("pairs in the labels", table.labelled)), 1
+    ):
+        shown = _table(axes[index], log_ratio_to_chance(pairs).numpy(), _MOST_LOG2, classes)
+        axes[index].set_title(name)
+    bar = figure.colorbar(shown, ax=axes[1:], shrink=0.75, label="how often, against chance")
+    ticks = [-_MOST_LOG2, -_MOST_LOG2 / 2, 0.0, _MOST_LOG2 / 2, _MOST_LOG2]
+    bar.set_ticks(ticks, labels=[f"{2.0**t:g}×" if t >= 0 else f"1/{2.0**-t:g}" for t in ticks])
+    axes[0].set_ylabel(f"{ends[0]} ...")
+    figure.supxlabel(f"... and {ends[1]}", fontsize="medium")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _table(
+    axes: Axes, values: npt.NDArray[np.float64], most: float, classes: Sequence[str]
+) -> AxesImage:
+    axes.set_facecolor("0.85")
+    shown = np.ma.masked_invalid(np.maximum(values, -most))
+    image = axes.imshow(shown, cmap=_COLOURS, vmin=-most, vmax=most)
+    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    return image
+
+
+def node_picture(
+    explanation: NodeExplanation,
+    image: Image,
+    unary: Labels,
+    labels: Labels,
+    at: tuple[int, int],
+    classes: Sequence[str],
+    palette: Image,
+    path: Path,
+) -> None:
+    """Writes the image labelled by the unary and by the CRF, and what each neighbour voted for.
+
+    image: uint8 [H, W, 3] RGB. unary, labels: integers [H, W]. at: the pixel (x, y) explained.
+    """
+    height, width = image.shape[:2]
+    count = 2 + len(explanation.gains)
+    across = 3.6
+    figure = Figure(
+        figsize=(count * across + 1.0, across * min(max(height / width, 0.4), 1.6) + 0.9),
+        layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06),
+    )
+    axes = figure.subplots(1, count)
+    final, other = classes[explanation.label], classes[explanation.against]
+    for panel, label_map, chances, title in (
+        (axes[0], unary, explanation.unary_probabilities, "unary"),
+        (axes[1], labels, explanation.probabilities, "CRF"),
+    ):
+        panel.imshow(overlay(image, label_map, palette))
+        best = int(chances.argmax())
+        panel.set_title(f"{title}: {classes[best]} {float(chances[best]):.2f}")
+    gains = [np.nan_to_num(gain.numpy()) for gain in explanation.gains.values()]
+    most = max(1e-6, *(float(np.abs(gain).max()) for gain in gains))
+    grey = np.repeat((image.mean(2, keepdims=True) * 0.5 + 110).clip(0, 255).astype(np.uint8), 3, 2)
+    for panel, (name, gain) in zip(axes[2:], explanation.gains.items(), strict=True):
+        panel.imshow(grey)
+        votes = panel.imshow(
+            np.ma.masked_invalid(gain.numpy()),
+            cmap=matplotlib.colormaps[_COLOURS],
+            vmin=-most,
+            vmax=most,
+            alpha=0.8,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation="nearest",
+        )
+        panel.set_title(f"{name}: {explanation.sums[name]:+.1f}")
+    for panel in axes:
+        panel.plot(*at, marker="+", color="black", markersize=13, markeredgewidth=3.5)
+        panel.plot(*at, marker="+", color="white", markersize=12, markeredgewidth=1.5)
+        panel.set_axis_off()
+    figure.colorbar(votes, ax=list(axes), shrink=0.8, label=f"nats for {final}, not {other}")
+    figure.suptitle(
+        f"{final} against {other}: unary {explanation.unary:+.1f}, in the end "
+        f"{explanation.unary + sum(explanation.sums.values()):+.1f}"
+    )
+    figure.savefig(path, dpi=_DPI)
