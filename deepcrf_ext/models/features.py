@@ -75,10 +75,12 @@ class FeatureNet(nn.Module):
         """Features [B, h, w, channels] from [B, C, h_s, w_s] of every scale, the largest first."""
         maps = [self._features(index, scale) for index, scale in enumerate(scales)]
         size = maps[0].shape[2:]
-        smooth = {"mode": "bilinear", "align_corners": False}
-        how = smooth if self.upsampling == "bilinear" else {"mode": "nearest"}
-        grown = [maps[0], *(functional.interpolate(m, size, **how) for m in maps[1:])]
-        return torch.cat([m.permute(0, 2, 3, 1) for m in grown], dim=3)
+        corners = False if self.upsampling == "bilinear" else None
+        grown = [
+            functional.interpolate(m, size, mode=self.upsampling, align_corners=corners)
+            for m in maps[1:]
+        ]
+        return torch.cat([m.permute(0, 2, 3, 1) for m in (maps[0], *grown)], dim=3)
 
     def _features(self, index: int, scale: Tensor) -> Tensor:
         head = self.further_heads[index - 1] if index and self.further_heads else self.head

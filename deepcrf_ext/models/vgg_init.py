@@ -66,9 +66,8 @@ def initialise_from_vgg16(model: DeepCRF, source: str) -> None:
     Blocks 1-5 take the convolutions and block 6, as a 7x7 convolution, fc6. Raises InputError
     naming `source` and the key that is missing or of another shape.
     """
-    layers = vgg_layers(model)
     state = load_vgg16(source)
-    for key, conv in layers:
+    for key, conv in vgg_layers(model):
         assert conv.bias is not None
         for suffix, parameter in (("weight", conv.weight), ("bias", conv.bias)):
             name = f"{key}.{suffix}"
