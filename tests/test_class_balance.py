@@ -10,13 +10,15 @@ import torch
 from tiny_run import write_camvid
 from torch.nn import functional
 
+import deepcrf_ext as dc
 from deepcrf_ext.checkpoint import load_checkpoint
-from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
+from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.training.objectives import make_losses
 from deepcrf_ext.training.trainer import Trainer
 
 K = 4
@@ -148,3 +150,23 @@ def test_a_run_counts_once_and_keeps_the_weights(
     again.restore(folder / "last.pt")
     assert again.model.class_weights.equal(expected)
     assert again.fit(folder, StopRequest())
+
+
+@pytest.mark.parametrize("objective", ["pseudo_likelihood", "end_to_end"])
+def test_losses_of_a_whole_crf_weigh_its_nodes(model: DeepCRF, objective: ObjectiveName) -> None:
+    images, labels = batch()
+    weights = torch.tensor([0.5, 1.0, 4.0, 9.0])
+    (loss, *_) = make_losses(objective, model, model.potential_names)
+    nodes = node_labels(labels, model.grid_size(30, 26))
+    energies = model.energies(images)
+    unary, potentials = model.crf(energies, model.full_row())
+    if objective == "end_to_end":
+        chances = dc.mean_field(unary, potentials, model.config.iterations)
+        values = functional.nll_loss(chances.log(), nodes, ignore_index=255, reduction="none")
+    else:
+        values = dc.pseudo_likelihood_nll(unary, potentials, nodes, 255, reduction="none")
+    model.class_weights = weights
+    counts = weights[nodes.where(nodes != 255, 0)] * (nodes != 255)
+    found = loss.mean(model, model.inputs(images), labels)
+    torch.testing.assert_close(found, (counts * values).sum() / counts.sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.count(model, labels).float(), counts.sum())

@@ -98,9 +98,7 @@ def node_nll(energies: Tensor, nodes: Tensor, class_weights: Tensor | None = Non
 
     255 = ignore; 0 where nothing is valid. class_weights: see `node_weights`.
     """
-    values = functional.cross_entropy(
-        -energies, nodes, ignore_index=IGNORE_INDEX, reduction="none"
-    )
+    values = functional.cross_entropy(-energies, nodes, ignore_index=IGNORE_INDEX, reduction="none")
     return weighted_mean(values, node_weights(nodes, class_weights))
 
 

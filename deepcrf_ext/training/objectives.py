@@ -91,8 +91,9 @@ def mean_field_nll(
 ) -> Tensor:
     """-log Q_p(y_p) of the marginals Q of `deepcrf_ext.mean_field`, mean over valid nodes.
 
-    Arguments as there, labels [N] (255 = ignore) and what each class counts, [K]. Differentiable through all iterations; the
-    last one stays in log space, so that a marginal near 0 has a finite loss and a gradient.
+    Arguments as there, labels [N] (255 = ignore) and what each class counts, [K]. Differentiable
+    through all iterations; the last one stays in log space, so that a marginal near 0 has a finite
+    loss and a gradient.
     """
     if iterations == 0:
         return node_nll(unary, labels, class_weights)
