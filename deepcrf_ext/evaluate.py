@@ -52,11 +52,11 @@ class Evaluation:
 def before_and_after(model: DeepCRF) -> dict[str, Row]:
     """The unary alone (if the model has one) and all its potentials.
 
-    They are called as in `ROWS`, or by the names of their potentials where they are not there.
+    They are called as in `DeepCRF.rows`, or by the names of their potentials if not there.
     """
     full = model.full_row()
     rows = [Row(full.unary), full] if full.unary is not None and full.relations else [full]
-    names = {row: name for name, row in ROWS.items()}
+    names = {row: name for name, row in model.rows().items()}
     return {names.get(row, "+".join(row.potentials)): row for row in rows}
 
 
@@ -159,9 +159,9 @@ def _parser() -> ArgumentParser:
         "--rows",
         nargs="+",
         type=str,
-        help=f'Rows of the ablation: any of {", ".join(ROWS)}; or "all" that the checkpoint '
-        "has the networks for. full ends in a dense CRF over pixels. Default: the unary alone and "
-        "the whole CRF without a dense one.",
+        help=f"Rows of the ablation: any of {', '.join(ROWS)}; pairwise-NAME of any other; "
+        'or "all" that the checkpoint has the networks for. full ends in a dense CRF over pixels. '
+        "Default: the unary alone and the whole CRF without a dense one.",
     )
     add_dense_crf_options(parser)
     return parser

@@ -83,12 +83,12 @@ def label_pixels(
 
 
 def named_row(model: DeepCRF, name: str) -> Row:
-    """A row of `deepcrf_ext.models.ROWS`; raises InputError if the model lacks its potentials."""
+    """A row of `DeepCRF.rows` by name; raises InputError if the model does not have it."""
     rows = model.rows()
     if name in rows:
         return rows[name]
     if name not in ROWS:
-        raise InputError(f"row {name!r} is unknown; must be one of {', '.join(ROWS)}")
+        raise InputError(f"row {name!r} is unknown; must be one of {', '.join({**ROWS, **rows})}")
     missing = [p for p in ROWS[name].potentials if p not in model.potential_names]
     raise InputError(
         f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
