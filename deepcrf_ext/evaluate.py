@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,12 +79,16 @@ def evaluate(
     rows: Mapping[str, Row],
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
+    *,
+    on_labels: Callable[[int, str, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Evaluation:
     """Scores of several rows in one pass: each network runs once an image, rows share its energies.
 
     model: in eval mode, on the device to use. dataset: its classes are those of the model.
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
     dense_crf: settings of the dense CRF of rows that have one.
+    on_labels: called with the index of the image, the name of the row, its prediction and the truth
+        (uint8 and int64 [H, W]), for scores of each image; its time is not counted.
     Raises InputError for a sample that cannot be read.
     """
     device = next(model.parameters()).device
@@ -106,6 +110,8 @@ def evaluate(
             row_seconds[name] += end - start
             metrics[name].update(labels, truth)
             boundaries[name].update(labels.cpu().numpy(), truth.numpy())
+            if on_labels is not None:
+                on_labels(index, name, labels, truth)
             end = _now(device)
     count = max(len(dataset), 1)
     return Evaluation(

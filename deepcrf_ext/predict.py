@@ -218,14 +218,6 @@ def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool
     return targets
 
 
-def _write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Writes uint8 [H, W, 3] RGB; raises OSError when the file cannot be written."""
-    encoded, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    if not encoded:
-        raise OSError(f"{path}: cannot be encoded")
-    path.write_bytes(data.tobytes())
-
-
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
     parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
@@ -287,7 +279,7 @@ def _run(argv: Sequence[str] | None) -> int:
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
-    _write_picture(arguments.output / "legend.png", visualise.legend(classes, palette))
+    visualise.write_picture(arguments.output / "legend.png", visualise.legend(classes, palette))
     failed = 0
     bar = tqdm(images, "predict", unit="image", disable=len(images) == 1)
     for path, target in zip(bar, targets, strict=True):
@@ -300,7 +292,7 @@ def _run(argv: Sequence[str] | None) -> int:
         prediction = predict_image(model, image, row, arguments.max_size, config.amp, dense_crf)
         write_labels(target.labels, prediction.labels, palette)
         tinted = visualise.overlay(image, prediction.labels, palette, arguments.alpha)
-        _write_picture(target.overlay, tinted)
+        visualise.write_picture(target.overlay, tinted)
         if target.marginals is not None:
             np.savez_compressed(
                 target.marginals,

@@ -65,6 +65,17 @@ def overlay(image: Image, labels: Labels, palette: Image, alpha: float = 0.55) -
     return mixed
 
 
+def write_picture(path: Path, picture: Image) -> None:
+    """Writes a picture, uint8 [H, W, 3] RGB, in the format of the path's suffix.
+
+    Raises OSError when it cannot be encoded or written.
+    """
+    encoded, data = cv2.imencode(path.suffix, picture[..., ::-1])
+    if not encoded:
+        raise OSError(f"{path}: cannot be encoded")
+    path.write_bytes(data.tobytes())
+
+
 def legend(classes: Sequence[str], palette: Image) -> Image:
     """A picture that names every colour: uint8 [h, w, 3] RGB, one column of swatches with names."""
     _check_classes(classes, palette)

@@ -1,0 +1,49 @@
+"""A data set cut down for short runs: fewer images, and smaller ones."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from deepcrf_ext.data.base import Sample, SegmentationDataset
+
+
+class Reduced(SegmentationDataset):
+    """Some images of a data set, spread evenly over it, shrunk to a longest side.
+
+    Args:
+        dataset: what to take from; its classes, palette and names stay.
+        images: how many images to keep; None, or more than there are, keeps all.
+        max_side: longest side in pixels; a larger image is shrunk by averaging over areas, its
+            labels by nearest neighbour. None keeps sizes.
+
+    Raises:
+        ValueError: images or max_side is below 1.
+    """
+
+    def __init__(
+        self, dataset: SegmentationDataset, images: int | None = None, max_side: int | None = None
+    ) -> None:
+        for name, value in (("images", images), ("max_side", max_side)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.dataset, self.max_side = dataset, max_side
+        self.classes, self.palette = dataset.classes, dataset.palette
+        self.ignore_index = dataset.ignore_index
+        total = len(dataset)
+        count = total if images is None else min(images, total)
+        self.indices = [(2 * index + 1) * total // (2 * count) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[self.indices[index]]
+        height, width = sample.labels.shape
+        if self.max_side is None or max(height, width) <= self.max_side:
+            return sample
+        shrink = self.max_side / max(height, width)
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        image = np.asarray(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        labels = cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return Sample(image, np.asarray(labels, np.uint8), sample.name)

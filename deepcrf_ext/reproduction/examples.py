@@ -1,0 +1,133 @@
+"""Scores of single images, which of them to show, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deepcrf_ext.config import TrainConfig
+from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset
+from deepcrf_ext.evaluate import evaluate
+from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.predict import predict_image
+from deepcrf_ext.visualise import colour, write_picture
+
+KINDS: dict[str, str] = {
+    "gains": "Largest gains",
+    "typical": "Spread over the split",
+    "losses": "Failures: largest losses of IoU",
+}
+"""The kinds of examples, with their titles."""
+
+CORRECTED, SPOILT = (30, 120, 220), (235, 110, 20)
+"""RGB of the pixels that the second prediction corrects and spoils."""
+_UNCHANGED, _BOTH_WRONG = (238, 238, 238), (190, 190, 190)
+
+
+def measure(
+    model: DeepCRF, dataset: SegmentationDataset, name: str, row: Row, amp: bool | None
+) -> dict[str, Any]:
+    """A row's scores over a data set and on each image, as plain values.
+
+    Keys: "scores" (`Scores.as_dict`), "image_iou" (mean IoU of each image, None for one without
+    truth), "seconds_per_image" ("networks" and "inference").
+    """
+    image_iou: list[float | None] = []
+
+    def on_labels(index: int, name: str, labels: torch.Tensor, truth: torch.Tensor) -> None:
+        metrics = SegmentationMetrics(dataset.num_classes)
+        metrics.update(labels, truth)
+        mean = metrics.compute().mean_iou
+        image_iou.append(None if np.isnan(mean) else mean)
+
+    result = evaluate(model, dataset, {name: row}, amp, on_labels=on_labels)
+    return {
+        "scores": result.scores[name].as_dict(dataset.classes),
+        "image_iou": image_iou,
+        "seconds_per_image": {
+            "networks": result.network_seconds,
+            "inference": result.row_seconds[name],
+        },
+    }
+
+
+def choose(
+    before: Sequence[float | None], after: Sequence[float | None], count: int
+) -> dict[str, list[int]]:
+    """Indices of the images to show, by kind; an image is shown once.
+
+    before, after: mean IoU of each image under two rows. Gains and losses are the images whose IoU
+    rises and falls most, at most `count` of each; "typical" are others, spread over the data set.
+    """
+    change = {
+        index: b - a
+        for index, (a, b) in enumerate(zip(before, after, strict=True))
+        if a is not None and b is not None
+    }
+    order = sorted(change, key=lambda index: change[index])
+    losses = [index for index in order if change[index] < 0][:count]
+    gains = [index for index in reversed(order) if change[index] > 0][:count]
+    others = sorted(change.keys() - {*losses, *gains})
+    places = np.linspace(0, len(others) - 1, min(count, len(others))).round().astype(int)
+    return {"gains": gains, "typical": [others[place] for place in places], "losses": losses}
+
+
+def draw(
+    model: DeepCRF,
+    config: TrainConfig,
+    dataset: SegmentationDataset,
+    rows: Mapping[str, Row],
+    chosen: Mapping[str, Sequence[int]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Writes the pictures of chosen images into a folder; returns what they show.
+
+    rows: two rows by name. Each entry has "kind", "index", "name" and "pictures": title -> file
+    name, for the image, the truth, both predictions and their difference.
+    Raises OSError for a picture that cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for kind, index in ((kind, i) for kind, indices in chosen.items() for i in indices):
+        sample = dataset[index]
+        labels = [
+            predict_image(model, sample.image, row, amp=config.amp).labels for row in rows.values()
+        ]
+        pictures = {
+            "image": sample.image,
+            "truth": colour(sample.labels, dataset.palette),
+            **{
+                name: colour(prediction, dataset.palette)
+                for name, prediction in zip(rows, labels, strict=True)
+            },
+            "difference": difference(sample.labels, labels[0], labels[-1]),
+        }
+        files = {}
+        for column, (title, picture) in enumerate(pictures.items()):
+            suffix = "jpg" if title == "image" else "png"
+            files[title] = f"{index:05d}-{column}.{suffix}"
+            write_picture(folder / files[title], picture)
+        entries.append({"kind": kind, "index": index, "name": sample.name, "pictures": files})
+    return entries
+
+
+def difference(
+    truth: npt.NDArray[np.uint8], before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Where a second prediction is right and the first was wrong, and the other way round.
+
+    All uint8 [H, W], the truth with 255 for ignored pixels. Returns uint8 [H, W, 3] RGB: CORRECTED,
+    SPOILT, light grey where both are right (or the pixel is ignored), grey where both are wrong.
+    """
+    picture = np.full((*truth.shape, 3), _UNCHANGED, np.uint8)
+    valid, right, was_right = truth != IGNORE_INDEX, after == truth, before == truth
+    picture[valid & ~right & ~was_right] = _BOTH_WRONG
+    picture[valid & right & ~was_right] = CORRECTED
+    picture[valid & ~right & was_right] = SPOILT
+    return picture

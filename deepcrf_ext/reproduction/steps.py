@@ -1,0 +1,77 @@
+"""Work in steps, each done once: its result is a file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from deepcrf_ext.env import environment
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluate import package_commit
+
+
+class Steps:
+    """The finished steps in a folder, one NAME.json each.
+
+    A file holds the step's "result" and how it came about: "command", "commit", "date", "seconds"
+    and the "environment" (versions and machine).
+
+    Args:
+        folder: made if it does not exist.
+        command: the command line that is being run.
+    """
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.folder, self.command = folder, command
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a step, from its file; without one the work is done first.
+
+        Raises InputError for a file that cannot be read.
+        """
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return read_json(path)
+        begin = time.monotonic()
+        result = work()
+        record = {
+            "step": name,
+            "command": self.command,
+            "commit": package_commit(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - begin, 2),
+            "environment": environment()[0],
+            "result": result,
+        }
+        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object. Raises InputError naming the file when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it to do this step again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; delete it to do this step again")
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file whole: an earlier one at `path` stays until the new one is complete."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

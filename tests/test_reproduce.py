@@ -1,0 +1,401 @@
+"""The reproduce command: a run end to end, going on after a kill, and the report it ends in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from deepcrf_ext import reproduce as command
+from deepcrf_ext.data import DATASETS, open_dataset
+from deepcrf_ext.data.reduced import Reduced
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.models import ROWS
+from deepcrf_ext.reproduction import examples, plots
+from deepcrf_ext.reproduction.budgets import BUDGETS, Plan
+from deepcrf_ext.reproduction.steps import Steps, read_json
+from deepcrf_ext.training.trainer import Trainer
+
+SETTINGS = """
+train_images: 5
+eval_images: 4
+max_side: 48
+examples: 1
+device: cpu
+train:
+  model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
+  data: {crop: [36, 48]}
+  optim: {lr: 0.02}
+  epochs: 2
+  batch_size: 2
+  validate_every: 1
+  warm_start: 0.5
+  amp: false
+"""
+STEPS = ["train", *(f"evaluate-val-{row}" for row in ROWS), f"pictures-val-{list(ROWS)[-1]}"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    file.write_text(SETTINGS)
+    return file
+
+
+def options(settings: Path, output: Path, *more: str) -> list[str]:
+    return ["--config", str(settings), "--data", "scenes", "--output", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, settings: Path) -> Path:
+    """The folder of a whole reproduction."""
+    folder = tmp_path_factory.mktemp("reproduce") / "out"
+    assert command.main(options(settings, folder)) == 0
+    return folder
+
+
+def modified(folder: Path) -> dict[str, int]:
+    files = [*folder.glob("steps/*"), *folder.glob("train/*.pt"), *folder.glob("pictures/**/*")]
+    return {str(file): file.stat().st_mtime_ns for file in files}
+
+
+class _Page(HTMLParser):
+    """The tables of a page as lists of text, its pictures, and every reference to elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.sources: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.references.append(value)
+            if (tag, name) == ("img", "src"):
+                self.sources.append(value)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag):
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self._cell:
+            self.tables[-1][-1][-1] += data.strip() + (" " if data.strip() else "")
+
+
+def test_results_hold_every_row_with_its_command(finished, settings):
+    results = json.loads((finished / "results.json").read_text())
+    rows = results["splits"]["val"]["rows"]
+    assert list(rows) == list(ROWS)
+    for name, row in rows.items():
+        result = row["result"]
+        matrix = np.array(result["scores"]["confusion"])
+        assert result["images"] == len(result["image_iou"]) == 4
+        assert matrix.sum() == 4 * 36 * 48, "every pixel of the shrunk images is counted"
+        assert result["scores"]["pixel_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
+        assert row["command"].startswith("python -m deepcrf_ext.reproduce --config")
+        assert row["environment"]["torch"].startswith(torch.__version__)
+        before = rows["unary-3scales"]["result"]["scores"]["iou"]
+        for label, gain in row["gains"].items():
+            after = result["scores"]["iou"][label]
+            assert (gain is None) == (after is None or before[label] is None)
+            assert gain is None or gain == pytest.approx(100 * (after - before[label])), name
+    assert results["training"]["result"]["images"] == 5
+    assert sorted(p.stem for p in (finished / "steps").iterdir()) == sorted(STEPS)
+    assert results["plan"]["train"]["model"]["widths"] == [4, 6]
+
+
+def test_report_opens_without_a_network(finished):
+    text = (finished / "report.html").read_text()
+    page = _Page(text)
+    assert "://" not in text
+    assert all(ref.startswith(("data:image/", "#")) for ref in page.references)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    for reference in (r for r in page.references if r.startswith("#")):
+        assert reference[1:] in ids
+
+
+def test_report_shows_every_row_class_and_picture(finished):
+    page = _Page((finished / "report.html").read_text())
+    results = json.loads((finished / "results.json").read_text())
+    measured = results["splits"]["val"]
+    summary, classes, steps = page.tables
+    assert [line[0].strip() for line in summary[1:]] == list(ROWS)
+    for line, row in zip(summary[1:], measured["rows"].values(), strict=True):
+        assert line[1].strip() == f"{100 * row['result']['scores']['mean_iou']:.1f}"
+    assert [line[0].strip() for line in classes[1:]] == results["classes"]
+    assert [cell.strip() for cell in classes[0][1:]] == list(ROWS)
+    assert [line[0].strip() for line in steps[1:]] == STEPS
+    shown = measured["examples"]["result"]["images"]
+    assert len(page.sources) == 5 * len(shown) > 0
+    assert all(source.startswith("data:image/") for source in page.sources)
+
+
+def test_pictures_show_the_chosen_images(finished):
+    results = json.loads((finished / "results.json").read_text())
+    found = results["splits"]["val"]["examples"]["result"]
+    dataset = Reduced(open_dataset("scenes", None, "val"), 4, 48)
+    for entry in found["images"]:
+        sample = dataset[entry["index"]]
+        files = {title: finished / found["folder"] / f for title, f in entry["pictures"].items()}
+        assert list(files) == ["image", "truth", "unary-3scales", list(ROWS)[-1], "difference"]
+        truth = cv2.imread(str(files["truth"]))[..., ::-1]
+        np.testing.assert_array_equal(truth, dataset.palette[sample.labels])
+        photo = cv2.imread(str(files["image"]))[..., ::-1].astype(int)
+        assert np.abs(photo - sample.image).mean() < 12, "a JPEG of the image"
+
+
+def test_finished_work_is_not_done_again(finished, settings, monkeypatch):
+    before = modified(finished)
+    assert len(before) > len(STEPS)
+    for owner, name in ((Trainer, "fit"), (examples, "measure"), (examples, "draw")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("done again"))
+    report = finished / "report.html"
+    old = report.read_text()
+    assert command.main(options(settings, finished)) == 0
+    assert modified(finished) == before
+    assert report.read_text() == old
+
+
+def test_a_lost_row_alone_is_measured_again(finished, settings, monkeypatch):
+    record = finished / "steps" / "evaluate-val-pairwise-1.json"
+    expected = read_json(record)["result"]["scores"]
+    record.unlink()
+    measured = []
+    measure = examples.measure
+
+    def spy(model, dataset, name, row, amp):
+        measured.append(name)
+        return measure(model, dataset, name, row, amp)
+
+    monkeypatch.setattr(examples, "measure", spy)
+    assert command.main(options(settings, finished)) == 0
+    assert measured == ["pairwise-1"]
+    assert read_json(record)["result"]["scores"] == expected
+
+
+def test_other_settings_need_another_folder(finished, settings, capsys):
+    assert command.main(options(settings, finished, "--train.seed", "5")) == 2
+    message = capsys.readouterr().err
+    assert "train.seed: 0, then 5" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on(tmp_path, settings, finished, number):
+    """Killed in training, the same command ends with the figures of a run that was not killed."""
+    output = tmp_path / "out"
+    arguments = [sys.executable, "-m", "deepcrf_ext.reproduce", *options(settings, output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    log = output / "train" / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while not (log.exists() and log.read_text().strip()):  # the first step is done
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(number)
+    error = process.communicate()[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "the same command goes on" in error
+    assert not (output / "steps" / "train.json").exists()
+    assert command.main(options(settings, output)) == 0
+    for step in STEPS[:-1]:
+        one, other = (read_json(f / "steps" / f"{step}.json")["result"] for f in (output, finished))
+        assert one.get("scores", one) == other.get("scores", other), step
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, settings, finished):
+    output = tmp_path / "out"
+    (output / "train").mkdir(parents=True)
+    (output / "train" / "config.yaml").write_text("half a fi")
+    assert command.main(options(settings, output)) == 0
+    step = "steps/evaluate-val-unary-3scales.json"
+    scores = [read_json(folder / step)["result"]["scores"] for folder in (output, finished)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("data", DATASETS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_recipe_fits(data, budget, tmp_path):
+    root = [] if data == "scenes" else ["--root", str(tmp_path)]
+    plan, folder = command.parse(
+        ["--data", data, "--budget", budget, "--output", str(tmp_path / "o"), *root]
+    )
+    assert folder == tmp_path / "o"
+    assert plan.train.data.dataset == data
+    assert list(plan.rows()) == list(ROWS)
+    assert plan.train.model.preset == ("paper" if budget == "paper" else "small")
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))).differences(plan) == []
+
+
+def test_options_override_the_budget(tmp_path):
+    plan, _ = command.parse(
+        [
+            "--data",
+            "camvid",
+            "--output",
+            "o",
+            "--root",
+            "r",
+            "--train.epochs",
+            "9",
+            "--max_side",
+            "null",
+        ]
+    )
+    assert (plan.train.epochs, plan.max_side, plan.train_images) == (9, None, 184)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data mnist --output o", "data is 'mnist'"),
+        ("--data scenes --budget huge --output o", "budget is 'huge'"),
+        ("--data camvid --output o", "root is not given"),
+        ("--data scenes --output o --root r", "must be left out for scenes"),
+        ("--data scenes --output o --train.data.root r", "--root"),
+        ("--data scenes --output o --splits trainval", "'trainval'"),
+        ("--data voc --root r --output o --splits test", "voc_submission"),
+        ("--data scenes --output o --max_side 0", "max_side"),
+        ('--data scenes --output o --train.model.potentials ["unary_1scale","x"]', "potentials"),
+    ],
+)
+def test_bad_options_end_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(arguments.split()) == 2
+    errors = capsys.readouterr().err.strip()
+    assert message in errors
+    assert "\n" not in errors
+
+
+def test_choice_of_examples():
+    before = [0.5, 0.5, 0.5, 0.5, None, 0.5, 0.5]
+    after = [0.6, 0.4, 0.9, 0.2, 0.9, 0.5, 0.7]
+    assert examples.choose(before, after, 2) == {
+        "gains": [2, 6],
+        "typical": [0, 5],
+        "losses": [3, 1],
+    }
+    assert examples.choose([0.5], [0.6], 3) == {"gains": [0], "typical": [], "losses": []}
+
+
+def test_measuring_gives_the_scores_of_each_image():
+    """Against the truth itself with some pixels changed, by a model that returns just that."""
+    dataset = Reduced(open_dataset("scenes", None, "val"), 3, 40)
+    name, calls = "unary-3scales", []
+
+    def evaluate(model, data, rows, amp, on_labels):
+        total = SegmentationMetrics(data.num_classes)
+        for index in range(len(data)):
+            truth = torch.from_numpy(data[index].labels)
+            labels = truth.clone()
+            labels[: 5 * index] = 0
+            total.update(labels, truth)
+            on_labels(index, name, labels, truth)
+            calls.append((labels, truth))
+        return SimpleNamespace(
+            scores={name: total.compute()}, network_seconds=1.0, row_seconds={name: 2.0}
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "evaluate", evaluate)
+        result = examples.measure(None, dataset, name, ROWS[name], None)
+    assert result["image_iou"][0] == 1
+    for iou, (labels, truth) in zip(result["image_iou"], calls, strict=True):
+        classes = sorted({*labels.unique().tolist(), *truth.unique().tolist()})
+        each = [
+            ((labels == k) & (truth == k)).sum() / ((labels == k) | (truth == k)).sum()
+            for k in classes
+        ]
+        assert iou == pytest.approx(float(np.mean(each)))
+
+
+def test_difference_picture():
+    truth = np.array([[0, 0, 0, 0, 255]], np.uint8)
+    before = np.array([[0, 1, 0, 1, 1]], np.uint8)
+    after = np.array([[0, 0, 1, 2, 0]], np.uint8)
+    first, corrected, spoilt, wrong, ignored = examples.difference(truth, before, after)[0].tolist()
+    assert (corrected, spoilt) == (list(examples.CORRECTED), list(examples.SPOILT))
+    assert first == ignored != wrong
+
+
+def test_reduced_data():
+    full = open_dataset("scenes", None, "val")
+    part = Reduced(full, 5, 48)
+    names = [sample.name for sample in part]
+    assert names == [full[i].name for i in (6, 19, 32, 44, 57)]
+    assert part[0].image.shape == (36, 48, 3)
+    assert set(np.unique(part[0].labels)) <= set(np.unique(full[6].labels))
+    np.testing.assert_array_equal(Reduced(full)[3].image, full[3].image)
+    assert len(Reduced(full, 1000)) == len(full)
+    with pytest.raises(ValueError, match="images is 0"):
+        Reduced(full, 0)
+
+
+def test_a_step_runs_once_and_a_damaged_record_is_named(tmp_path):
+    steps = Steps(tmp_path, "the command")
+    values = iter([{"a": 1}])
+    assert steps.run("one", lambda: next(values))["result"] == {"a": 1}
+    assert steps.run("one", lambda: next(values))["command"] == "the command"
+    (tmp_path / "one.json").write_text("{")
+    with pytest.raises(InputError, match="delete it"):
+        steps.run("one", dict)
+    with pytest.raises(KeyError):
+        steps.run("two", lambda: {}["missing"])
+    assert [file.name for file in tmp_path.iterdir()] == ["one.json"]
+
+
+def test_inline_svg_takes_the_colour_of_the_page(tmp_path):
+    log = [
+        {"kind": "train", "step": 1, "loss": {"unary": 2.0}},
+        {"kind": "train", "step": 2, "loss": {"unary": 1.0, "surrounding": 3.0}},
+        {"kind": "val", "step": 2, "mean_iou": {"unary": 0.5}},
+    ]
+    path = tmp_path / "curves.svg"
+    plots.write_svg(path, lambda target: plots.curves_plot(log, target))
+    first = path.read_text()
+    plots.write_svg(path, lambda target: plots.curves_plot(log, target))
+    assert path.read_text() == first
+    svg = plots.inline_svg(first, 'a "title" & more')
+    assert "currentColor" in svg
+    assert svg.startswith("<svg")
+    assert "surrounding" in svg
+    assert 'aria-label="a &quot;title&quot; &amp; more"' in svg
+    assert "://" not in svg
