@@ -42,6 +42,15 @@ commit, the versions and the machine that made it), train/ (a run folder as of d
 steps/ (one JSON file for each finished step), figures/ and pictures/."""
 
 
+_COUNTS = {
+    "train_images": "Training images to use, spread over the split. Set by the budget; null: all.",
+    "eval_images": "Images of each measured split to use. Set by the budget; null: all.",
+    "max_side": "Longest side in pixels that images are shrunk to. Set by the budget; null: none.",
+    "examples": "Pictures of each kind in the report.",
+}
+"""Options that count something, in the order of the fields of `Plan`, with their help."""
+
+
 class _Stopped(Exception):
     """Training was asked to stop."""
 
@@ -231,15 +240,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
     )
-    for name, text in (
-        ("train_images", "Training images to use, spread over the split; null: all."),
-        ("eval_images", "Images of each measured split to use; null: all."),
-        ("max_side", "Longest side in pixels that images are shrunk to; null: as they are."),
-    ):
-        parser.add_argument(f"--{name}", type=PositiveInt | None, help=f"{text} Set by the budget.")
-    parser.add_argument(
-        "--examples", type=PositiveInt, default=4, help="Pictures of each kind in the report."
-    )
+    for name, text in _COUNTS.items():
+        parser.add_argument(f"--{name}", type=PositiveInt | None, help=text)
+    parser.set_defaults(examples=4)
     parser.add_class_arguments(TrainConfig, "train", skip={"output", "device"})
     return parser
 
@@ -274,10 +277,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     plan = Plan(
         train,
         tuple(dict.fromkeys(options.splits)),
-        options.train_images,
-        options.eval_images,
-        options.max_side,
-        options.examples,
+        *(None if options[name] is None else int(options[name]) for name in _COUNTS),
     )
     return plan, options.output
 
