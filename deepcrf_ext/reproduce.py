@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,12 @@ commit, the versions and the machine that made it), train/ (a run folder as of d
 steps/ (one JSON file for each finished step), figures/ and pictures/."""
 
 
-_COUNTS = {
+_CUTS = {
     "train_images": "Training images to use, spread over the split. Set by the budget; null: all.",
     "eval_images": "Images of each measured split to use. Set by the budget; null: all.",
     "max_side": "Longest side in pixels that images are shrunk to. Set by the budget; null: none.",
-    "examples": "Pictures of each kind in the report.",
 }
-"""Options that count something, in the order of the fields of `Plan`, with their help."""
+"""Options of the command and fields of `Plan` that cut the data down, with their help."""
 
 
 class _Stopped(Exception):
@@ -151,9 +150,8 @@ class Reproduction:
         rows = {}
         for name, row in self.rows.items():
             print(f"{split}: {name}", flush=True)
-            record = self.steps.run(
-                f"evaluate-{split}-{name}", lambda name=name, row=row: self._row(split, name, row)
-            )
+            step = f"evaluate-{split}-{name}"
+            record = self.steps.run(step, partial(self._row, split, name, row))
             rows[name] = {**record, "potentials": describe(row)}
         names = list(rows)
         baseline, final = BASELINE if BASELINE in rows else names[0], names[-1]
@@ -167,7 +165,7 @@ class Reproduction:
             "rows": rows,
             "examples": self.steps.run(
                 f"pictures-{split}-{final}",
-                lambda: self._pictures(split, baseline, final, rows),
+                partial(self._pictures, split, baseline, final, rows),
             ),
         }
 
@@ -240,9 +238,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
     )
-    for name, text in _COUNTS.items():
+    for name, text in _CUTS.items():
         parser.add_argument(f"--{name}", type=PositiveInt | None, help=text)
-    parser.set_defaults(examples=4)
+    parser.add_argument(
+        "--examples", type=PositiveInt, default=4, help="Pictures of each kind in the report."
+    )
     parser.add_class_arguments(TrainConfig, "train", skip={"output", "device"})
     return parser
 
@@ -274,11 +274,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
                 "archive for its server"
             )
     train = replace(options.train, data=replace(data, root=options.root), device=options.device)
-    plan = Plan(
-        train,
-        tuple(dict.fromkeys(options.splits)),
-        *(None if options[name] is None else int(options[name]) for name in _COUNTS),
-    )
+    cuts = {name: None if options[name] is None else int(options[name]) for name in _CUTS}
+    plan = Plan(train, tuple(dict.fromkeys(options.splits)), int(options.examples), **cuts)
     return plan, options.output
 
 

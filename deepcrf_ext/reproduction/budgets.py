@@ -95,18 +95,18 @@ class Plan:
     Args:
         train: The training run. Its potentials are independent, so one run serves every row.
         splits: Splits that are measured.
+        examples: Pictures of each kind (largest gains, typical, largest losses).
         train_images: How many training images are used, spread evenly over the split; None: all.
         eval_images: The same for each measured split.
         max_side: Longest side in pixels that images are shrunk to, in training and measuring.
-        examples: Pictures of each kind (largest gains, typical, largest losses).
     """
 
     train: TrainConfig
     splits: tuple[str, ...]
+    examples: int
     train_images: int | None
     eval_images: int | None
     max_side: int | None
-    examples: int
 
     def rows(self) -> dict[str, Row]:
         """The rows of the ablation that this training has all potentials for; not empty.

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _INK = "#010203"  # unlike any other colour in the plots: replaced by currentColor in a page
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         (
             "text.color",
