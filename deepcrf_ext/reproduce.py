@@ -22,6 +22,7 @@ from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.refine import add_dense_crf_options, dense_crf_settings
 from deepcrf_ext.reproduction import examples
 from deepcrf_ext.reproduction.budgets import BUDGETS, Plan, recipe
 from deepcrf_ext.reproduction.page import write_report
@@ -180,7 +181,7 @@ class Reproduction:
             "images": len(dataset),
             "images_in_split": len(dataset.dataset),
             "checkpoint": {key: metadata[key] for key in ("epoch", "step")},
-            **examples.measure(model, dataset, name, row, self.plan.train.amp),
+            **examples.measure(model, dataset, name, row, self.plan.train.amp, self.plan.dense_crf),
         }
 
     def _pictures(
@@ -191,11 +192,12 @@ class Reproduction:
         folder = Path("pictures") / split / final
         entries = examples.draw(
             self._model[0],
-            self.plan.train,
             self._dataset(split),
             {name: self.rows[name] for name in (baseline, final)},
             examples.choose(before, after, self.plan.examples),
             self.folder / folder,
+            self.plan.train.amp,
+            self.plan.dense_crf,
         )
         for entry in entries:
             entry["iou"] = {baseline: before[entry["index"]], final: after[entry["index"]]}
@@ -218,7 +220,7 @@ def describe(row: Row) -> str:
         unary.get(row.unary, str(row.unary)),
         *(name.replace("_", "/") for name in row.relations),
     ]
-    return " + ".join([*parts, "dense CRF"] if getattr(row, "dense_crf", False) else parts)
+    return " + ".join([*parts, "dense CRF"] if row.dense_crf else parts)
 
 
 def _parser() -> ArgumentParser:
@@ -243,6 +245,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--examples", type=PositiveInt, default=4, help="Pictures of each kind in the report."
     )
+    add_dense_crf_options(parser)
     parser.add_class_arguments(TrainConfig, "train", skip={"output", "device"})
     return parser
 
@@ -275,7 +278,13 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
             )
     train = replace(options.train, data=replace(data, root=options.root), device=options.device)
     cuts = {name: None if options[name] is None else int(options[name]) for name in _CUTS}
-    plan = Plan(train, tuple(dict.fromkeys(options.splits)), int(options.examples), **cuts)
+    plan = Plan(
+        train,
+        tuple(dict.fromkeys(options.splits)),
+        int(options.examples),
+        dense_crf=dense_crf_settings(options, True, "the row full"),
+        **cuts,
+    )
     return plan, options.output
 
 

@@ -21,6 +21,7 @@ from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
 from deepcrf_ext.predict import named_row, predict_image
+from deepcrf_ext.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 
 COMPETITIONS = {
     "comp5": "trained on VOC's own annotation alone",
@@ -42,6 +43,7 @@ def write_archive(
     path: Path,
     max_size: int | None = None,
     amp: bool | None = None,
+    dense_crf: DenseCRFSettings | None = None,
 ) -> None:
     """Segments every image of a data set into a .tgz of palette PNGs.
 
@@ -51,7 +53,7 @@ def write_archive(
         dataset: its images; labels are not looked at.
         folder: where the PNGs lie in the archive.
         path: the archive; an earlier file stays whole until the new one is complete.
-        max_size, amp: as in `deepcrf_ext.predict.predict_image`.
+        max_size, amp, dense_crf: as in `deepcrf_ext.predict.predict_image`.
 
     Raises:
         InputError: an image cannot be read.
@@ -63,7 +65,7 @@ def write_archive(
         with tarfile.open(archive, "w:gz") as tar:
             for index in tqdm(range(len(dataset)), "segment", unit="image"):
                 sample = dataset[index]
-                labels = predict_image(model, sample.image, row, max_size, amp).labels
+                labels = predict_image(model, sample.image, row, max_size, amp, dense_crf).labels
                 write_labels(picture, labels, palette)
                 tar.add(picture, f"{folder}/{sample.name}.png")
         os.replace(archive, path)
@@ -92,6 +94,7 @@ def _parser() -> ArgumentParser:
         help=f"Potentials to use, one of {', '.join(ROWS)}. Default: the last of these that the "
         "checkpoint has the networks for.",
     )
+    add_dense_crf_options(parser)
     parser.add_argument(
         "--max-size",
         type=PositiveInt | None,
@@ -130,9 +133,10 @@ def _run(argv: Sequence[str] | None) -> None:
         name, row = list(rows.items())[-1]
     else:
         name, row = "all potentials", model.full_row()
+    dense_crf = dense_crf_settings(arguments, row.dense_crf, "--row full")
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"
-    write_archive(model, row, dataset, folder, output, arguments.max_size, config.amp)
+    write_archive(model, row, dataset, folder, output, arguments.max_size, config.amp, dense_crf)
     print(f"{len(dataset)} images by the row {name}: {output} with {folder}/")
 
 

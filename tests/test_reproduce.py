@@ -19,11 +19,13 @@ import pytest
 import torch
 
 from deepcrf_ext import reproduce as command
+from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.data import DATASETS, open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import ROWS
+from deepcrf_ext.refine import DenseCRFSettings
 from deepcrf_ext.reproduction import examples, plots
 from deepcrf_ext.reproduction.budgets import BUDGETS, Plan
 from deepcrf_ext.reproduction.steps import Steps, read_json
@@ -197,9 +199,9 @@ def test_a_lost_row_alone_is_measured_again(finished, settings, monkeypatch):
     measured = []
     measure = examples.measure
 
-    def spy(model, dataset, name, row, amp):
+    def spy(model, dataset, name, *settings):
         measured.append(name)
-        return measure(model, dataset, name, row, amp)
+        return measure(model, dataset, name, *settings)
 
     monkeypatch.setattr(examples, "measure", spy)
     assert command.main(options(settings, finished)) == 0
@@ -321,22 +323,26 @@ def test_measuring_gives_the_scores_of_each_image():
     dataset = Reduced(open_dataset("scenes", None, "val"), 3, 40)
     name, calls = "unary-3scales", []
 
-    def evaluate(model, data, rows, amp, on_labels):
-        total = SegmentationMetrics(data.num_classes)
+    def evaluate(model, data, rows, amp, dense_crf, on_labels):
+        total, outlines = SegmentationMetrics(data.num_classes), BoundaryF1(data.num_classes)
         for index in range(len(data)):
             truth = torch.from_numpy(data[index].labels)
             labels = truth.clone()
             labels[: 5 * index] = 0
             total.update(labels, truth)
+            outlines.update(labels.numpy(), truth.numpy())
             on_labels(index, name, labels, truth)
             calls.append((labels, truth))
         return SimpleNamespace(
-            scores={name: total.compute()}, network_seconds=1.0, row_seconds={name: 2.0}
+            scores={name: total.compute()},
+            boundaries={name: outlines.compute()},
+            network_seconds=1.0,
+            row_seconds={name: 2.0},
         )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "evaluate", evaluate)
-        result = examples.measure(None, dataset, name, ROWS[name], None)
+        result = examples.measure(None, dataset, name, ROWS[name], None, DenseCRFSettings())
     assert result["image_iou"][0] == 1
     for iou, (labels, truth) in zip(result["image_iou"], calls, strict=True):
         classes = sorted({*labels.unique().tolist(), *truth.unique().tolist()})

@@ -9,6 +9,7 @@ from typing import Any
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, Row
+from deepcrf_ext.refine import DenseCRFSettings
 
 BUDGETS: dict[str, str] = {
     "tiny": "a few minutes on two CPU cores: few and small images",
@@ -99,6 +100,7 @@ class Plan:
         train_images: How many training images are used, spread evenly over the split; None: all.
         eval_images: The same for each measured split.
         max_side: Longest side in pixels that images are shrunk to, in training and measuring.
+        dense_crf: Settings of the dense CRF of the row `full`.
     """
 
     train: TrainConfig
@@ -107,6 +109,7 @@ class Plan:
     train_images: int | None
     eval_images: int | None
     max_side: int | None
+    dense_crf: DenseCRFSettings
 
     def rows(self) -> dict[str, Row]:
         """The rows of the ablation that this training has all potentials for; not empty.
@@ -125,16 +128,26 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
-        return {**vars(self), "train": to_dict(self.train), "splits": list(self.splits)}
+        return {
+            **vars(self),
+            "train": to_dict(self.train),
+            "splits": list(self.splits),
+            "dense_crf": self.dense_crf.as_dict(),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan back from `as_dict`. Raises InputError for what does not fit."""
         try:
             plan = cls(**values)
-            return replace(plan, train=from_dict(values["train"]), splits=tuple(values["splits"]))
-        except (TypeError, KeyError) as error:
+        except TypeError as error:
             raise InputError(f"plan: {error}") from error
+        return replace(
+            plan,
+            train=from_dict(values["train"]),
+            splits=tuple(values["splits"]),
+            dense_crf=DenseCRFSettings.read(values["dense_crf"]),
+        )
 
     def differences(self, other: Plan) -> list[str]:
         """The options whose value changes a figure and differs: "name: own value, then other's".

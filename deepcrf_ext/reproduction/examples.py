@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset
 from deepcrf_ext.evaluate import evaluate
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.predict import predict_image
+from deepcrf_ext.refine import DenseCRFSettings
 from deepcrf_ext.visualise import colour, write_picture
 
 KINDS: dict[str, str] = {
@@ -31,12 +31,17 @@ _UNCHANGED, _BOTH_WRONG = (238, 238, 238), (190, 190, 190)
 
 
 def measure(
-    model: DeepCRF, dataset: SegmentationDataset, name: str, row: Row, amp: bool | None
+    model: DeepCRF,
+    dataset: SegmentationDataset,
+    name: str,
+    row: Row,
+    amp: bool | None,
+    dense_crf: DenseCRFSettings,
 ) -> dict[str, Any]:
     """A row's scores over a data set and on each image, as plain values.
 
-    Keys: "scores" (`Scores.as_dict`), "image_iou" (mean IoU of each image, None for one without
-    truth), "seconds_per_image" ("networks" and "inference").
+    Keys: "scores" (`Scores.as_dict` and `BoundaryScores.as_dict`), "image_iou" (mean IoU of each
+    image, None for one without truth), "seconds_per_image" ("networks" and "inference").
     """
     image_iou: list[float | None] = []
 
@@ -46,9 +51,12 @@ def measure(
         mean = metrics.compute().mean_iou
         image_iou.append(None if np.isnan(mean) else mean)
 
-    result = evaluate(model, dataset, {name: row}, amp, on_labels=on_labels)
+    result = evaluate(model, dataset, {name: row}, amp, dense_crf, on_labels=on_labels)
     return {
-        "scores": result.scores[name].as_dict(dataset.classes),
+        "scores": {
+            **result.scores[name].as_dict(dataset.classes),
+            **result.boundaries[name].as_dict(dataset.classes),
+        },
         "image_iou": image_iou,
         "seconds_per_image": {
             "networks": result.network_seconds,
@@ -80,11 +88,12 @@ def choose(
 
 def draw(
     model: DeepCRF,
-    config: TrainConfig,
     dataset: SegmentationDataset,
     rows: Mapping[str, Row],
     chosen: Mapping[str, Sequence[int]],
     folder: Path,
+    amp: bool | None,
+    dense_crf: DenseCRFSettings,
 ) -> list[dict[str, Any]]:
     """Writes the pictures of chosen images into a folder; returns what they show.
 
@@ -97,7 +106,8 @@ def draw(
     for kind, index in ((kind, i) for kind, indices in chosen.items() for i in indices):
         sample = dataset[index]
         labels = [
-            predict_image(model, sample.image, row, amp=config.amp).labels for row in rows.values()
+            predict_image(model, sample.image, row, amp=amp, dense_crf=dense_crf).labels
+            for row in rows.values()
         ]
         pictures = {
             "image": sample.image,
