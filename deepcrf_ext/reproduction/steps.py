@@ -18,8 +18,8 @@ from deepcrf_ext.evaluate import package_commit
 class Steps:
     """The finished steps in a folder, one NAME.json each.
 
-    A file holds the step's "result" and how it came about: "command", "commit", "date", "seconds"
-    and the "environment" (versions and machine).
+    A file holds the "result" of the step and how it came about: "command", "commit", "date",
+    "seconds" (of the run that finished it) and "environment" (versions and machine).
 
     Args:
         folder: made if it does not exist.
