@@ -12,7 +12,7 @@ from typing import Any
 
 from deepcrf_ext.env import environment
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluate import package_commit
+from deepcrf_ext.measuring import package_commit
 
 
 class Steps:
