@@ -24,7 +24,7 @@ def edge_energies(
     return F.linear(hidden, weight.flatten(0, 1), bias.flatten())
 
 
-def _add_messages(
+def add_messages(
     energies: Tensor, table: Tensor, marginals: Tensor, first: Tensor, second: Tensor
 ) -> Tensor:
     """energies [N, K] plus the messages of edges with table [E, K, K], both ways."""
@@ -41,7 +41,7 @@ def mean_field_eager(unary: Tensor, potential: FactoredPotential, iterations: in
     ).unflatten(1, potential.bias.shape)
     marginals = (-unary).softmax(1)
     for _ in range(iterations):
-        marginals = (-_add_messages(unary, table, marginals, first, second)).softmax(1)
+        marginals = (-add_messages(unary, table, marginals, first, second)).softmax(1)
     return marginals
 
 
@@ -56,7 +56,7 @@ def mean_field_chunked(unary: Tensor, potential: FactoredPotential, iterations: 
                 potential.source, potential.target, potential.weight, potential.bias, p, q
             )
             table = table.unflatten(1, potential.bias.shape)
-            energies = _add_messages(energies, table, marginals, p, q)
+            energies = add_messages(energies, table, marginals, p, q)
         marginals = (-energies).softmax(1)
     return marginals
 

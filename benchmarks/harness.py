@@ -42,14 +42,23 @@ class Measurement:
     repeats: int
 
 
-def measure(call: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Median and fastest time of a call, and its peak memory; at least 3 runs after a warm-up."""
+def measure(
+    call: Callable[[], Any],
+    device: torch.device,
+    seconds: float,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Median and fastest time of a call, and its peak memory; some runs after two to warm up.
+
+    `clock` gives the seconds on the CPU.
+    """
     call()
     peak = _peak_memory(call, device)
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - begin < seconds and len(times) < 200):
-        times.append(_timed(call, device))
+    while len(times) < repeats or (time.perf_counter() - begin < seconds and len(times) < 200):
+        times.append(_timed(call, device, clock))
     return {
         "median": statistics.median(times),
         "fastest": min(times),
@@ -58,11 +67,11 @@ def measure(call: Callable[[], Any], device: torch.device, seconds: float) -> di
     }
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
+def _timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
     if device.type != "cuda":
-        begin = time.perf_counter()
+        begin = clock()
         call()
-        return time.perf_counter() - begin
+        return clock() - begin
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
     call()

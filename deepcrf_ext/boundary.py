@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from deepcrf_ext.distributed import World
 
 IGNORE_INDEX = 255
 TOLERANCE = 0.0075
@@ -90,6 +93,11 @@ class BoundaryF1:
             )
             self._total[label] += _f1(ours, theirs, limit)
             self._images[label] += 1
+
+    def add_up(self, world: World) -> None:
+        """Adds what all processes counted, each its own images; every process then has the sum."""
+        self._total = world.sum(torch.from_numpy(self._total)).numpy()
+        self._images = world.sum(torch.from_numpy(self._images)).numpy()
 
     def compute(self) -> BoundaryScores:
         """The scores of everything added so far."""

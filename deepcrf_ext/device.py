@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -10,9 +11,14 @@ from deepcrf_ext.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting: "auto", "cpu", "cuda", "cuda:1". Raises InputError if missing."""
+    """The device of a setting: "auto", "cpu", "cuda", "cuda:1". Raises InputError if missing.
+
+    In a process that torchrun started, "auto" and "cuda" are the GPU of its number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

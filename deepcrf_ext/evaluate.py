@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from deepcrf_ext import cli, visualise
 from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.checkpoint import load_model
-from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.data import SegmentationDataset, read_ahead
 from deepcrf_ext.device import autocast, choose_device
+from deepcrf_ext.distributed import ALONE, World, join
 from deepcrf_ext.measuring import add_measuring_options, open_split, output_folder, provenance
 from deepcrf_ext.metrics import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, DeepCRF, Row
@@ -29,7 +30,8 @@ versions and times), iou.png, boundary_f1.png and confusion.png. Mean IoU is ove
 occur in the truth or in the prediction of the split. Boundary F1 (Csurka et al. 2013) compares the
 outlines of the regions, within 0.75 % of the diagonal of the image; of each class it is the mean
 over images, and then the mean over classes. Pixels labelled 255 are not counted. Labels are
-compared at the full size of each image."""
+compared at the full size of each image. Started by torchrun, every process measures a share of
+the images."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def evaluate(
     rows: Mapping[str, Row],
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
+    world: World = ALONE,
     *,
     on_labels: Callable[[int, str, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Evaluation:
@@ -87,6 +90,7 @@ def evaluate(
     model: in eval mode, on the device to use. dataset: its classes are those of the model.
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
     dense_crf: settings of the dense CRF of rows that have one.
+    world: each process measures its share of the images; all get the scores of the whole.
     on_labels: called with the index of the image, the name of the row, its prediction and the truth
         (uint8 and int64 [H, W]), for scores of each image; its time is not counted.
     Raises InputError for a sample that cannot be read.
@@ -96,8 +100,15 @@ def evaluate(
     metrics = {name: SegmentationMetrics(model.num_classes) for name in rows}
     boundaries = {name: BoundaryF1(model.num_classes) for name in rows}
     network_seconds, row_seconds = 0.0, dict.fromkeys(rows, 0.0)
-    for index in tqdm(range(len(dataset)), "evaluate", unit="image", leave=False):
-        image, truth = to_tensors(dataset[index])
+    indices = world.share(len(dataset))
+    for index, (image, truth) in tqdm(
+        zip(indices, read_ahead(dataset, indices), strict=True),
+        "evaluate",
+        len(indices),
+        unit="image",
+        leave=False,
+        disable=not world.is_main,
+    ):
         image = image.to(device)
         start = _now(device)
         with autocast(device, amp):
@@ -113,13 +124,17 @@ def evaluate(
             if on_labels is not None:
                 on_labels(index, name, labels, truth)
             end = _now(device)
-    count = max(len(dataset), 1)
+    for name in rows:
+        metrics[name].add_up(world)
+        boundaries[name].add_up(world)
+    seconds = world.sum(torch.tensor([network_seconds, *row_seconds.values()], dtype=torch.float64))
+    network_mean, *row_means = (seconds / max(len(dataset), 1)).tolist()
     return Evaluation(
         scores={name: metric.compute() for name, metric in metrics.items()},
         boundaries={name: metric.compute() for name, metric in boundaries.items()},
         images=len(dataset),
-        network_seconds=network_seconds / count,
-        row_seconds={name: seconds / count for name, seconds in row_seconds.items()},
+        network_seconds=network_mean,
+        row_seconds=dict(zip(rows, row_means, strict=True)),
     )
 
 
@@ -175,6 +190,11 @@ def _parser() -> ArgumentParser:
 
 def _run(argv: Sequence[str]) -> None:
     arguments = cli.parse(_parser(), argv)
+    with join(arguments.device) as world:
+        _evaluate(arguments, argv, world)
+
+
+def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
     rows = choose_rows(model, arguments.rows)
@@ -182,10 +202,13 @@ def _run(argv: Sequence[str]) -> None:
     dense_crf = dense_crf_settings(arguments, uses_dense_crf, "--rows full, or all")
     dataset = open_split(arguments, config, metadata)
     folder = output_folder(arguments, "evaluate")
-    result = evaluate(model, dataset, rows, config.amp, dense_crf)
+    result = evaluate(model, dataset, rows, config.amp, dense_crf, world)
+    if not world.is_main:
+        return
     classes = dataset.classes
     report = {
         **provenance("evaluate", argv, arguments, config, metadata, device, result.images),
+        "processes": world.size,
         "dense_crf": dense_crf.as_dict() if uses_dense_crf else None,
         "seconds_per_image": {"networks": result.network_seconds, "rows": result.row_seconds},
         "rows": {

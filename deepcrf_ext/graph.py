@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -308,6 +308,12 @@ class EdgeGraph:
     def num_edges(self) -> int:
         """E."""
         return self.targets.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the graph's tensors take."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     @property
     def device(self) -> torch.device:

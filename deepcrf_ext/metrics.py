@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from deepcrf_ext.distributed import World
+
 IGNORE_INDEX = 255
 
 
@@ -102,6 +104,10 @@ class SegmentationMetrics:
         self._check_range("truth", truth[truth != IGNORE_INDEX])
         if truth.numel():
             self._matrix.update(prediction, truth)
+
+    def add_up(self, world: World) -> None:
+        """Adds what all processes counted, each its own images; every process then has the sum."""
+        self._matrix.confmat = world.sum(self._matrix.confmat)
 
     def compute(self) -> Scores:
         """The scores of everything added so far."""

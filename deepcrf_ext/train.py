@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import find_checkpoint, load_checkpoint
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import open_dataset
+from deepcrf_ext.distributed import LostProcessError, World, join
+from deepcrf_ext.errors import TrainingError
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.trainer import Trainer
@@ -23,7 +26,8 @@ DESCRIPTION = """Trains a deep structured CRF, piecewise as in the paper or by a
 
 Without options it trains the preset `small` on built-in rendered scenes in a few minutes. The run
 folder holds the settings, metrics.jsonl and TensorBoard events, checkpoints and a picture grid.
-Ctrl-C and SIGTERM end it after the current step; --resume goes on exactly there."""
+Ctrl-C and SIGTERM end it after the current step; --resume goes on exactly there. Several GPUs, or
+machines: torchrun --nproc-per-node N -m deepcrf_ext.train, each process on its part of a batch."""
 
 
 def make_parser() -> ArgumentParser:
@@ -74,11 +78,18 @@ def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
 def train(config: TrainConfig, checkpoint: Path | None = None) -> int:
     """Runs or continues a training; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM.
 
+    In processes that `torchrun` started, they train together.
+
     Raises:
         InputError: settings, data or checkpoint cannot be used.
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or another process has ended.
         OSError: the run folder cannot be written.
     """
+    with join(config.device) as world:
+        return _train(config, checkpoint, world)
+
+
+def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     begin = time.monotonic()
     train_set = open_dataset(
         config.data.dataset, config.data.root, config.data.train_split, config.seed
@@ -86,28 +97,37 @@ def train(config: TrainConfig, checkpoint: Path | None = None) -> int:
     val_set = open_dataset(
         config.data.dataset, config.data.root, config.data.val_split, config.seed
     )
-    trainer = Trainer(config, train_set, val_set)
+    trainer = Trainer(config, train_set, val_set, world)
     if checkpoint is None:
-        folder = create_run_folder(config)
+        folder = world.from_main(create_run_folder(config) if world.is_main else Path())
     else:
         trainer.restore(checkpoint)
         folder = checkpoint.parent
-        write_config(folder, config)
+        if world.is_main:
+            write_config(folder, config)
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(
-        f"{config.data.dataset}: {len(train_set)} training and {len(val_set)} validation images, "
-        f"{train_set.num_classes} classes; {config.model.preset} model, {count:,} parameters on "
-        f"{trainer.device}; writing {folder}"
-    )
-    with StopRequest() as stop:
-        finished = trainer.fit(folder, stop)
-    if not finished:
+    if world.is_main:
+        processes = "" if world.size == 1 else f" in {world.size} processes"
         print(
-            f"stopped after step {trainer.progress.step}; continue with\n"
-            f"  python -m deepcrf_ext.train --resume {folder}",
-            file=sys.stderr,
+            f"{config.data.dataset}: {len(train_set)} training and {len(val_set)} validation "
+            f"images, {train_set.num_classes} classes; {config.model.preset} model, {count:,} "
+            f"parameters on {trainer.device}{processes}; writing {folder}"
         )
-        return stop.exit_code
+    try:
+        with StopRequest() as stop:
+            finished = trainer.fit(folder, stop)
+    except LostProcessError as error:
+        raise TrainingError(f"{error}; all can go on with --resume {folder}") from error
+    if not finished:
+        if world.is_main:
+            print(
+                f"stopped after step {trainer.progress.step}; continue with\n"
+                f"  python -m deepcrf_ext.train --resume {folder}",
+                file=sys.stderr,
+            )
+        return stop.exit_code or 128 + signal.SIGTERM  # another process was asked to stop
+    if not world.is_main:
+        return 0
     write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
     print(
         f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "

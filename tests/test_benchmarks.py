@@ -87,3 +87,40 @@ def test_agreement_of_the_dense_crf_is_recorded(
         ours, theirs = fact["exact"]["deepcrf_ext"], fact["exact"]["pydensecrf2"]
         assert ours["mean_error"] == pytest.approx(theirs["mean_error"], rel=0.05)
     assert "deeplab" in capsys.readouterr().out
+
+
+def test_plain_model_computes_what_the_package_computes() -> None:
+    from eager_model import EagerCRF
+
+    from deepcrf_ext.config import ModelConfig
+    from deepcrf_ext.models import DeepCRF
+    from deepcrf_ext.predict import predict_image
+
+    torch.manual_seed(0)
+    narrow = {"widths": (4, 6), "convs": (1, 1), "pooled_blocks": 2, "head_widths": (8,)}
+    model = DeepCRF(ModelConfig(**narrow, hidden=8, pairwise_hidden=8), 5).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # spreads the energies, so that a prediction holds several labels
+    images = torch.rand(2, 3, 30, 26) * 255
+    labels = torch.randint(5, (2, 30, 26))
+    labels[0, :9] = 255
+    photo = torch.randint(256, (30, 26, 3), dtype=torch.uint8)
+    expected_loss = sum(model.losses(images, labels).values())
+    expected_labels = predict_image(model, photo.numpy(), model.full_row(), amp=False).labels
+    assert len(set(expected_labels.ravel().tolist())) > 1
+    eager = EagerCRF(model)
+    torch.testing.assert_close(eager.loss(images, labels), expected_loss)
+    predicted = eager.predict(photo.permute(2, 0, 1).float())
+    assert (predicted.numpy() == expected_labels).mean() > 0.99  # ties of rounding
+
+
+def test_end_to_end_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_end_to_end
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    bench_end_to_end.main(cases=["small load B=2", "paper load B=2"], seconds=0.0, repeats=1)
+    record = json.loads((tmp_path / "end_to_end-cpu.json").read_text())
+    assert [m["contender"] for m in record["measurements"]] == ["deepcrf_ext", "deepcrf_ext"]
+    assert all(m["median"] > 0 for m in record["measurements"])

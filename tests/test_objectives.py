@@ -64,7 +64,7 @@ def tiny_crf() -> tuple[DeepCRF, list[torch.Tensor], torch.Tensor]:
     model = DeepCRF(MODEL, 3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2)  # spreads the energies
+            parameter.mul_(1.5)  # spreads the energies
     labels = torch.randint(0, 3, (2, 10, 12))
     labels[0, :4] = 255
     return model, model.pyramid(torch.rand(2, 3, 10, 12) * 255), labels
@@ -174,7 +174,7 @@ def test_batch_in_parts_makes_the_step_of_the_whole(
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert a.grad.abs().max() > 0
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6 * float(a.grad.abs().max()))
-        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_without_labels_leaves_the_losses_at_zero(root: Path) -> None:

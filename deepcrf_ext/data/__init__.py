@@ -7,6 +7,7 @@ from pathlib import Path
 from deepcrf_ext.data.base import IGNORE_INDEX, Sample, SegmentationDataset
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.data.images import read_image, read_labels, write_labels
+from deepcrf_ext.data.read_ahead import read_ahead
 from deepcrf_ext.data.scenes import Scenes
 from deepcrf_ext.data.transforms import TrainTransform, to_tensors
 from deepcrf_ext.data.voc import Voc
@@ -19,6 +20,7 @@ __all__ = [
     "SegmentationDataset",
     "TrainTransform",
     "open_dataset",
+    "read_ahead",
     "read_image",
     "read_labels",
     "to_tensors",

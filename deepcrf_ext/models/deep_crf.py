@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +104,14 @@ def node_nll(energies: Tensor, nodes: Tensor, class_weights: Tensor | None = Non
     return weighted_mean(values, node_weights(nodes, class_weights))
 
 
+@contextmanager
+def _random_numbers_of(name: str, seed: int) -> Iterator[None]:
+    """Random numbers that depend on these two alone: not on which other networks there are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        yield
+
+
 class DeepCRF(nn.Module):
     """A CRF over the node grid of an image whose energies are networks.
 
@@ -129,9 +139,11 @@ class DeepCRF(nn.Module):
         self.pyramid = ImagePyramid(config.scales)
         self.blocks = VGGBlocks(config) if config.share_blocks else nn.Identity()
         networks: list[nn.Module] = []
+        seed = int(torch.randint(2**31, (), device="cpu"))
         for name in self.potential_names:
             kind = PairwiseNet if name in config.relations else UnaryNet
-            networks.append(kind(config, num_classes, self._num_scales(name)))
+            with _random_numbers_of(name, seed):
+                networks.append(kind(config, num_classes, self._num_scales(name)))
         self.parts = nn.ModuleList(networks)
         self.register_buffer("class_weights", None, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -142,6 +154,11 @@ class DeepCRF(nn.Module):
     def unary_names(self) -> tuple[str, ...]:
         """Names of the unary potentials."""
         return tuple(name for name in self.potential_names if name not in self.config.relations)
+
+    def parameters_of(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """The parameters of the networks of the named potentials."""
+        networks = (self.parts[self.potential_names.index(name)] for name in names)
+        return [parameter for network in networks for parameter in network.parameters()]
 
     def can_warm_start(self) -> bool:
         """Whether there is a unary for the relations to start from, and a relation."""

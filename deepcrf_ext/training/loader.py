@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, TrainTransform
+from deepcrf_ext.distributed import ALONE, World
 from deepcrf_ext.errors import InputError
 
 
@@ -35,16 +36,22 @@ def batches_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    dataset: SegmentationDataset, config: TrainConfig, epoch: int, first: int = 0
+    dataset: SegmentationDataset,
+    config: TrainConfig,
+    epoch: int,
+    first: int = 0,
+    world: World = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch from number `first` on: images [B, 3, h, w], labels [B, h, w].
+
+    Of every batch, a process gets its part (`World.split`); all together get what one alone would.
 
     Raises InputError when an image cannot be read or images of several sizes meet in a batch.
     """
     order = np.random.default_rng((config.seed, epoch)).permutation(len(dataset)).tolist()
     size = config.batch_size
     batches = [
-        [(epoch, index) for index in order[i * size : (i + 1) * size]]
+        [(epoch, index) for index in world.split(order[i * size : (i + 1) * size])]
         for i in range(first, batches_per_epoch(len(dataset), size))
     ]
     loader = DataLoader(

@@ -37,6 +37,10 @@ class Loss(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        """Names of the potentials whose networks no other loss of the step uses."""
+
     def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
         """The scalar loss of a batch, as `model.inputs` gives it, with labels int64 [B, H, W]."""
 
@@ -49,6 +53,10 @@ class PotentialLoss:
     """The piecewise loss of one potential."""
 
     name: str
+
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
         return model.loss(self.name, inputs, labels)
@@ -64,6 +72,10 @@ class CRFLoss:
     row: Row
     objective: ObjectiveName
     name: str = "crf"
+
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        return self.row.potentials
 
     def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
         energies = model.energies_of(inputs, self.row.potentials)

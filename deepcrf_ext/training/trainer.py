@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from deepcrf_ext.checkpoint import load_checkpoint, load_weights, save_checkpoin
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.device import autocast, choose_device
+from deepcrf_ext.distributed import ALONE, GradientSum, World
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
@@ -54,6 +55,7 @@ class Trainer:
     Args:
         config: the run.
         train_set, val_set: images.
+        world: the processes that train together, each its part of every batch.
 
     Raises InputError when the settings do not fit the model, the data or the machine.
     """
@@ -63,8 +65,14 @@ class Trainer:
         config: TrainConfig,
         train_set: SegmentationDataset,
         val_set: SegmentationDataset,
+        world: World = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.world = config, world
+        if world.size > min(config.batch_size, len(train_set)):
+            raise InputError(
+                f"batch_size: {config.batch_size}, of {len(train_set)} images, must be at least 1 "
+                f"for each of the {world.size} processes"
+            )
         self.train_set, self.val_set = train_set, val_set
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
@@ -102,24 +110,42 @@ class Trainer:
         progress, config = self.progress, self.config
         self.folder = folder
         if config.class_balance == "median_frequency" and self.model.class_weights is None:
-            weights = median_frequency_weights(self.train_set)
+            main = self.world.is_main
+            weights = self.world.from_main(
+                median_frequency_weights(self.train_set) if main else None
+            )
+            assert weights is not None
             self.model.class_weights = weights.to(self.device)
-        log = MetricsLog(folder, progress.step)
+        log = MetricsLog(folder, progress.step) if self.world.is_main else None
         total = config.epochs * self.per_epoch
         try:
             if progress.step == 0:
                 self.save("last.pt")
-            with tqdm(total=total, initial=progress.step, unit="step", smoothing=0.05) as bar:
+            with tqdm(
+                total=total,
+                initial=progress.step,
+                unit="step",
+                smoothing=0.05,
+                disable=not self.world.is_main,
+            ) as bar:
                 while progress.epoch < config.epochs:
                     if not self._finish_epoch(bar, log, stop):
                         self.save("last.pt")
                         return False
             return True
         finally:
-            log.close()
+            if log is not None:
+                log.close()
 
     def save(self, name: str) -> None:
-        """Writes a checkpoint that training can go on from into the run folder."""
+        """Writes a checkpoint that training can go on from into the run folder.
+
+        To be called by every process; one of them writes.
+        """
+        self._share_statistics()
+        self.last_saved = time.monotonic()
+        if not self.world.is_main:
+            return
         weights = self.model.class_weights
         save_checkpoint(
             self.folder / name,
@@ -135,47 +161,56 @@ class Trainer:
                 "class_weights": None if weights is None else weights.tolist(),
             },
         )
-        self.last_saved = time.monotonic()
 
-    def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog, stop: StopRequest) -> bool:
+    def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog | None, stop: StopRequest) -> bool:
         """The rest of the epoch, its validation and checkpoint; False when asked to stop."""
         progress, config = self.progress, self.config
         self._enter_stage()
         self.model.train()
         bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
-        for images, labels in epoch_batches(self.train_set, config, progress.epoch, progress.batch):
+        for images, labels in self._batches():
             losses = self.step(images, labels)
             lr = self.optimiser.param_groups[0]["lr"]
-            log.write("train", progress.step, {"loss": losses, "lr": lr})
+            if log is not None:
+                log.write("train", progress.step, {"loss": losses, "lr": lr})
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             bar.update()
-            if stop.signal is not None:
+            overdue = time.monotonic() - self.last_saved > 60 * config.save_minutes
+            stopping, saving = self.world.any(stop.signal is not None, overdue)
+            if stopping:
                 return False
-            if time.monotonic() - self.last_saved > 60 * config.save_minutes:
+            if saving:
                 self.save("last.pt")
         improved = False
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             bar.set_description("validating")
             trained = self.stages[progress.stage].potentials
+            self._share_statistics()
             scores = validate(
-                self.model, self.val_set, config.amp, trained, lambda: stop.signal is not None
+                self.model,
+                self.val_set,
+                config.amp,
+                trained,
+                lambda: stop.signal is not None,
+                self.world,
             )
             if scores is None:
                 return False
             means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
             result = {title: score.mean_iou for title, score in scores.items()}
-            log.write(
-                "val",
-                progress.step,
-                {
-                    "epoch": progress.epoch + 1,
-                    "train_loss": means,
-                    "mean_iou": result,
-                    "pixel_accuracy": {t: score.pixel_accuracy for t, score in scores.items()},
-                    "nll": {title: score.nll for title, score in scores.items()},
-                },
-            )
-            bar.write(_summary(progress.epoch + 1, means, result), file=None)
+            if log is not None:
+                log.write(
+                    "val",
+                    progress.step,
+                    {
+                        "epoch": progress.epoch + 1,
+                        "train_loss": means,
+                        "mean_iou": result,
+                        "pixel_accuracy": {t: score.pixel_accuracy for t, score in scores.items()},
+                        "nll": {title: score.nll for title, score in scores.items()},
+                    },
+                )
+                bar.write(_summary(progress.epoch + 1, means, result), file=None)
             if trained == self.model.potential_names:
                 final = list(result.values())[-1]
                 improved = final > progress.best
@@ -199,15 +234,31 @@ class Trainer:
                 self.model.start_relations_from_unary()
             self.progress.stage += 1
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's parts of the batches that are left of the epoch."""
+        progress = self.progress
+        return epoch_batches(
+            self.train_set, self.config, progress.epoch, progress.batch, self.world
+        )
+
+    def _share_statistics(self) -> None:
+        """Averages the running statistics of batch normalisation over the processes.
+
+        They are linear in those of the batches, so it does not matter how often.
+        """
+        names = ("running_mean", "running_var")
+        buffers = self.model.named_buffers()
+        self.world.average_(buffer for name, buffer in buffers if name.endswith(names))
+
     def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
-        """`part_weights` of a step's parts, given by their labels."""
-        if len(parts) == 1:
+        """`part_weights` of this process's parts of a step, given by their labels."""
+        if len(parts) == self.world.size == 1:
             return torch.ones(len(objective), 1, device=self.device)
         counts = part_counts(self.model, objective, parts)
-        return part_weights(counts, counts.sum(1))
+        return part_weights(counts, self.world.sum(counts.sum(1)))
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One optimiser step on a batch; returns its losses by name.
+        """One optimiser step on a batch; returns the losses of the whole batch by name.
 
         The batch is computed in parts (`TrainConfig.accumulate`), and each loss of the stage's
         objective runs its backward pass alone, down to what potentials share; that runs its own
@@ -215,7 +266,7 @@ class Trainer:
         weights are then as before.
 
         Args:
-            images: float32 RGB [B, 3, H, W], 0..255.
+            images: float32 RGB [B, 3, H, W], 0..255; of several processes, this one's part.
             labels: int64 [B, H, W], 255 = ignore.
         """
         progress, config = self.progress, self.config
@@ -227,6 +278,7 @@ class Trainer:
         weights = self._part_weights(objective, [part for _, part in parts])
         self.optimiser.zero_grad()
         results = torch.zeros(len(objective), device=self.device)
+        gradients = GradientSum(self.world)
         for part, (part_images, part_labels) in enumerate(parts):
             with autocast(self.device, config.amp):
                 inputs = self.model.inputs(part_images, stage.potentials)
@@ -237,11 +289,15 @@ class Trainer:
                 weighted = weights[index, part] * mean
                 weighted.backward()
                 results[index] += weighted.detach()
+                if part + 1 == len(parts):
+                    gradients.start(self.model.parameters_of(loss.potentials))
             torch.autograd.backward(
                 [scale for scale in inputs if scale.requires_grad],
                 [leaf.grad for leaf in leaves if leaf.requires_grad],
             )
-        losses = {loss.name: value for loss, value in zip(objective, results.tolist(), strict=True)}
+        gradients.finish(self.model.parameters())
+        values = self.world.sum(results).tolist()
+        losses = {loss.name: value for loss, value in zip(objective, values, strict=True)}
         for name, value in losses.items():
             if not abs(value) < float("inf"):
                 raise TrainingError(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.data import SegmentationDataset, read_ahead, to_tensors
 from deepcrf_ext.device import autocast
+from deepcrf_ext.distributed import World
 from deepcrf_ext.metrics import IGNORE_INDEX, SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.visualise import colour, picture_grid
@@ -58,10 +59,12 @@ def validate(
     amp: bool | None,
     trained: Sequence[str],
     stop: Callable[[], bool],
+    world: World,
 ) -> dict[str, Measured] | None:
     """`validation_rows` over a data set at full size; None when `stop` says so.
 
-    Rows with a potential that is not among `trained` are left out. Leaves the model in eval mode.
+    Rows with a potential that is not among `trained` are left out. Each process measures its share
+    of the images, and the scores are those of all. Leaves the model in eval mode.
     """
     model.eval()
     rows = {
@@ -70,23 +73,28 @@ def validate(
         if set(row.potentials) <= set(trained)
     }
     metrics = {title: SegmentationMetrics(dataset.num_classes) for title in rows}
-    nll, pixels = dict.fromkeys(rows, 0.0), 0
-    for index in range(len(dataset)):
+    sums = torch.zeros(1 + len(rows), dtype=torch.float64)  # valid pixels, then each row's nll
+    for image, labels in read_ahead(dataset, world.share(len(dataset))):
         if stop():
-            return None
-        image, labels = to_tensors(dataset[index])
-        pixels += int((labels != IGNORE_INDEX).sum())
-        for title, marginals in predict_rows(model, image, rows, amp).items():
+            break
+        sums[0] += (labels != IGNORE_INDEX).sum()
+        predictions = predict_rows(model, image, rows, amp)
+        for position, (title, marginals) in enumerate(predictions.items(), 1):
             metrics[title].update(marginals.argmax(0).cpu(), labels)
             logs = marginals.clamp(min=torch.finfo(marginals.dtype).tiny).log()
             truth = labels.to(logs.device)
-            nll[title] += functional.nll_loss(
+            sums[position] += functional.nll_loss(
                 logs[None], truth[None], ignore_index=IGNORE_INDEX, reduction="sum"
-            ).item()
+            ).cpu()
+    if any(world.any(stop())):
+        return None
+    pixels, *nll = world.sum(sums).tolist()
+    for metric in metrics.values():
+        metric.add_up(world)
     scores = {title: metric.compute() for title, metric in metrics.items()}
     return {
-        title: Measured(score.mean_iou, score.pixel_accuracy, nll[title] / max(1, pixels))
-        for title, score in scores.items()
+        title: Measured(score.mean_iou, score.pixel_accuracy, total / max(1, pixels))
+        for (title, score), total in zip(scores.items(), nll, strict=True)
     }
 
 

@@ -1,0 +1,312 @@
+"""Data-parallel training on many GPUs: arithmetic, and a simulation of its steps that checks it.
+
+    python benchmarks/simulate_scaling.py                   # the table of docs/scaling.md
+    python benchmarks/simulate_scaling.py --check_steps 5   # beside two real processes on two cores
+
+Each process computes its images potential by potential; when all have the gradient of one, its
+all-reduce starts while the next is computed; the optimiser waits for the last. Loader processes
+make batches ahead. Times of single pieces of work vary at random, so that the slowest process of
+every step is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import RESULTS, machine
+from jsonargparse import auto_cli
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepcrf_ext.config import PresetName, preset
+from deepcrf_ext.data import open_dataset
+from deepcrf_ext.distributed import join
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.relations import relation_box
+from deepcrf_ext.training.loader import epoch_batches
+from deepcrf_ext.training.trainer import Trainer
+
+STEPS = 400  # of a simulation
+PREFETCH = 2  # batches that a loader process has ready, torch's default
+
+
+@dataclass(frozen=True)
+class Potential:
+    """One potential's work: operations an image, forward and backward, and bytes of gradients."""
+
+    name: str
+    operations: float
+    gradient_bytes: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the processes run on.
+
+    rate: operations a second that a process reaches on average.
+    bandwidth: bytes a second of an all-reduce's bus, counting 2 (n - 1) / n bytes for each byte.
+    latency: seconds of one hop of an all-reduce.
+    update_bandwidth: bytes a second of memory that the optimiser's pass reaches.
+    jitter: standard deviation of the logarithm of every time.
+    load_seconds: time of a loader process for one image.
+    loaders: loader processes for each training process.
+    """
+
+    name: str
+    processes: int
+    rate: float
+    bandwidth: float
+    latency: float = 15e-6
+    update_bandwidth: float = 2e12
+    jitter: float = 0.05
+    load_seconds: float = 0.01
+    loaders: int = 8
+
+    def all_reduce(self, num_bytes: float) -> float:
+        """Seconds to add up so many bytes over all processes."""
+        n = self.processes
+        hops = 2 * min(n - 1, int(np.ceil(np.log2(n))))  # a tree where that is shorter
+        return 2 * (n - 1) / n * num_bytes / self.bandwidth + hops * self.latency
+
+
+@dataclass(frozen=True)
+class Step:
+    """Mean seconds of a step, and of its parts that are waited for."""
+
+    total: float
+    compute: float
+    exposed: float  # all-reduce that no computation hides
+    stragglers: float
+    loading: float
+
+
+def count_potentials(name: PresetName, num_classes: int) -> list[Potential]:
+    """Every potential of a preset, counted on its training crop."""
+    config = preset(name)
+    assert config.data.crop is not None
+    with torch.device("meta"):
+        model = DeepCRF(config.model, num_classes)
+    height, width = model.grid_size(*config.data.crop)
+    potentials = []
+    for potential, network in zip(model.potential_names, model.parts, strict=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+            pyramid = [torch.empty(1, 3, *size) for size in model.pyramid.sizes(*config.data.crop)]
+            network.to_empty(device="cpu")
+            network(pyramid[:1] if potential == "unary_1scale" else pyramid)
+        operations = 3.0 * counter.get_total_flops()
+        if potential in config.model.relations:
+            box = relation_box(config.model.relations[potential], height, width)
+            edges = height * width * (box.bottom - box.top + 1) * (box.right - box.left + 1)
+            operations += 6.0 * edges * config.model.pairwise_hidden * num_classes**2
+        size = sum(4 * parameter.numel() for parameter in network.parameters())
+        potentials.append(Potential(potential, operations, size))
+    return potentials
+
+
+def arithmetic(potentials: Sequence[Potential], cluster: Cluster, images: int) -> Step:
+    """A step without any variation, `images` in each process: what can be reckoned by hand."""
+    finished = sent = 0.0
+    for potential in potentials:
+        finished += images * potential.operations / cluster.rate
+        sent = max(sent, finished) + cluster.all_reduce(potential.gradient_bytes)
+    update = 5 * sum(p.gradient_bytes for p in potentials) / cluster.update_bandwidth
+    step = sent + update
+    loading = images * cluster.load_seconds / cluster.loaders
+    return Step(
+        max(step, loading), finished + update, sent - finished, 0.0, max(0.0, loading - step)
+    )
+
+
+def simulate(potentials: Sequence[Potential], cluster: Cluster, images: int) -> Step:
+    """The mean step of `STEPS`, every piece of work with its own random time."""
+    random = np.random.default_rng(0)
+    n, loaders = cluster.processes, cluster.loaders
+
+    def vary(size: int | tuple[int, int]) -> np.ndarray:
+        return random.lognormal(-(cluster.jitter**2) / 2, cluster.jitter, size)
+
+    update = 5 * sum(p.gradient_bytes for p in potentials) / cluster.update_bandwidth
+    loader_free = np.zeros((n, loaders))  # when each loader process can begin its next batch
+    taken = np.zeros((n, loaders, PREFETCH))  # when its latest batches were taken from it
+    now, loading, stragglers, exposed = 0.0, 0.0, 0.0, 0.0
+    for step in range(STEPS + loaders * PREFETCH):
+        if step == loaders * PREFETCH:  # the loaders' head start is over
+            start, loading, stragglers, exposed = now, 0.0, 0.0, 0.0
+        loader, slot = step % loaders, step // loaders % PREFETCH
+        begin = np.maximum(loader_free[:, loader], taken[:, loader, slot])
+        ready = begin + images * cluster.load_seconds * vary(n)
+        loader_free[:, loader] = ready
+        clock = np.maximum(now, ready)
+        taken[:, loader, slot] = clock
+        loading += float(clock.max() - now)
+        sent = 0.0
+        mean_clock = float(clock.max())
+        clock[:] = mean_clock
+        for potential in potentials:
+            seconds = images * potential.operations / cluster.rate
+            clock = clock + seconds * vary(n)
+            mean_clock += seconds
+            sent = max(sent, float(clock.max())) + cluster.all_reduce(potential.gradient_bytes)
+        stragglers += float(clock.max()) - mean_clock
+        exposed += sent - float(clock.max())
+        now = sent + update
+    total = (now - start) / STEPS
+    waits = (exposed / STEPS, stragglers / STEPS, loading / STEPS)
+    return Step(total, total - sum(waits), *waits)
+
+
+def settings(images: int, load_seconds: float, rate: float) -> list[tuple[Cluster, int, int]]:
+    """Assumed H100s at `rate`, NVLink within a machine of 8, a fast or a slow network between.
+
+    With each, images of a process in a step, and into how many runs the potentials are divided.
+    """
+    one = Cluster("1 GPU", 1, rate, 300e9, load_seconds=load_seconds)
+    fast = replace(one, name="64 GPUs, 8 x 400 Gb/s", processes=64, bandwidth=150e9)
+    slow = replace(one, name="64 GPUs, 1 x 100 Gb/s", processes=64, bandwidth=10e9)
+    quarter = replace(slow, name="... as 4 x 16, a potential each", processes=16)
+    return [
+        (one, images, 1),
+        (replace(one, name="8 GPUs, NVLink", processes=8), images, 1),
+        (fast, images, 1),
+        (slow, images, 1),
+        (replace(slow, name="... 4 times the images a step"), 4 * images, 1),
+        (quarter, 4 * images, 4),
+    ]
+
+
+def run_table(images: int, epoch: int, load_seconds: float, rate: float) -> list[dict[str, Any]]:
+    """Prints arithmetic beside simulation for preset paper; returns the rows."""
+    potentials = count_potentials("paper", 21)
+    operations = sum(p.operations for p in potentials)
+    gradient_bytes = sum(p.gradient_bytes for p in potentials)
+    print(
+        f"\npaper: {operations / 1e12:.3g} TFLOP an image, {gradient_bytes / 1e6:.4g} MB of "
+        f"gradients; a GPU: {rate / 1e12:.0f} TFLOP/s; a loader: {load_seconds * 1e3:.1f} ms an "
+        f"image\n{'':32} {'images':>6} {'by hand':>9} {'simulated':>9} {'all-reduce':>10} "
+        f"{'slowest':>8} {'loading':>8} {'images/s':>9} {'per GPU':>8} {'epoch':>8}"
+    )
+    rows: list[dict[str, Any]] = []
+    for cluster, count, runs in settings(images, load_seconds, rate):
+        # Of runs side by side, the one that trains most decides.
+        trained = potentials if runs == 1 else [max(potentials, key=lambda p: p.operations)]
+        by_hand = arithmetic(trained, cluster, count)
+        step = simulate(trained, cluster, count)
+        speed = cluster.processes * count / step.total
+        share = speed / (cluster.processes * runs)
+        share /= 1 if not rows else rows[0]["images_per_second"]
+        print(
+            f"{cluster.name:32} {count * cluster.processes:6} {by_hand.total * 1e3:7.1f}ms "
+            f"{step.total * 1e3:7.1f}ms {step.exposed * 1e3:8.1f}ms {step.stragglers * 1e3:6.1f}ms "
+            f"{step.loading * 1e3:6.1f}ms {speed:9.0f} {1 if not rows else share:8.0%} "
+            f"{epoch / speed / 60:5.1f}min"
+        )
+        rows.append(
+            {
+                "cluster": asdict(cluster),
+                "images": count,
+                "runs": runs,
+                "by_hand": asdict(by_hand),
+                "simulated": asdict(step),
+                "images_per_second": speed,
+            }
+        )
+    return rows
+
+
+def step_seconds(batch_size: int, count: int) -> tuple[float, float]:
+    """Mean seconds of a training step of preset small in this world, and of its all-reduce."""
+    config = replace(preset("small"), warm_start=0.0, batch_size=batch_size, device="cpu")
+    data = open_dataset("scenes", None, "train")
+    with join("cpu") as world:
+        trainer = Trainer(config, data, data, world)
+        trainer.model.train()
+        batch = next(epoch_batches(data, config, 0, 0, world))
+        trainer.step(*batch)
+        world.any(True)
+        begin = time.perf_counter()
+        for _ in range(count):
+            trainer.step(*batch)
+        world.any(True)
+        step = (time.perf_counter() - begin) / count
+        flat = torch.zeros(sum(p.numel() for p in trainer.model.parameters()))
+        begin = time.perf_counter()
+        for _ in range(count if world.size > 1 else 0):
+            distributed.all_reduce(flat)
+        return step, (time.perf_counter() - begin) / count
+
+
+def check(count: int) -> dict[str, float]:
+    """Two real processes, a core each, against the simulation fed with one process's times."""
+    torch.set_num_threads(1)
+    alone = step_seconds(4, count)[0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [__file__, f"--worker={count}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    measured, reduce = json.loads(done.stdout.splitlines()[-1])
+    potentials = count_potentials("small", 12)
+    size = sum(p.gradient_bytes for p in potentials)
+    cluster = Cluster(
+        "2 processes",
+        2,
+        rate=4 * sum(p.operations for p in potentials) / alone,
+        bandwidth=size / reduce,
+        latency=0.0,
+        update_bandwidth=float("inf"),  # part of the step that was measured
+        load_seconds=0.0,
+    )
+    simulated = simulate(potentials, cluster, 4).total
+    print(
+        f"one process, 4 images {alone * 1e3:.0f} ms; all-reduce of {size / 1e6:.0f} MB "
+        f"{reduce * 1e3:.0f} ms; two processes, 8 images: simulated {simulated * 1e3:.0f} ms, "
+        f"measured {measured * 1e3:.0f} ms"
+    )
+    return {"alone": alone, "all_reduce": reduce, "simulated": simulated, "measured": measured}
+
+
+def main(
+    images: int = 4,
+    epoch: int = 1_000_000,
+    load_seconds: float = 0.01,
+    rate: float = 3e14,
+    check_steps: int = 0,
+    worker: int = 0,
+) -> None:
+    """Prints the table and writes results/scaling.json.
+
+    Args:
+        images: images of a GPU in a step.
+        epoch: images of an epoch.
+        load_seconds: time of one core for one image, of `bench_end_to_end.py`.
+        rate: operations a second of one GPU, averaged over a step.
+        check_steps: steps of a comparison with two real processes; 0 leaves it out.
+        worker: steps to measure as one of them.
+    """
+    if worker:
+        times = step_seconds(8, worker)
+        if os.environ["RANK"] == "0":
+            print(json.dumps(times))
+        return
+    record: dict[str, object] = {"machine": machine(torch.device("cpu"))}
+    if check_steps:
+        record["check"] = check(check_steps)
+    record["table"] = run_table(images, epoch, load_seconds, rate)
+    RESULTS.mkdir(exist_ok=True)
+    path = Path(RESULTS) / "scaling.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,246 @@
+"""Training and evaluation in two processes, over gloo: the same results as in one, and no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from processes import run_processes
+from tiny_run import write_run
+
+from deepcrf_ext import evaluate, train
+from deepcrf_ext.checkpoint import load_checkpoint
+from deepcrf_ext.distributed import GradientSum, World, join
+from deepcrf_ext.training.trainer import Trainer
+
+SETTINGS = """
+model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
+data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
+optim: {lr: 0.02}
+epochs: 3
+batch_size: 3
+validate_every: 1
+device: cpu
+amp: false
+"""
+STEPS_PER_EPOCH = 2
+VOID = 11
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CamVid's layout, with more void in some images than in others."""
+    root = tmp_path_factory.mktemp("camvid")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 7), ("val", 3)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for index in range(count):
+            labels = np.kron(random.integers(0, 4, (3, 4)), np.ones((12, 12))).astype(np.uint8)
+            image = (60 * labels[..., None] + random.integers(0, 20, (36, 48, 3))).astype(np.uint8)
+            labels[:, : 6 * index] = VOID
+            cv2.imwrite(str(root / split / f"{index}.png"), image)
+            cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
+    file = tmp_path / "settings.yaml"
+    file.write_text(SETTINGS)
+    return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
+
+
+def lines(run: Path, kind: str) -> list[dict]:
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == kind]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "last.pt")["model"]
+
+
+def train_in(rank: int, arguments: list[str]) -> int:
+    return train.main(arguments)
+
+
+def train_killed_in(rank: int, arguments: list[str], victim: int, step: int, number: int) -> int:
+    """Training in which one process gets a signal in the middle of a step."""
+    make_weights = Trainer._part_weights
+
+    def interrupt(self, objective, parts):
+        if rank == victim and self.progress.step == step:
+            os.kill(os.getpid(), number)
+        return make_weights(self, objective, parts)
+
+    Trainer._part_weights = interrupt
+    return train.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, with batch normalisation."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = options(folder, data, folder / "run")
+    assert run_processes(train_in, [arguments], folder / "out") == [0, 0]
+    assert "2 processes" in (folder / "out" / "0.txt").read_text()
+    assert (folder / "out" / "1.txt").read_text() == ""
+    return folder / "run"
+
+
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+def test_same_trajectory_as_one_process(data, tmp_path, accumulate):
+    more = ["--model.batch_norm", "false", "--accumulate", accumulate]
+    runs = [tmp_path / "one", tmp_path / "two"]
+    assert train.main(options(tmp_path, data, runs[0], *more)) == 0
+    arguments = options(tmp_path, data, runs[1], *more)
+    assert run_processes(train_in, [arguments], tmp_path / "out") == [0, 0]
+    one, two = (lines(run, "train") for run in runs)
+    assert len(one) == len(two) == 3 * STEPS_PER_EPOCH
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    for name, value in weights(runs[0]).items():
+        torch.testing.assert_close(weights(runs[1])[name], value, rtol=1e-4, atol=1e-6)
+    one, two = (lines(run, "val") for run in runs)
+    assert [line["pixel_accuracy"] for line in two] == [line["pixel_accuracy"] for line in one]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_process_ends_the_run_and_nothing_is_lost(finished, data, tmp_path, victim):
+    run = tmp_path / "run"
+    killed_after = STEPS_PER_EPOCH + 1
+    arguments = [options(tmp_path, data, run), victim, killed_after, signal.SIGKILL]
+    codes = run_processes(train_killed_in, arguments, tmp_path / "out")
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1
+    last = (tmp_path / "out" / f"{1 - victim}.txt").read_text().splitlines()[-1]
+    assert last.startswith(f"error: process {1 - victim} of 2 lost another one")
+    assert f"--resume {run}" in last
+    assert load_checkpoint(run / "last.pt")["step"] == STEPS_PER_EPOCH
+    arguments = [["--resume", str(run), "--data.workers", "1"]]
+    assert run_processes(train_in, arguments, tmp_path / "again") == [0, 0]
+    assert lines(run, "train") == lines(finished, "train")
+    assert lines(run, "val") == lines(finished, "val")
+    expected = weights(finished)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+
+
+def test_one_process_asked_to_stop_stops_all(finished, data, tmp_path):
+    run = tmp_path / "run"
+    arguments = [options(tmp_path, data, run), 1, 2, signal.SIGTERM]
+    codes = run_processes(train_killed_in, arguments, tmp_path / "out")
+    assert codes == [143, 143]
+    assert load_checkpoint(run / "last.pt")["step"] == 3
+    assert run_processes(train_in, [["--resume", str(run)]], tmp_path / "again") == [0, 0]
+    assert lines(run, "train") == lines(finished, "train")
+
+
+def test_batch_must_hold_an_image_for_each_process(data, tmp_path, capsys, monkeypatch):
+    arguments = [options(tmp_path, data, tmp_path / "run", "--batch_size", "1")]
+    assert run_processes(train_in, arguments, tmp_path / "out") == [2, 2]
+    error = (tmp_path / "out" / "1.txt").read_text()
+    assert error.startswith("error: batch_size: 1")
+    assert "2 processes" in error
+
+
+def evaluate_in(rank: int, arguments: list[str]) -> int:
+    return evaluate.main(arguments)
+
+
+def test_sharded_evaluation_is_exact(tmp_path):
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    arguments = ["--checkpoint", str(run), "--rows", "all", "--device", "cpu", "--output"]
+    assert evaluate.main([*arguments, str(tmp_path / "one")]) == 0
+    together = [[*arguments, str(tmp_path / "two")]]
+    assert run_processes(evaluate_in, together, tmp_path / "out") == [0, 0]
+    one, two = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")
+    )
+    assert two["rows"].keys() == one["rows"].keys()
+    for name, expected in one["rows"].items():
+        boundary = expected.pop("boundary_f1"), expected.pop("mean_boundary_f1")
+        measured = two["rows"][name]
+        assert measured.pop("boundary_f1") == pytest.approx(boundary[0], rel=1e-12)
+        assert measured.pop("mean_boundary_f1") == pytest.approx(boundary[1], rel=1e-12)
+        assert measured == expected
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["data"]["images"] == 3
+    assert (tmp_path / "out" / "1.txt").read_text() == ""
+
+
+def exchange(rank: int) -> int:
+    """Every method of `World`, and `GradientSum` with some gradients missing."""
+    with join("cpu") as world:
+        assert (world.rank, world.size, world.is_main) == (rank, 2, rank == 0)
+        assert world.sum(torch.tensor([rank, 10])).tolist() == [1, 20]
+        assert world.any(rank == 1, False, True) == [True, False, True]
+        assert world.from_main({"rank": rank}) == {"rank": 0}
+        assert list(world.share(5)) == [[0, 2, 4], [1, 3]][rank]
+        assert world.split([1, 2, 3, 4, 5]) == [[1, 2, 3], [4, 5]][rank]
+        value = torch.tensor([2.0 * rank, 3.0])
+        world.average_([value])
+        assert value.tolist() == [1.0, 3.0]
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (5,))]
+        parameters[0].grad = torch.full((3, 2), rank + 1.0).t()
+        parameters[2].grad = torch.arange(5.0) * (rank + 1)
+        gradients = GradientSum(world)
+        gradients.start(parameters[:2])
+        gradients.finish(parameters)
+        assert parameters[0].grad.tolist() == [[3.0] * 3] * 2
+        assert parameters[1].grad is None
+        assert parameters[2].grad.tolist() == [0, 3, 6, 9, 12]
+    return 0
+
+
+def test_what_processes_exchange(tmp_path):
+    codes = run_processes(exchange, [], tmp_path)
+    assert codes == [0, 0], [path.read_text() for path in tmp_path.iterdir()]
+
+
+def test_alone_nothing_is_exchanged(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join("cpu") as world:
+        assert world == World(0, 1)
+    assert list(world.share(3)) == list(world.split(range(3))) == [0, 1, 2]
+    assert world.any(True, False) == [True, False]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+def test_every_item_is_exactly_one_process_s(size, count):
+    worlds = [World(rank, size) for rank in range(size)]
+    parts = [world.split(list(range(count))) for world in worlds]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sorted(i for world in worlds for i in world.share(count)) == list(range(count))
+
+
+def test_torchrun(finished, data, tmp_path):
+    """The real launcher, and the same run as of the processes of this file."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "deepcrf_ext.train"]
+    done = subprocess.run(
+        [*command, *options(tmp_path, data, run)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert lines(run, "train") == lines(finished, "train")

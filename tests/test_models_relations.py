@@ -1,0 +1,44 @@
+"""The cache of graphs by size."""
+
+from __future__ import annotations
+
+import torch
+
+from deepcrf_ext.config import RelationConfig
+from deepcrf_ext.graph import EdgeGraph, RangeBox
+from deepcrf_ext.models.relations import GraphCache, relation_graph
+
+BOX = RangeBox(-1, 1, -1, 1)
+
+
+def test_equal_arguments_share_a_graph() -> None:
+    relation, device = RelationConfig("surrounding"), torch.device("cpu")
+    graph = relation_graph(relation, 2, 5, 6, device)
+    assert relation_graph(RelationConfig("surrounding"), 2, 5, 6, device) is graph
+    assert relation_graph(relation, 1, 5, 6, device).num_nodes == 30
+    assert graph.num_nodes == 60
+
+
+def test_cache_is_bounded_by_bytes() -> None:
+    graphs = [EdgeGraph.from_range_box(4, 5, BOX) for _ in range(4)]
+    size = graphs[0].num_bytes
+    assert size == 2 * 8 * 21 + (4 + 4 + 8) * graphs[0].num_edges
+    cache = GraphCache(max_bytes=2 * size)
+    cache.put(0, graphs[0])
+    cache.put(1, graphs[1])
+    assert cache.get(0) is graphs[0]  # now 1 is the one unused longest
+    cache.put(2, graphs[2])
+    assert [cache.get(key) for key in range(3)] == [graphs[0], None, graphs[2]]
+    assert (len(cache), cache.num_bytes) == (2, 2 * size)
+
+
+def test_a_graph_above_the_bound_is_kept_alone() -> None:
+    small, large = (EdgeGraph.from_range_box(n, n, BOX) for n in (2, 9))
+    cache = GraphCache(max_bytes=small.num_bytes)
+    cache.put("small", small)
+    cache.put("large", large)
+    assert cache.get("small") is None
+    assert cache.get("large") is large
+    cache.put("small", small)
+    assert cache.get("large") is None
+    assert cache.num_bytes == small.num_bytes
