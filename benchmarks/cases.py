@@ -50,10 +50,20 @@ def make_problem(
     case: Case, device: torch.device, requires_grad: bool
 ) -> tuple[dc.FactoredPotential, Tensor, Tensor]:
     """A potential, unary energies [N, K] and labels [N]; same seed, same numbers."""
-    torch.manual_seed(0)
-    graph = case.graph(device)
-    nodes, labels, features = graph.num_nodes, case.labels, case.features
     dtype = getattr(torch, case.dtype)
+    return random_problem(case.graph(device), case.labels, case.features, dtype, requires_grad)
+
+
+def random_problem(
+    graph: dc.EdgeGraph,
+    labels: int,
+    features: int,
+    dtype: torch.dtype = torch.float32,
+    requires_grad: bool = True,
+) -> tuple[dc.FactoredPotential, Tensor, Tensor]:
+    """The same on any graph."""
+    torch.manual_seed(0)
+    nodes, device = graph.num_nodes, graph.device
 
     def leaf(*size: int, scale: float = 1.0) -> Tensor:
         value = (torch.randn(size) * scale).to(device, dtype)

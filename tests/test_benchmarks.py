@@ -124,3 +124,17 @@ def test_end_to_end_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     record = json.loads((tmp_path / "end_to_end-cpu.json").read_text())
     assert [m["contender"] for m in record["measurements"]] == ["deepcrf_ext", "deepcrf_ext"]
     assert all(m["median"] > 0 for m in record["measurements"])
+
+
+def test_scaling_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_scaling
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_scaling, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_scaling, "SIDES", (3, 5))
+    bench_scaling.main(seconds=0.0, axes=["edges"])
+    points = json.loads((tmp_path / "scaling-cpu.json").read_text())["points"]
+    assert [p["value"] for p in points if p["operator"] == "loss"] == [72, 336]
+    assert all(p["nanoseconds_per_unit"] > 0 for p in points)
+    assert (tmp_path / "scaling-cpu.png").stat().st_size > 0
