@@ -91,8 +91,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--row",
         type=str | None,
-        help=f"Potentials to use, one of {', '.join(ROWS)}. Default: the last of these that the "
-        "checkpoint has the networks for.",
+        help=f"Potentials to use, one of {', '.join(ROWS)}. Default: the last row that the "
+        "checkpoint offers.",
     )
     add_dense_crf_options(parser)
     parser.add_argument(

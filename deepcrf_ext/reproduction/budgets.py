@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, Row
+from deepcrf_ext.models import ROWS, DeepCRF, Row
 from deepcrf_ext.refine import DenseCRFSettings
 
 BUDGETS: dict[str, str] = {
@@ -112,16 +114,16 @@ class Plan:
     dense_crf: DenseCRFSettings
 
     def rows(self) -> dict[str, Row]:
-        """The rows of the ablation that this training has all potentials for; not empty.
+        """The rows that the trained model offers (`DeepCRF.rows`); not empty.
 
         Raises InputError if there is none.
         """
-        model = self.train.model
-        have = set(model.potentials or model.all_potentials())
-        rows = {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
+        with torch.device("meta"):  # the networks without their weights
+            model = DeepCRF(self.train.model, 1)
+        rows = model.rows()
         if not rows:
             raise InputError(
-                f"train.model.potentials: {', '.join(sorted(have))} make none of the rows "
+                f"train.model.potentials: {', '.join(model.potential_names)} make none of the rows "
                 f"{', '.join(ROWS)}"
             )
         return rows
