@@ -20,7 +20,10 @@ set(DEEPCRF_CUDA_SOURCES
     cuda/pairwise_messages_backward.cu
     cuda/mean_field.cu
     cuda/pairwise_nll.cu
-    cuda/pairwise_nll_fused.cu)
+    cuda/pairwise_nll_fused.cu
+    cuda/permutohedral_lattice.cu
+    cuda/permutohedral_filter.cu
+    cuda/dense_crf.cu)
 
 set(DEEPCRF_BINDING_SOURCES
     bindings/module.cpp
@@ -37,6 +40,8 @@ list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_BINDING_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
-# Every instruction set places features in the same simplex, to the last bit.
+# Every instruction set and device places features in the same simplex, to the last bit.
 set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/cpu/permutohedral_lattice.cpp
     PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
+set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/cuda/permutohedral_lattice.cu
+    PROPERTIES COMPILE_OPTIONS $<IF:$<COMPILE_LANGUAGE:CUDA>,--fmad=false,-ffp-contract=off>)

@@ -54,3 +54,12 @@ def operator_target(request: pytest.FixtureRequest) -> Target:
 def host_target(request: pytest.FixtureRequest) -> Target:
     """As `target`, on CPU tensors only: there label values are looked at before the work."""
     return request.param
+
+
+@pytest.fixture(
+    params=[target for target in OPERATOR_TARGETS if target.name != "cpu"],
+    ids=lambda target: target.name,
+)
+def cuda_target(request: pytest.FixtureRequest) -> Target:
+    """Every target that runs the CUDA kernels, active while its tests run."""
+    return request.param

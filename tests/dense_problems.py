@@ -7,16 +7,17 @@ import torch
 from targets import TARGETS
 from torch import Tensor
 
-# What has a dense CRF: the reference and the CPU.
-every_target = pytest.mark.parametrize(
-    "target",
-    [target for target in TARGETS if target.name in ("reference", "cpu")],
-    ids=lambda target: target.name,
-)
+every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
 
 def scene(
-    height: int, width: int, num_labels: int, *, batch: int = 1, seed: int = 0
+    height: int,
+    width: int,
+    num_labels: int,
+    device: torch.device | str = "cpu",
+    *,
+    batch: int = 1,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Noisy energies float32 [B, K, H, W] of coloured rectangles, and their image uint8."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,4 +35,4 @@ def scene(
     image += 6 * torch.randn(image.shape, generator=generator)
     energies = torch.randn(batch, num_labels, height, width, generator=generator)
     energies.scatter_add_(1, labels[:, None], torch.full_like(energies[:, :1], -1.5))
-    return energies, image.clamp(0, 255).to(torch.uint8)
+    return energies.to(device), image.clamp(0, 255).to(device, torch.uint8)

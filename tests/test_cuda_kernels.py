@@ -15,7 +15,7 @@ from problems import (
     random_graph,
     value_and_gradients,
 )
-from targets import OPERATOR_TARGETS, Target
+from targets import Target
 
 from deepcrf_ext import reference
 from deepcrf_ext.ops import _backend, _pairwise_nll_chunks
@@ -35,15 +35,6 @@ PROBLEMS = {
     "features": lambda: make_problem([random_graph(20, 30, 5)], [FACTORED], 3, 513),
     "grid": lambda: grid_problem(9, 7, FACTORED, 5, 24),
 }
-
-
-@pytest.fixture(
-    params=[target for target in OPERATOR_TARGETS if target.name != "cpu"],
-    ids=lambda target: target.name,
-)
-def cuda_target(request: pytest.FixtureRequest) -> Target:
-    """Every target that runs the CUDA kernels, active while its tests run."""
-    return request.param
 
 
 @pytest.fixture(params=["fused", "chunks"])

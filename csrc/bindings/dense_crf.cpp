@@ -6,9 +6,17 @@ namespace deepcrf {
 
 namespace {
 
+template <class Lattice>
+struct Call {
+  Device device;
+  std::vector<DenseKernel<Lattice>> kernels;
+  DenseCRFArguments arguments;
+};
+
 // Each kernel is (lattice, splat_scale, slice_scale, compatibility).
-void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterations,
-               const py::object& marginals, int num_threads, uintptr_t stream) {
+template <class Lattice>
+Call<Lattice> checked_call(const py::list& kernels, const py::object& unary, int64_t iterations,
+                           const py::object& marginals) {
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();
@@ -17,12 +25,11 @@ void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterati
   DEEPCRF_CHECK(K > 0 && N > 0, "unary: got K = ", K, ", N = ", N, ", must be positive");
   DEEPCRF_CHECK(iterations >= 0, "iterations: got ", iterations, ", must not be negative");
 
-  std::vector<DenseKernel> dense;
+  std::vector<DenseKernel<Lattice>> dense;
   for (const py::handle& handle : kernels) {
     const py::tuple kernel = handle.cast<py::tuple>();
     expect_count(kernel, 4, "kernel");
-    const PermutohedralLattice lattice =
-        permutohedral_lattice_view(kernel[0].cast<py::tuple>(), device);
+    const Lattice lattice = lattice_view<Lattice>(kernel[0].cast<py::tuple>(), device);
     DEEPCRF_CHECK(lattice.num_values == N, "lattice: got ", lattice.num_values,
                   " positions, must be ", N);
     const int64_t dim = kernel[3].attr("dim")().cast<int64_t>();
@@ -39,14 +46,38 @@ void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterati
                                        iterations,
                                        energies.untyped_data(),
                                        untyped(marginals, "marginals", dtype, device, {K, N})};
-  DEEPCRF_LAUNCH_CPU(device, dense_crf, dense, arguments, execution_context(num_threads, stream));
+  return {device, dense, arguments};
+}
+
+int64_t dense_crf_workspace(const py::list& kernels, const py::object& unary, int64_t iterations,
+                            const py::object& marginals) {
+  const auto call = checked_call<cuda::PermutohedralLattice>(kernels, unary, iterations, marginals);
+  return DEEPCRF_CUDA_VALUE(dense_crf_workspace, call.kernels, call.arguments);
+}
+
+void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterations,
+               const py::object& marginals, const py::object& workspace, int num_threads,
+               uintptr_t stream) {
+  const Device device = Tensor(unary, "unary").device();
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  if (DEEPCRF_ON_CUDA(device)) {
+    const auto call =
+        checked_call<cuda::PermutohedralLattice>(kernels, unary, iterations, marginals);
+    DEEPCRF_LAUNCH_CUDA_ONLY(device, dense_crf, call.kernels, call.arguments, ctx);
+  } else {
+    const auto call =
+        checked_call<cpu::PermutohedralLattice>(kernels, unary, iterations, marginals);
+    DEEPCRF_LAUNCH_CPU_ONLY(device, dense_crf, call.kernels, call.arguments, ctx);
+  }
 }
 
 }  // namespace
 
 void bind_dense_crf(py::module_& module) {
+  module.def("dense_crf_workspace", &dense_crf_workspace, py::arg("kernels"), py::arg("unary"),
+             py::arg("iterations"), py::arg("marginals"));
   module.def("dense_crf", &dense_crf, py::arg("kernels"), py::arg("unary"), py::arg("iterations"),
-             py::arg("marginals"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("marginals"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

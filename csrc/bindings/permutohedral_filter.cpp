@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 
 #include "bindings/lattice.h"
 
@@ -7,24 +6,44 @@ namespace deepcrf {
 
 namespace {
 
-// Fills vertices and weights, and returns the arrays whose sizes the caller could not know.
+// On the CPU: fills vertices and weights, and returns the arrays whose sizes the caller could not
+// know.
 LatticePoints permutohedral_lattice(const py::object& features, const py::object& vertices,
                                     const py::object& weights, int num_threads, uintptr_t stream) {
   const Tensor values(features, "features");
-  values.expect_shape({-1, -1});
-  const Device device = values.device();
+  values.expect_device({false, 0}).expect_shape({-1, -1});
   const int64_t d = values.size(0), N = values.size(1);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  DEEPCRF_CHECK(d > 0 && d < 256 && N > 0 && N <= kMost / (d + 1), "features: got d = ", d,
-                ", N = ", N, ", must be 1 to 255, and N > 0 with N * (d + 1) < 2^31");
-  int16_t* vertex =
-      Tensor(vertices, "vertices").expect_device(device).expect_shape({N, d + 1}).data<int16_t>();
-  float* weight =
-      Tensor(weights, "weights").expect_device(device).expect_shape({N, d + 1}).data<float>();
+  expect_lattice_size(N, d, "features");
+  int16_t* vertex = Tensor(vertices, "vertices")
+                        .expect_device(values.device())
+                        .expect_shape({N, d + 1})
+                        .data<int16_t>();
+  float* weight = Tensor(weights, "weights")
+                      .expect_device(values.device())
+                      .expect_shape({N, d + 1})
+                      .data<float>();
   LatticePoints points;
-  DEEPCRF_LAUNCH_CPU(device, permutohedral_lattice, values.data<float>(), N, d, vertex, weight,
-                     &points, execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH_CPU_ONLY(values.device(), permutohedral_lattice, values.data<float>(), N, d,
+                          vertex, weight, &points, execution_context(num_threads, stream));
   return points;
+}
+
+int64_t permutohedral_lattice_workspace(const py::object& features) {
+  const Tensor values(features, "features");
+  values.expect_shape({-1, -1});
+  expect_lattice_size(values.size(1), values.size(0), "features");
+  return DEEPCRF_CUDA_VALUE(permutohedral_lattice_workspace, values.size(1), values.size(0));
+}
+
+// On CUDA: fills all arrays of a lattice.
+void permutohedral_lattice_cuda(const py::object& features, const py::tuple& lattice,
+                                const py::object& workspace, int num_threads, uintptr_t stream) {
+  const Tensor values(features, "features");
+  const Device device = values.device();
+  const auto view = lattice_view<cuda::PermutohedralLattice>(lattice, device);
+  values.expect_shape({view.num_dims, view.num_values});
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_lattice, values.data<float>(), view, ctx);
 }
 
 template <class T>
@@ -34,18 +53,48 @@ void copy_to(const std::vector<T>& from, const py::object& to, const char* name)
   std::copy(from.begin(), from.end(), tensor.data<T>());
 }
 
+template <class Lattice>
+struct FilterCall {
+  Lattice lattice;
+  DType dtype;
+  int64_t num_channels;
+  const void* values;
+  void* filtered;
+
+  FilterCall(const py::tuple& tensors, const Tensor& input, const py::object& output)
+      : lattice(lattice_view<Lattice>(tensors, input.device())),
+        dtype(input.dtype()),
+        values(input.untyped_data()) {
+    const int64_t N = lattice.num_values;
+    input.expect_shape({N, -1});
+    num_channels = input.size(1);
+    DEEPCRF_CHECK(num_channels > 0, "values: got 0 channels, must be positive");
+    filtered = untyped(output, "filtered", dtype, input.device(), {N, num_channels});
+  }
+};
+
+int64_t permutohedral_filter_workspace(const py::tuple& lattice, const py::object& values,
+                                       const py::object& filtered) {
+  const FilterCall<cuda::PermutohedralLattice> call(lattice, Tensor(values, "values"), filtered);
+  return DEEPCRF_CUDA_VALUE(permutohedral_filter_workspace, call.lattice, call.dtype,
+                            call.num_channels);
+}
+
 void permutohedral_filter(const py::tuple& lattice, const py::object& values, bool transposed,
-                          const py::object& filtered, int num_threads, uintptr_t stream) {
+                          const py::object& filtered, const py::object& workspace, int num_threads,
+                          uintptr_t stream) {
   const Tensor input(values, "values");
   const Device device = input.device();
-  const PermutohedralLattice view = permutohedral_lattice_view(lattice, device);
-  input.expect_shape({view.num_values, -1});
-  const int64_t C = input.size(1);
-  DEEPCRF_CHECK(C > 0, "values: got 0 channels, must be positive");
-  const DType dtype = input.dtype();
-  void* output = untyped(filtered, "filtered", dtype, device, {view.num_values, C});
-  DEEPCRF_LAUNCH_CPU(device, permutohedral_filter, view, dtype, C, input.untyped_data(), transposed,
-                     output, execution_context(num_threads, stream));
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  if (DEEPCRF_ON_CUDA(device)) {
+    const FilterCall<cuda::PermutohedralLattice> call(lattice, input, filtered);
+    DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_filter, call.lattice, call.dtype,
+                             call.num_channels, call.values, transposed, call.filtered, ctx);
+  } else {
+    const FilterCall<cpu::PermutohedralLattice> call(lattice, input, filtered);
+    DEEPCRF_LAUNCH_CPU_ONLY(device, permutohedral_filter, call.lattice, call.dtype,
+                            call.num_channels, call.values, transposed, call.filtered, ctx);
+  }
 }
 
 }  // namespace
@@ -74,8 +123,15 @@ void bind_permutohedral_filter(py::module_& module) {
           py::arg("point_entries"), py::arg("neighbours"));
   module.def("permutohedral_lattice", &permutohedral_lattice, py::arg("features"),
              py::arg("vertices"), py::arg("weights"), py::arg("num_threads"), py::arg("stream"));
+  module.def("permutohedral_lattice_workspace", &permutohedral_lattice_workspace,
+             py::arg("features"));
+  module.def("permutohedral_lattice_cuda", &permutohedral_lattice_cuda, py::arg("features"),
+             py::arg("lattice"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+  module.def("permutohedral_filter_workspace", &permutohedral_filter_workspace, py::arg("lattice"),
+             py::arg("values"), py::arg("filtered"));
   module.def("permutohedral_filter", &permutohedral_filter, py::arg("lattice"), py::arg("values"),
-             py::arg("transposed"), py::arg("filtered"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("transposed"), py::arg("filtered"), py::arg("workspace"),
+             py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

@@ -154,19 +154,16 @@ template <class... Arguments>
 #define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
 #endif
 
-// For operators without a CUDA kernel yet.
-#define DEEPCRF_LAUNCH_CPU(device, op, ...)                                                 \
-  do {                                                                                      \
-    if (DEEPCRF_ON_CUDA(device)) {                                                          \
-      throw ::deepcrf::BackendError(#op                                                     \
-                                    ": got CUDA tensors, but this operator has only a CPU " \
-                                    "kernel; move its tensors to the CPU");                 \
-    }                                                                                       \
-    const ::pybind11::gil_scoped_release without_gil;                                       \
-    ::deepcrf::cpu::op(__VA_ARGS__);                                                        \
+// For calls whose arguments differ by device: runs cpu::op(...), without the GIL.
+#define DEEPCRF_LAUNCH_CPU_ONLY(device, op, ...)                                      \
+  do {                                                                                \
+    DEEPCRF_CHECK(!DEEPCRF_ON_CUDA(device), #op ": got tensors on ", (device).name(), \
+                  ", must be on the CPU");                                            \
+    const ::pybind11::gil_scoped_release without_gil;                                 \
+    ::deepcrf::cpu::op(__VA_ARGS__);                                                  \
   } while (false)
 
-// For operators that have only a CUDA kernel.
+// The same for cuda::op(...).
 #define DEEPCRF_LAUNCH_CUDA_ONLY(device, op, ...)                                    \
   do {                                                                               \
     DEEPCRF_CHECK(DEEPCRF_ON_CUDA(device), #op ": got tensors on ", (device).name(), \

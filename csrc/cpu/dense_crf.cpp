@@ -67,7 +67,7 @@ class Kernel {
  public:
   using T = typename Row::T;
 
-  Kernel(const Row& row, const DenseKernel& kernel, int64_t num_labels)
+  Kernel(const Row& row, const DenseKernel<PermutohedralLattice>& kernel, int64_t num_labels)
       : row_(row),
         values_(row, kernel.lattice),
         num_points_(kernel.lattice.num_points),
@@ -144,8 +144,8 @@ class DenseMeanField {
  public:
   using T = typename Row::T;
 
-  DenseMeanField(const Row& row, const std::vector<DenseKernel>& kernels,
-                 const DenseCRFArguments& arguments, int num_threads)
+  DenseMeanField(const Row& row, const DenseKernels& kernels, const DenseCRFArguments& arguments,
+                 int num_threads)
       : row_(row),
         arguments_(arguments),
         logits_(arguments.num_values * row.width()),
@@ -153,7 +153,7 @@ class DenseMeanField {
     const int64_t blocks = ceil_div(arguments.num_values, block_size_);
     num_threads_ = static_cast<int>(std::min<int64_t>(num_threads, blocks));
     kernels_.reserve(kernels.size());
-    for (const DenseKernel& kernel : kernels) {
+    for (const DenseKernel<PermutohedralLattice>& kernel : kernels) {
       kernels_.emplace_back(row, kernel, arguments.num_labels);
     }
   }
@@ -249,7 +249,7 @@ class DenseMeanField {
 
 }  // namespace
 
-void dense_crf(const std::vector<DenseKernel>& kernels, const DenseCRFArguments& arguments,
+void dense_crf(const DenseKernels& kernels, const DenseCRFArguments& arguments,
                const ExecutionContext& ctx) {
   dispatch_native_floating(arguments.dtype, "unary", [&](auto tag) {
     with_row<decltype(tag)>(arguments.num_labels, [&](auto row) {
@@ -265,7 +265,7 @@ namespace deepcrf::cpu {
 
 DEEPCRF_DECLARE_ISAS(dense_crf)
 
-void dense_crf(const std::vector<DenseKernel>& kernels, const DenseCRFArguments& arguments,
+void dense_crf(const DenseKernels& kernels, const DenseCRFArguments& arguments,
                const ExecutionContext& ctx) {
   DEEPCRF_SELECT_ISA(dense_crf)(kernels, arguments, ctx);
 }

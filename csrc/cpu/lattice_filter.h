@@ -1,6 +1,7 @@
 // Splat, blur and slice on a permutohedral lattice, on rows of channels padded to whole vectors.
 #pragma once
 
+#include "core/lattice_embedding.h"
 #include "cpu/planes.h"
 #include "ops/permutohedral.h"
 
@@ -231,12 +232,5 @@ class LatticeValues {
   Buffer<T> points_;   // [M + 1, width]
   Buffer<T> blurred_;  // [M + 1, width]
 };
-
-// Scales the blur so that an isolated point on a vertex of the lattice keeps its value.
-inline double lattice_scale(int64_t num_dims) {
-  double weight = 1;
-  for (int64_t i = 0; i < num_dims; ++i) weight /= 2;
-  return 1 / (1 + weight);
-}
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

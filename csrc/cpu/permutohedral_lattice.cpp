@@ -7,6 +7,7 @@
 #include <cmath>
 #include <exception>
 
+#include "core/lattice_embedding.h"
 #include "cpu/dispatch.h"
 #include "cpu/key_table.h"
 #include "cpu/planes.h"
@@ -18,21 +19,13 @@ namespace {
 
 constexpr int V = kLanes<float>;
 
-// Coordinates beyond this have too few bits left of the place within their simplex.
-constexpr double kLargestCoordinate = 1 << 19;
-
-// The embedding of d-dimensional features into the hyperplane of the lattice, scaled so that the
-// blur has a standard deviation of one feature unit (Adams et al., section 3.2).
+// The embedding of d-dimensional features into the hyperplane of the lattice.
 struct Embedding {
   int64_t num_dims;
   std::vector<float> scale;  // [d]
 
   explicit Embedding(int64_t d) : num_dims(d) {
-    const float deviation = static_cast<float>(std::sqrt(2.0 / 3.0) * static_cast<double>(d + 1));
-    for (int64_t i = 0; i < d; ++i) {
-      const double length = std::sqrt(static_cast<double>((i + 2) * (i + 1)));
-      scale.push_back(static_cast<float>(1.0 / length * static_cast<double>(deviation)));
-    }
+    for (int64_t i = 0; i < d; ++i) scale.push_back(lattice_embedding_scale(i, d));
   }
 };
 

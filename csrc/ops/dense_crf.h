@@ -10,8 +10,9 @@ namespace deepcrf {
 
 // One Gaussian kernel between all pairs of positions. Its message to position i is
 //   compatibility @ (slice_scale[i] * filter(splat_scale * Q)[i]).
+template <class Lattice>
 struct DenseKernel {
-  PermutohedralLattice lattice;
+  Lattice lattice;
   const void* splat_scale;    // [N]
   const void* slice_scale;    // [N]
   int64_t compatibility_dim;  // 0: Potts, -weight * identity; 1: a diagonal; 2: a matrix
@@ -28,9 +29,25 @@ struct DenseCRFArguments {
 };
 
 namespace cpu {
+
+using DenseKernels = std::vector<DenseKernel<PermutohedralLattice>>;
+
 // Throws Error where unary holds NaN or -inf, or nothing finite at a position.
-void dense_crf(const std::vector<DenseKernel>& kernels, const DenseCRFArguments& arguments,
+void dense_crf(const DenseKernels& kernels, const DenseCRFArguments& arguments,
                const ExecutionContext& ctx);
+
 }  // namespace cpu
+
+namespace cuda {
+
+using DenseKernels = std::vector<DenseKernel<PermutohedralLattice>>;
+
+// Where unary holds NaN or -inf, or nothing finite at a position, marginals become NaN there and,
+// by the messages, wherever that position reaches.
+int64_t dense_crf_workspace(const DenseKernels& kernels, const DenseCRFArguments& arguments);
+void dense_crf(const DenseKernels& kernels, const DenseCRFArguments& arguments,
+               const ExecutionContext& ctx);
+
+}  // namespace cuda
 
 }  // namespace deepcrf

@@ -9,8 +9,31 @@
 
 #include "core/context.h"
 #include "core/dtypes.h"
+#include "core/host_device.h"
 
 namespace deepcrf {
+
+constexpr int64_t kMaxLatticeDims = 255;
+
+// Values a block of a CPU lattice: the largest power of two, at most 8192, whose vertices 16 bits
+// can number.
+inline int64_t lattice_block_size(int64_t num_dims) {
+  int64_t size = 8192;
+  while (size * (num_dims + 1) > 65536) size /= 2;
+  return size;
+}
+
+// The arrays of a CPU lattice whose sizes are known only once it is built.
+struct LatticePoints {
+  int64_t num_points = 0;  // M
+  std::vector<int64_t> block_offsets;
+  std::vector<int32_t> entry_points;
+  std::vector<int64_t> point_offsets;
+  std::vector<int32_t> point_entries;
+  std::vector<int32_t> neighbours;
+};
+
+namespace cpu {
 
 // How the CPU keeps a lattice. The N positions are cut into blocks of `block_size`, and each block
 // numbers the lattice points it touches for itself: 16 bits name a vertex, a block's vertices stay
@@ -28,24 +51,6 @@ struct PermutohedralLattice {
   const int32_t* neighbours;     // [d + 1, M, 2], along each axis; M where there is none
 };
 
-// Values a block: the largest power of two, at most 8192, whose vertices 16 bits can number.
-inline int64_t lattice_block_size(int64_t num_dims) {
-  int64_t size = 8192;
-  while (size * (num_dims + 1) > 65536) size /= 2;
-  return size;
-}
-
-// The arrays of a lattice whose sizes are known only once it is built.
-struct LatticePoints {
-  int64_t num_points = 0;  // M
-  std::vector<int64_t> block_offsets;
-  std::vector<int32_t> entry_points;
-  std::vector<int64_t> point_offsets;
-  std::vector<int32_t> point_entries;
-  std::vector<int32_t> neighbours;
-};
-
-namespace cpu {
 // Throws Error where a feature is not finite or too large to place.
 void permutohedral_lattice(const float* features,  // [d, N], in standard deviations
                            int64_t num_values, int64_t num_dims,
@@ -60,6 +65,45 @@ void permutohedral_filter(const PermutohedralLattice& lattice, DType dtype, int6
                           bool transposed,
                           void* filtered,  // [N, C]
                           const ExecutionContext& ctx);
+
 }  // namespace cpu
+
+namespace cuda {
+
+// How CUDA keeps a lattice. Every array has room for as many lattice points as N positions can
+// have, P = N * (d + 1), and how many there are stays on the device: nothing ever waits for it, and
+// a CUDA graph can hold the build as well as the filter. The room costs memory, 4 * (2 d + 7) bytes
+// a pair of a position and a vertex, but no time: rows beyond M are never touched.
+struct PermutohedralLattice {
+  int64_t num_values;        // N
+  int64_t num_dims;          // d
+  int32_t* num_points;       // [1], M <= P; points are numbered in the order of their first pair
+  int32_t* vertices;         // [N, d + 1], the lattice point of each pair
+  float* weights;            // [N, d + 1], barycentric
+  int32_t* splat_points;     // [P], the pairs by lattice point, then position: their points,
+  int32_t* splat_positions;  // [P], positions
+  float* splat_weights;      // [P], and weights
+  int32_t* neighbours;       // [d + 1, P, 2], along each axis; -1 where there is none
+
+  DEEPCRF_HOST_DEVICE int64_t num_pairs() const { return num_values * (num_dims + 1); }  // P
+};
+
+// A position whose features are not finite or too large to place gets weights of NaN, which reach
+// all that is filtered with it.
+int64_t permutohedral_lattice_workspace(int64_t num_values, int64_t num_dims);
+void permutohedral_lattice(const float* features,                // [d, N], in standard deviations
+                           const PermutohedralLattice& lattice,  // its arrays are filled
+                           const ExecutionContext& ctx);
+
+// As on the CPU.
+int64_t permutohedral_filter_workspace(const PermutohedralLattice& lattice, DType dtype,
+                                       int64_t num_channels);
+void permutohedral_filter(const PermutohedralLattice& lattice, DType dtype, int64_t num_channels,
+                          const void* values,  // [N, C]
+                          bool transposed,
+                          void* filtered,  // [N, C]
+                          const ExecutionContext& ctx);
+
+}  // namespace cuda
 
 }  // namespace deepcrf

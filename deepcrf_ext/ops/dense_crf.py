@@ -12,10 +12,10 @@ from torch import Tensor
 from deepcrf_ext.checks import check_iterations
 from deepcrf_ext.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import compute_dtype, prepare
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
+    filter_dtype,
     permutohedral_apply,
 )
 from deepcrf_ext.tensor_checks import check_device, check_dtype, check_floating, check_tensor
@@ -113,7 +113,7 @@ def dense_crf(
             f"lattices: got those of image {list(lattices.shape)} and widths {lattices.widths}, "
             f"must be of {list(image.shape)} and {_widths(params)}"
         )
-    dtype = compute_dtype(unary)
+    dtype = filter_dtype(unary.dtype)
     compatibilities = [
         _compatibility(params, weight, unary, dtype)
         for weight in (params.gaussian_weight, params.bilateral_weight)
@@ -183,7 +183,8 @@ def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: 
     """Mean field over positions without a grid: energies [K, N] -> marginals [K, N].
 
     Raises:
-        ValueError: the unary holds NaN or -inf, or a position has no finite energy.
+        ValueError: the unary holds NaN or -inf, or a position has no finite energy. On CUDA, where
+            nothing waits for values, marginals become NaN instead.
     """
     for kernel in kernels:
         check_dtype("compatibility", kernel.compatibility.dtype, unary.dtype, "unary")
@@ -199,7 +200,7 @@ def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: 
             )
         ]
         return dense_crf_marginals(tensors, unary, iterations)
-    if not torch.compiler.is_compiling():
+    if not (unary.is_cuda or torch.compiler.is_compiling()):
         _check_energies(unary)
     energies = unary.t()
     marginals = (-energies).softmax(1)
@@ -226,17 +227,18 @@ def _check_energies(unary: Tensor) -> None:
 @torch.library.custom_op("deepcrf_ext::dense_crf_marginals", mutates_args=())
 def dense_crf_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
     """The whole loop in one call: the tensors of each kernel in turn, energies [K, N]."""
-    (prepared,) = prepare(unary)
+    prepared = unary.contiguous()
     marginals = torch.empty_like(prepared)
     size = NUM_LATTICE_TENSORS + 3
     groups = [kernels[i : i + size] for i in range(0, len(kernels), size)]
-    _backend.native().dense_crf(
-        [(tuple(group[:-3]), *prepare(*group[-3:])) for group in groups],
+    arguments = (
+        [(tuple(group[:-3]), *(tensor.contiguous() for tensor in group[-3:])) for group in groups],
         prepared,
         iterations,
         marginals,
-        *_backend.launch_args(prepared),
     )
+    workspace = _backend.workspace("dense_crf_workspace", prepared, *arguments)
+    _backend.native().dense_crf(*arguments, workspace, *_backend.launch_args(prepared))
     return marginals
 
 

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import prepare
 from deepcrf_ext.tensor_checks import check_device, check_floating, check_tensor
 
 NUM_LATTICE_TENSORS = 7
+
+
+def filter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values are filtered: float64 stays, all others become float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class PermutohedralLattice:
@@ -26,7 +30,8 @@ class PermutohedralLattice:
 
     Raises:
         TypeError, ValueError: `features` does not fit, is not finite or is too large to place; the
-            message says so.
+            message says so. On CUDA, where nothing waits for values, points that cannot be placed
+            make NaN of what is filtered with them instead.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -92,19 +97,56 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
 
 @torch.library.custom_op("deepcrf_ext::permutohedral_lattice", mutates_args=())
 def permutohedral_lattice(features: Tensor) -> list[Tensor]:
-    """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h."""
+    """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h: those of
+    cpu::PermutohedralLattice or of cuda::PermutohedralLattice."""
     native = _backend.native()
-    num_dims, num_values = features.shape
-    device = features.device
-    vertices = torch.empty((num_values, num_dims + 1), dtype=torch.int16, device=device)
-    weights = torch.empty((num_values, num_dims + 1), dtype=torch.float32, device=device)
-    points = native.permutohedral_lattice(
-        features, vertices, weights, *_backend.launch_args(features)
-    )
+    num_threads, stream = _backend.launch_args(features)
+    if _backend.uses_cuda_kernels(features):
+        lattice = _cuda_arrays(features)
+        native.permutohedral_lattice_cuda(
+            features,
+            tuple(lattice),
+            workspace=_backend.workspace("permutohedral_lattice_workspace", features, features),
+            num_threads=num_threads,
+            stream=stream,
+        )
+        return lattice
+    vertices, weights = _position_arrays(features)
+    points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
     sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)
     block_offsets, entry_points, point_offsets, point_entries, neighbours = sized
     points.copy_to(block_offsets, entry_points, point_offsets, point_entries, neighbours.flatten())
     return [vertices, weights, *sized]
+
+
+Shape = tuple[int | torch.SymInt, ...]
+
+
+def _allocate(features: Tensor, arrays: Sequence[tuple[Shape, torch.dtype]]) -> list[Tensor]:
+    return [torch.empty(shape, dtype=dtype, device=features.device) for shape, dtype in arrays]
+
+
+def _cuda_arrays(features: Tensor) -> list[Tensor]:
+    num_dims, num_values = features.shape
+    size = num_dims + 1
+    return _allocate(
+        features,
+        [
+            ((1,), torch.int32),
+            ((num_values, size), torch.int32),
+            ((num_values, size), torch.float32),
+            ((num_values * size,), torch.int32),
+            ((num_values * size,), torch.int32),
+            ((num_values * size,), torch.float32),
+            ((size, num_values * size, 2), torch.int32),
+        ],
+    )
+
+
+def _position_arrays(features: Tensor) -> list[Tensor]:
+    num_dims, num_values = features.shape
+    shape = (num_values, num_dims + 1)
+    return _allocate(features, [(shape, torch.int16), (shape, torch.float32)])
 
 
 def _sized_arrays(
@@ -113,37 +155,42 @@ def _sized_arrays(
     num_entries: int | torch.SymInt,
     num_block_offsets: int | torch.SymInt,
 ) -> list[Tensor]:
-    return [
-        torch.empty(shape, dtype=dtype, device=features.device)
-        for shape, dtype in [
+    return _allocate(
+        features,
+        [
             ((num_block_offsets,), torch.int64),
             ((num_entries,), torch.int32),
             ((num_points + 1,), torch.int64),
             ((num_entries,), torch.int32),
             ((features.shape[0] + 1, num_points, 2), torch.int32),
-        ]
-    ]
+        ],
+    )
 
 
 @permutohedral_lattice.register_fake
 def _(features: Tensor) -> list[Tensor]:
-    num_dims, num_values = features.shape
+    if _backend.uses_cuda_kernels(features):
+        return _cuda_arrays(features)
     context = torch.library.get_ctx()
     sizes = [context.new_dynamic_size(min=1) for _ in range(3)]
-    return [
-        features.new_empty((num_values, num_dims + 1), dtype=torch.int16),
-        features.new_empty((num_values, num_dims + 1), dtype=torch.float32),
-        *_sized_arrays(features, *sizes),
-    ]
+    return [*_position_arrays(features), *_sized_arrays(features, *sizes)]
 
 
 @torch.library.custom_op("deepcrf_ext::permutohedral_apply", mutates_args=())
 def permutohedral_apply(lattice: Sequence[Tensor], values: Tensor, transposed: bool) -> Tensor:
     """Filter values [N, C] on a lattice, or apply the transpose of that filter."""
-    (prepared,) = prepare(values)
+    prepared = values.to(filter_dtype(values.dtype)).contiguous()
     filtered = torch.empty_like(prepared)
+    workspace = _backend.workspace(
+        "permutohedral_filter_workspace", prepared, tuple(lattice), prepared, filtered
+    )
     _backend.native().permutohedral_filter(
-        tuple(lattice), prepared, transposed, filtered, *_backend.launch_args(prepared)
+        tuple(lattice),
+        prepared,
+        transposed,
+        filtered,
+        workspace,
+        *_backend.launch_args(prepared),
     )
     return filtered.to(values.dtype)
 

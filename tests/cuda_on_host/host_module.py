@@ -19,7 +19,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pybind11
-import pytest
 import torch
 from torch import Tensor
 
@@ -38,8 +37,9 @@ class CheckedModule:
     """A module built over the shim, its functions called under all of its checks.
 
     Every call may touch the tensors among its arguments and no other memory. It runs once in
-    each of `orders`, from the same memory, and must leave the same bits each time. A test of an
-    operator that has no CUDA kernel yet is skipped.
+    each of `orders`, from the same memory, and must leave the same bits each time. A workspace
+    given by keyword alone may come out otherwise: where the slots of a hash table lie depends on
+    the order, what is read from it must not.
     """
 
     def __init__(self, module: ModuleType, orders: Sequence[str] = ("forward", "reverse")) -> None:
@@ -61,15 +61,12 @@ class CheckedModule:
             for name, tensor in tensors.items():
                 tensor.data.copy_(before[name])  # unseen by autograd: inputs stay as they were
             self._library.cuda_on_host_set_order(ORDERS[order], ctypes.c_uint64(0))
-            try:
-                result = function(*args, **kwargs)
-            except RuntimeError as error:
-                if "has only a CPU kernel" in str(error):
-                    pytest.skip(str(error))
-                raise
+            result = function(*args, **kwargs)
             if not first:
                 first = {name: tensor.clone() for name, tensor in tensors.items()}
             for name, tensor in tensors.items():
+                if name == "argument workspace":
+                    continue
                 if not torch.equal(_bytes(tensor), _bytes(first[name])):
                     raise OrderDependence(
                         f"{function.__name__}: {name} differs between the thread orders "
