@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from accuracy import assert_close
+from dense_problems import scene
 from problems import (
     FACTORED,
     OPERATORS,
@@ -187,3 +188,85 @@ def test_messages_past_two_to_the_31_hidden_values() -> None:
     for _, part in edge_slices(graph, 500_000):
         exact += reference.pairwise_messages(dc.FactoredPotential(part, *tensors), marginals)
     assert_close(messages, exact.float())
+
+
+def dense_results(unary: Tensor, image: Tensor) -> list[Tensor]:
+    """Lattices, the fused mean field, and the unrolled one with its gradient."""
+    leaf = unary.detach().requires_grad_()
+    unrolled = dc.dense_crf(leaf, image, iterations=2)
+    (gradient,) = torch.autograd.grad(unrolled.square().sum(), leaf)
+    return [dc.dense_crf(unary, image), unrolled.detach(), gradient]
+
+
+def test_dense_crf_repeats_itself_to_the_bit() -> None:
+    unary, image = scene(120, 160, 21, GPU)
+    for first, second in zip(*(dense_results(unary, image) for _ in range(2)), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_dense_crf_of_a_photo_is_that_of_the_cpu() -> None:
+    unary, image = scene(375, 500, 21)
+    result = dc.dense_crf(unary.to(GPU), image.to(GPU)).cpu()
+    assert float((result - dc.dense_crf(unary, image)).abs().max()) < 1e-3
+
+
+def test_dense_crf_waits_for_what_its_stream_did_before() -> None:
+    unary, image = scene(60, 80, 5, GPU)
+    wanted = dense_results(unary, image)
+    late_unary, late_image = torch.zeros_like(unary), torch.zeros_like(image)
+    stream = torch.cuda.Stream(GPU)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        late_unary.copy_(unary)
+        late_image.copy_(image)
+        results = dense_results(late_unary, late_image)
+    stream.synchronize()
+    for result, value in zip(results, wanted, strict=True):
+        assert torch.equal(result, value)
+
+
+def test_dense_crf_never_waits_for_the_device() -> None:
+    """Not even for the number of lattice points."""
+    unary, image = scene(60, 80, 5, GPU)
+    dense_results(unary, image)
+    former = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(DELAY)
+        dense_results(unary, image)
+        still_asleep = not torch.cuda.current_stream().query()
+    finally:
+        torch.cuda.set_sync_debug_mode(former)
+    assert still_asleep
+
+
+def test_captured_dense_crf_sees_a_new_image() -> None:
+    unary, image = scene(60, 80, 5, GPU)
+    other_unary, other_image = scene(60, 80, 5, GPU, seed=1)
+    wanted = dense_results(other_unary, other_image)
+    side = torch.cuda.Stream(GPU)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        dense_results(unary, image)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        results = dense_results(unary, image)
+    unary.copy_(other_unary)
+    image.copy_(other_image)
+    captured.replay()
+    torch.cuda.synchronize()
+    for result, value in zip(results, wanted, strict=True):
+        assert torch.equal(result, value)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_dense_crf_on_a_second_device_while_the_first_is_current() -> None:
+    unary, image = scene(30, 40, 5, GPU)
+    second = torch.device("cuda", 1)
+    for result, wanted in zip(
+        dense_results(unary.to(second), image.to(second)), dense_results(unary, image), strict=True
+    ):
+        assert result.device == second
+        assert torch.equal(result.cpu(), wanted.cpu())

@@ -1,5 +1,5 @@
 """What only the CUDA kernels of the lattice and the dense CRF have: their own arrays, tiles of
-corners, launches of several lattices, streams and graphs."""
+corners, launches of several lattices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from deepcrf_ext import DenseCRFParams, PermutohedralLattice, dense_crf, referen
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
 from deepcrf_ext.ops.permutohedral_filter import permutohedral_lattice
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice as ReferenceLattice
-
-needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def points(num_values: int, num_dims: int, seed: int = 0) -> Tensor:
@@ -122,48 +120,3 @@ def test_energies_without_a_softmax_give_nan(cuda_target: Target, bad: float) ->
     wanted[2, 3] = True
     for marginals in result[0].cpu():
         assert torch.equal(marginals.isnan(), wanted)
-
-
-@needs_device
-def test_two_runs_are_bitwise_equal() -> None:
-    unary, image = scene(120, 160, 21, "cuda")
-    assert torch.equal(dense_crf(unary, image), dense_crf(unary, image))
-
-
-@needs_device
-def test_large_image_agrees_with_the_cpu() -> None:
-    unary, image = scene(375, 500, 21)
-    result = dense_crf(unary.cuda(), image.cuda()).cpu()
-    assert float((result - dense_crf(unary, image)).abs().max()) < 1e-3
-
-
-@needs_device
-def test_side_stream() -> None:
-    unary, image = scene(60, 80, 5, "cuda")
-    wanted = dense_crf(unary, image)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        result = dense_crf(unary, image)
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(result, wanted)
-
-
-@needs_device
-def test_graph_of_build_and_inference() -> None:
-    """Neither the lattice nor the mean field waits for the device, so a graph can hold both."""
-    unary, image = scene(60, 80, 5, "cuda")
-    other_unary, other_image = scene(60, 80, 5, "cuda", seed=1)
-    wanted = dense_crf(other_unary, other_image)
-    warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        dense_crf(unary, image)
-    torch.cuda.current_stream().wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = dense_crf(unary, image)
-    unary.copy_(other_unary)
-    image.copy_(other_image)
-    graph.replay()
-    assert torch.equal(result, wanted)

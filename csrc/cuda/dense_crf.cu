@@ -261,7 +261,7 @@ class DenseMeanField {
     for (size_t i = first; i < first + count; ++i) {
       KernelValues<T>& own = kernels_[i];
       if (!own.has_matrix()) continue;
-      launch("mix_labels", mix_labels_kernel<T>, shape_.grid(own.kernel->lattice.num_pairs()),
+      launch("mix_labels", mix_labels_kernel<T>, shape_.point_grid(arguments_.num_values),
              kThreadsPerBlock, 0, stream_, own.kernel->lattice.num_points, own.values.points,
              own.matrix, shape_, own.values.blurred);
       std::swap(own.values.points, own.values.blurred);

@@ -15,6 +15,10 @@ namespace deepcrf::cuda {
 
 constexpr int kMaxLattices = 4;
 
+// Grids over lattice points, whose number the host does not know, are sized for one point for so
+// many positions, as photos have them; where there are more, threads go round.
+constexpr int64_t kPositionsPerPoint = 8;
+
 // Corners, sorted by lattice point, that a group of threads splats.
 constexpr int kSplatTile = 32;
 // And how many of them at a time: their loads are under way together.
@@ -37,6 +41,9 @@ struct RowShape {
   __host__ __device__ int64_t width() const { return static_cast<int64_t>(vectors) * kVector<T>; }
   __host__ __device__ int group_size() const { return 1 << group_bits; }
   unsigned int grid(int64_t rows) const { return grid_size(rows, kThreadsPerBlock >> group_bits); }
+  unsigned int point_grid(int64_t num_values) const {
+    return grid(ceil_div(num_values, kPositionsPerPoint));
+  }
 
   // Rows of this thread: `for (row = first_row(); row < count; row += num_rows())`, and its vectors
   // of each: `for (v = first_vector(); v < vectors; v += group_size())`.
@@ -248,7 +255,7 @@ void blur(LatticeValues<T>* const* values, int count, bool transposed, const Row
   for (int64_t pass = 0; pass < passes; ++pass) {
     BlurTasks<T> tasks = {};
     unsigned int open = 0;
-    int64_t most_points = 0;
+    int64_t most_values = 0;
     for (int i = 0; i < count; ++i) {
       LatticeValues<T>& own = *values[i];
       const PermutohedralLattice& lattice = own.lattice;
@@ -257,11 +264,11 @@ void blur(LatticeValues<T>* const* values, int count, bool transposed, const Row
       tasks.tasks[open++] = {lattice.num_points,
                              lattice.neighbours + axis * lattice.num_pairs() * 2, own.points,
                              own.blurred};
-      most_points = std::max(most_points, lattice.num_pairs());
+      most_values = std::max(most_values, lattice.num_values);
       std::swap(own.points, own.blurred);
     }
-    launch("blur", blur_kernel<T>, dim3(shape.grid(most_points), open), kThreadsPerBlock, 0, stream,
-           tasks, shape);
+    launch("blur", blur_kernel<T>, dim3(shape.point_grid(most_values), open), kThreadsPerBlock, 0,
+           stream, tasks, shape);
   }
 }
 

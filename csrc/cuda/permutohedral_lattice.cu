@@ -287,7 +287,7 @@ void permutohedral_lattice(const float* features, const PermutohedralLattice& la
   launch_threads("number", P, number_kernel, workspace.first_corners, workspace.numbers, P,
                  workspace.point_corners, lattice.vertices, workspace.sort.keys[0],
                  workspace.sort.values[0]);
-  launch_threads("neighbours", P * (num_dims + 1), neighbours_kernel, table, P, lattice.num_points,
+  launch_threads("neighbours", P, neighbours_kernel, table, P, lattice.num_points,
                  workspace.point_corners, workspace.numbers, lattice.neighbours);
   const int sorted = sort_pairs(workspace.sort, P, P, ctx.stream);
   launch_threads("splat_order", P, splat_order_kernel, workspace.sort.keys[sorted],
