@@ -215,7 +215,7 @@ struct BlurTasks {
 // Every point plus half of its neighbours along an axis. One group a point.
 template <class T>
 __global__ void blur_kernel(BlurTasks<T> tasks, RowShape<T> shape) {
-  const BlurTask<T>& task = tasks.tasks[blockIdx.y];
+  const BlurTask<T> task = tasks.tasks[blockIdx.y];
   const int32_t num_points = *task.num_points;
   for (int64_t point = shape.first_row(); point < num_points; point += shape.num_rows()) {
     const int2 sides = reinterpret_cast<const int2*>(task.neighbours)[point];

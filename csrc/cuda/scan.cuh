@@ -33,7 +33,7 @@ __device__ inline int32_t block_exclusive_scan(int32_t value, int32_t* total) {
   return before + inclusive - value;
 }
 
-inline __global__ void sum_tiles_kernel(const int32_t* values,  // [count]
+static __global__ void sum_tiles_kernel(const int32_t* values,  // [count]
                                         int64_t count,
                                         int32_t* tile_sums) {  // [tiles]
   for (int64_t tile = blockIdx.x; tile * kScanTile < count; tile += gridDim.x) {
@@ -49,7 +49,7 @@ inline __global__ void sum_tiles_kernel(const int32_t* values,  // [count]
 }
 
 // One block: tile_sums[i] = sum of the tiles before i.
-inline __global__ void scan_tile_sums_kernel(int32_t* tile_sums,  // [tiles]
+static __global__ void scan_tile_sums_kernel(int32_t* tile_sums,  // [tiles]
                                              int64_t tiles,
                                              int32_t* total) {  // [1], or null
   int32_t carry = 0;
@@ -63,7 +63,7 @@ inline __global__ void scan_tile_sums_kernel(int32_t* tile_sums,  // [tiles]
   if (threadIdx.x == 0 && total != nullptr) *total = carry;
 }
 
-inline __global__ void scan_tiles_kernel(const int32_t* tile_sums,  // [tiles], of those before
+static __global__ void scan_tiles_kernel(const int32_t* tile_sums,  // [tiles], of those before
                                          int64_t count,
                                          int32_t* values) {  // [count]
   for (int64_t tile = blockIdx.x; tile * kScanTile < count; tile += gridDim.x) {

@@ -15,7 +15,7 @@ constexpr int kSortTile = 32 * kWarpSize;
 __device__ inline int digit_of(int32_t key, int shift) { return (key >> shift) & (kDigits - 1); }
 
 // How often each digit occurs in every tile. One warp a tile.
-inline __global__ void count_digits_kernel(const int32_t* keys,  // [count]
+static __global__ void count_digits_kernel(const int32_t* keys,  // [count]
                                            int64_t count, int shift,
                                            int32_t* counts) {  // [digits, tiles]
   __shared__ int32_t digits[kWarpsPerBlock][kDigits];
@@ -37,7 +37,7 @@ inline __global__ void count_digits_kernel(const int32_t* keys,  // [count]
 }
 
 // Moves every pair to its place. One warp a tile, in order.
-inline __global__ void place_digits_kernel(const int32_t* keys,    // [count]
+static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
                                            const int32_t* values,  // [count]
                                            int64_t count, int shift,
                                            const int32_t* offsets,    // [digits, tiles]

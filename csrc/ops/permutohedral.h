@@ -73,7 +73,7 @@ namespace cuda {
 // How CUDA keeps a lattice. Every array has room for as many lattice points as N positions can
 // have, P = N * (d + 1), and how many there are stays on the device: nothing ever waits for it, and
 // a CUDA graph can hold the build as well as the filter. The room costs memory, 4 * (2 d + 7) bytes
-// a pair of a position and a vertex, but no time: rows beyond M are never touched.
+// a pair of a position and a vertex, but hardly any time: rows beyond M are never read.
 struct PermutohedralLattice {
   int64_t num_values;        // N
   int64_t num_dims;          // d

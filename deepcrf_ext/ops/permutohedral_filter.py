@@ -129,18 +129,21 @@ def _allocate(features: Tensor, arrays: Sequence[tuple[Shape, torch.dtype]]) -> 
 def _cuda_arrays(features: Tensor) -> list[Tensor]:
     num_dims, num_values = features.shape
     size = num_dims + 1
-    return _allocate(
+    pairs = num_values * size
+    arrays = _allocate(
         features,
         [
             ((1,), torch.int32),
             ((num_values, size), torch.int32),
             ((num_values, size), torch.float32),
-            ((num_values * size,), torch.int32),
-            ((num_values * size,), torch.int32),
-            ((num_values * size,), torch.float32),
-            ((size, num_values * size, 2), torch.int32),
+            ((pairs,), torch.int32),
+            ((pairs,), torch.int32),
+            ((pairs,), torch.float32),
         ],
     )
+    # The rows that no point has are never read, but what an operator returns must be defined.
+    neighbours = torch.full((size, pairs, 2), -1, dtype=torch.int32, device=features.device)
+    return [*arrays, neighbours]
 
 
 def _position_arrays(features: Tensor) -> list[Tensor]:
