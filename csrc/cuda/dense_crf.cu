@@ -89,8 +89,8 @@ __device__ void vector_of_logits(const SliceTasks<T>& tasks, const UpdateRows<T>
 // Slices, and the softmax of the sums. One group of kGroup threads a position; a row of several
 // vectors a thread waits in `rows` between the passes over it.
 template <class T, int kGroup, bool kOneVector>
-__global__ void update_kernel(SliceTasks<T> tasks, UpdateRows<T> rows, int64_t num_values,
-                              RowShape<T> shape) {
+__global__ void update_kernel(const __grid_constant__ SliceTasks<T> tasks, UpdateRows<T> rows,
+                              int64_t num_values, RowShape<T> shape) {
   constexpr int kGroupsPerWarp = kWarpSize / kGroup;
   const int64_t warps = ceil_div<int64_t>(num_values, kGroupsPerWarp);
   const int lane = lane_index() % kGroup;

@@ -81,8 +81,9 @@ struct LatticeValues {
   }
 };
 
-// One launch works on some lattices, each on its own blockIdx.y. Weight is the type of the weights
-// that values are splatted with.
+// One launch works on some lattices, each on its own blockIdx.y: as a __grid_constant__ the argument
+// is indexed where it lies, not copied by every thread. Weight is the type of the weights that
+// values are splatted with.
 template <class T, class Weight>
 struct SplatTask {
   LatticeValues<T> values;
@@ -104,7 +105,8 @@ struct PositionRows {
 // The sums of the corners of each lattice point. One group a tile of the sorted corners: sums of
 // the points that begin in it go to their rows, what a point has from further tiles to `heads`.
 template <class T, class Weight>
-__global__ void splat_kernel(SplatTasks<T, Weight> tasks, PositionRows<T> rows, RowShape<T> shape) {
+__global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
+                             PositionRows<T> rows, RowShape<T> shape) {
   const SplatTask<T, Weight>& task = tasks.tasks[blockIdx.y];
   const int32_t* points = task.values.lattice.splat_points;        // [P]
   const int32_t* positions = task.values.lattice.splat_positions;  // [P]
@@ -153,7 +155,8 @@ __global__ void splat_kernel(SplatTasks<T, Weight> tasks, PositionRows<T> rows, 
 // Adds the heads of further tiles to the points that go on beyond their first tile. One warp a
 // tile in which such a point begins; the groups of a warp take turns at the heads.
 template <class T, class Weight>
-__global__ void join_tiles_kernel(SplatTasks<T, Weight> tasks, RowShape<T> shape) {
+__global__ void join_tiles_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
+                                  RowShape<T> shape) {
   const LatticeValues<T>& values = tasks.tasks[blockIdx.y].values;
   const int32_t* points = values.lattice.splat_points;  // [P]
   const int64_t tiles = values.num_tiles();
@@ -214,8 +217,8 @@ struct BlurTasks {
 
 // Every point plus half of its neighbours along an axis. One group a point.
 template <class T>
-__global__ void blur_kernel(BlurTasks<T> tasks, RowShape<T> shape) {
-  const BlurTask<T> task = tasks.tasks[blockIdx.y];
+__global__ void blur_kernel(const __grid_constant__ BlurTasks<T> tasks, RowShape<T> shape) {
+  const BlurTask<T>& task = tasks.tasks[blockIdx.y];
   const int32_t num_points = *task.num_points;
   for (int64_t point = shape.first_row(); point < num_points; point += shape.num_rows()) {
     const int2 sides = reinterpret_cast<const int2*>(task.neighbours)[point];

@@ -96,7 +96,9 @@ def dense_crf(
         bfloat16 in float32.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it. On CUDA, where
+            nothing waits for values, a pixel without a finite energy or of a colour that is not
+            finite makes NaN of all that it reaches instead.
     """
     params = DenseCRFParams() if params is None else params
     sizes: dict[str, int] = {}
