@@ -53,11 +53,13 @@ struct RowShape {
 };
 
 template <class T>
-__device__ void load_vector(const T* row, int v, T (&values)[kVector<T>]) {
+__device__ void load_vector(const T* row,  // [width]
+                            int v, T (&values)[kVector<T>]) {
   load_values(row + v * kVector<T>, kVector<T>, true, values);
 }
 template <class T>
-__device__ void store_vector(T* row, int v, const T (&values)[kVector<T>]) {
+__device__ void store_vector(T* row,  // [width]
+                             int v, const T (&values)[kVector<T>]) {
   store_values(row + v * kVector<T>, kVector<T>, true, values);
 }
 
