@@ -83,9 +83,9 @@ struct LatticeValues {
   }
 };
 
-// One launch works on some lattices, each on its own blockIdx.y: as a __grid_constant__ the argument
-// is indexed where it lies, not copied by every thread. Weight is the type of the weights that
-// values are splatted with.
+// One launch works on some lattices, each on its own blockIdx.y: as a __grid_constant__ the
+// argument is indexed where it lies, not copied by every thread. Weight is the type of the weights
+// that values are splatted with.
 template <class T, class Weight>
 struct SplatTask {
   LatticeValues<T> values;
