@@ -201,7 +201,9 @@ def main(
         return
     options = [] if image is None else [f"--image={image}"]
     measurements = sweep(__file__, device, cases, contenders, seconds, lambda *_: 0.0, options)
-    print_table("dense CRF, set-up included but where reused", measurements, "pydensecrf2")
+    print_table(
+        "dense CRF, set-up included unless lattices are reused", measurements, "pydensecrf2"
+    )
     facts: dict[str, Any] = {}
     if {"deepcrf_ext", "pydensecrf2"} <= set(contenders):
         facts["agreement"] = {
