@@ -75,8 +75,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.modes:
-            if not re.fullmatch(r"[\w+-]+", name) or name == "start":
-                raise InputError(f"modes: {name!r} cannot name a folder beside 'start'")
+            if not re.fullmatch(r"\w[\w.+-]*", name) or name == "start":
+                raise InputError(
+                    f"modes: the name {name!r} must be letters, digits and any of _ + - . inside, "
+                    "other than 'start'"
+                )
         if not self.modes:
             raise InputError("modes: must hold at least one")
         if self.seconds is not None and not self.seconds > 0:

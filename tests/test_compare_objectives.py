@@ -155,8 +155,8 @@ def test_saved_settings_are_a_config_file(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--modes", "{a/b: piecewise}"], "modes: 'a/b'"),
-        (["--modes", "{start: piecewise}"], "modes: 'start'"),
+        (["--modes", "{a/b: piecewise}"], "modes: the name 'a/b'"),
+        (["--modes", "{start: piecewise}"], "modes: the name 'start'"),
         (["--modes", "{}"], "modes"),
         (["--modes", "{a: fast}"], "fast"),
         (["--seconds", "0"], "seconds"),
