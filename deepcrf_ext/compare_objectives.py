@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 import statistics
@@ -29,7 +30,7 @@ from deepcrf_ext.evaluate import package_commit
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.run_folder import create_run_folder, write_config
-from deepcrf_ext.training.stages import Stage
+from deepcrf_ext.training.stages import Stage, first_epochs
 from deepcrf_ext.training.trainer import Trainer
 from deepcrf_ext.training.validation import validate
 
@@ -82,6 +83,10 @@ class Settings:
                 )
         if not self.modes:
             raise InputError("modes: must hold at least one")
+        for mode in self.modes.values():
+            parts = replace(self.train, objective=mode).phases()
+            if self.seconds is None:
+                first_epochs(parts, self.train.epochs)
         if self.seconds is not None and not self.seconds > 0:
             raise InputError(f"seconds: {self.seconds} must be positive")
         if self.start_epochs < 0:
@@ -235,7 +240,9 @@ class Comparison:
         )
         if trained is None:
             return None
-        objectives = sorted({p.objective for m in self.settings.modes.values() for p in phases(m)})
+        objectives = sorted(
+            {phase.objective for m in self.settings.modes for phase in self.phases(m)}
+        )
         trainer.stages = tuple(Stage(name, names, 1.0, 0) for name in objectives)
         trainer.model.train()
         images, labels = next(epoch_batches(self.train_set, trainer.config, 0))
@@ -280,15 +287,19 @@ class Comparison:
     def mode_config(self, name: str, measured: dict[str, Any]) -> TrainConfig:
         """The settings of a mode's training, its epochs fitted to the budget of seconds."""
         settings = self.settings
-        epochs, mode = settings.train.epochs, settings.modes[name]
+        epochs = settings.train.epochs
         if settings.seconds is not None:
-            parts = phases(mode)
-            seconds = measured["seconds_per_step"]
-            mean = sum(p.share * seconds[p.objective] for p in parts) / sum(p.share for p in parts)
-            epochs = round(settings.seconds / (mean * measured["per_epoch"]))
-            epochs = max(len(parts), epochs)
-        output = self.folder / name
-        return replace(settings.train, objective=mode, epochs=epochs, output=output)
+            parts, seconds = self.phases(name), measured["seconds_per_step"]
+            whole = sum(phase.share for phase in parts)
+            mean = sum(phase.share / whole * seconds[phase.objective] for phase in parts)
+            least = math.ceil(whole / min(phase.share for phase in parts))
+            epochs = max(least, round(settings.seconds / (mean * measured["per_epoch"])))
+        objective, output = settings.modes[name], self.folder / name
+        return replace(settings.train, objective=objective, epochs=epochs, output=output)
+
+    def phases(self, name: str) -> tuple[PhaseConfig, ...]:
+        """The phases of a mode."""
+        return replace(self.settings.train, objective=self.settings.modes[name]).phases()
 
     def _train(self, trainer: Trainer) -> bool:
         """Trains, or goes on training, in the trainer's output folder."""
@@ -321,11 +332,6 @@ class Comparison:
         (self.folder / "comparison.json").write_text(json.dumps(report, indent=1) + "\n")
         (self.folder / "comparison.md").write_text(text + "\n")
         comparison_report.plot(curves, self.folder / "comparison.png")
-
-
-def phases(mode: Objective) -> tuple[PhaseConfig, ...]:
-    """A mode's phases."""
-    return (PhaseConfig(mode),) if isinstance(mode, str) else mode
 
 
 def compare(settings: Settings, command: str) -> int:

@@ -159,6 +159,8 @@ def test_saved_settings_are_a_config_file(root: Path, tmp_path: Path) -> None:
         (["--modes", "{start: piecewise}"], "modes: the name 'start'"),
         (["--modes", "{}"], "modes"),
         (["--modes", "{a: fast}"], "fast"),
+        (["--modes", "{a: [{objective: piecewise, share: 0}]}"], "share 0"),
+        (["--epochs", "1"], "2 phases"),
         (["--seconds", "0"], "seconds"),
         (["--start_epochs", "-1"], "start_epochs"),
         (["--model.potentials", "[unary]"], "start_epochs"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from deepcrf_ext.config import ObjectiveName, TrainConfig
+from deepcrf_ext.config import ObjectiveName, PhaseConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
 
@@ -26,7 +27,7 @@ class Stage:
 def plan_stages(config: TrainConfig, model: DeepCRF) -> tuple[Stage, ...]:
     """The warm start, if there is one, then the phases of the objective in whole epochs.
 
-    Raises InputError when there are fewer epochs than phases.
+    Raises InputError when a phase would not get an epoch.
     """
     names = model.potential_names
     stages = []
@@ -35,13 +36,21 @@ def plan_stages(config: TrainConfig, model: DeepCRF) -> tuple[Stage, ...]:
         stages.append(Stage("piecewise", model.unary_names(), 1.0, 0))
         warm = int(config.warm_start * config.epochs)
     phases = config.phases()
+    for phase, first in zip(phases, first_epochs(phases, config.epochs - warm), strict=True):
+        stages.append(Stage(phase.objective, names, phase.lr_factor, warm + first))
+    return tuple(stages)
+
+
+def first_epochs(phases: Sequence[PhaseConfig], epochs: int) -> list[int]:
+    """The epoch, counted from 0, that each phase begins with when together they have `epochs`.
+
+    Raises InputError when one would not get an epoch.
+    """
     sums = list(accumulate((phase.share for phase in phases), initial=0.0))
-    ends = [warm + round((config.epochs - warm) * part / sums[-1]) for part in sums]
-    if any(first >= end for first, end in pairwise(ends)):
+    bounds = [round(epochs * part / sums[-1]) for part in sums]
+    if any(first >= end for first, end in pairwise(bounds)):
         raise InputError(
             f"objective: {len(phases)} phases of shares {[phase.share for phase in phases]} do not "
-            f"all get an epoch of {config.epochs - warm}"
+            f"all get an epoch of {epochs}"
         )
-    for phase, first in zip(phases, ends, strict=False):
-        stages.append(Stage(phase.objective, names, phase.lr_factor, first))
-    return tuple(stages)
+    return bounds[:-1]
