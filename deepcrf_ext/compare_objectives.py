@@ -26,7 +26,7 @@ from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig,
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError, TrainingError
-from deepcrf_ext.evaluate import package_commit
+from deepcrf_ext.measuring import package_commit
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.run_folder import create_run_folder, write_config
@@ -236,7 +236,12 @@ class Comparison:
         trainer = self.trainer(replace(self.settings.train, optim=still))
         names = trainer.model.potential_names
         trained = validate(
-            trainer.model, self.val_set, trainer.config.amp, names, lambda: bool(self.stop.signal)
+            trainer.model,
+            self.val_set,
+            trainer.config.amp,
+            names,
+            lambda: self.stop.signal is not None,
+            trainer.world,
         )
         if trained is None:
             return None
