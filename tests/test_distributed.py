@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,10 @@ from tiny_run import write_run
 
 from deepcrf_ext import evaluate, train
 from deepcrf_ext.checkpoint import load_checkpoint
+from deepcrf_ext.config import DataConfig, TrainConfig
+from deepcrf_ext.data import open_dataset
 from deepcrf_ext.distributed import GradientSum, World, join
+from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 
 SETTINGS = """
@@ -244,3 +248,20 @@ def test_torchrun(finished, data, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert lines(run, "train") == lines(finished, "train")
+
+
+def test_batches_do_not_depend_on_loader_processes(data):
+    config = TrainConfig(
+        DataConfig("camvid", data, crop=(32, 40), workers=0), batch_size=3, device="cpu"
+    )
+    dataset = open_dataset("camvid", data, "train")
+    expected = list(epoch_batches(dataset, config, epoch=4))
+    assert len(expected) == STEPS_PER_EPOCH
+    for workers in (1, 2):
+        parallel = replace(config, data=replace(config.data, workers=workers))
+        parts = [
+            list(epoch_batches(dataset, parallel, 4, world=World(rank, 2))) for rank in range(2)
+        ]
+        for whole, first, second in zip(expected, *parts, strict=True):
+            for a, b, c in zip(whole, first, second, strict=True):
+                assert torch.equal(a, torch.cat([b, c]))
