@@ -181,14 +181,14 @@ def curve(values: list[float], error: str | None = None) -> Curve:
     return Curve(1, len(values) - 1, len(values) / 2, error, points)
 
 
-def test_table_says_how_soon_the_common_level_is_reached() -> None:
+def test_table_says_how_soon_half_of_the_best_gain_is_reached() -> None:
     curves = {"a": curve([0.1, 0.5, 0.4]), "b": curve([0.1, 0.2, 0.7]), "c": curve([0.1], "nan")}
-    assert comparison_report.common_level(curves) == 0.5
+    assert comparison_report.half_way(curves) == pytest.approx(0.4)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in comparison_report.table(curves).splitlines()
     ]
-    assert rows[0][8] == "steps to 50.0"
+    assert rows[0][8] == "steps to 40.0"
     assert [row[4:6] + row[8:] for row in rows[2:]] == [
         ["50.0", "40.0", "1", "0"],
         ["70.0", "70.0", "2", "1"],
