@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_densecrf
 import bench_edges
 import bench_meanfield
 import bench_pairwise_loss
@@ -15,7 +16,7 @@ def main(device: str = "cpu", seconds: float = 2.0) -> None:
         device: cpu or cuda.
         seconds: time to repeat each measurement for.
     """
-    for benchmark in (bench_edges, bench_meanfield, bench_pairwise_loss):
+    for benchmark in (bench_edges, bench_meanfield, bench_pairwise_loss, bench_densecrf):
         benchmark.main(device=device, seconds=seconds)
 
 

@@ -35,7 +35,7 @@ CASES = (
     Case(28, 36, 21),
     Case(56, 75, 21),
     Case(28, 36, 60),
-    Case(28, 36, 150),
+    Case(14, 18, 150),
 )
 CONTENDERS: dict[str, Callable[..., Any]] = {
     "deepcrf_ext": lambda unary, potential, n: dc.mean_field(unary, [potential], n),

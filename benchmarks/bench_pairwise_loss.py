@@ -36,6 +36,7 @@ CASES = tuple(
         Case(14, 18, 21, dtype=dtype),
         Case(28, 36, 21, dtype=dtype),
         Case(28, 36, 60, dtype=dtype),
+        Case(14, 18, 150, dtype=dtype),
     )
 )
 CONTENDERS: dict[str, Callable[..., Any]] = {
