@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
-import torch
 from hypothesis import settings
 from targets import OPERATOR_TARGETS, TARGETS, Target
+from threads import torch_threads
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("fixed")
@@ -17,13 +17,8 @@ settings.load_profile("fixed")
 @contextmanager
 def active(target: Target) -> Iterator[None]:
     """The target active, on one thread: the problems are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with target.activate():
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), target.activate():
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,3 +58,10 @@ def host_target(request: pytest.FixtureRequest) -> Target:
 def cuda_target(request: pytest.FixtureRequest) -> Target:
     """Every target that runs the CUDA kernels, active while its tests run."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for the tests and the further fixtures of a module, whose models are tiny."""
+    with torch_threads(1):
+        yield

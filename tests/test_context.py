@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from deepcrf_ext.config import DataConfig, ModelConfig, RelationConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
@@ -16,6 +15,8 @@ from deepcrf_ext.metrics import Scores
 from deepcrf_ext.models import Row
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # A unary sees about a third of the image's height at one scale: too little to find the hills below
 # the sky. The dilated boxes of its relations reach 36 and 76 pixels with few edges.
@@ -39,8 +40,6 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     """On images that training has not seen, after about 40 seconds of it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     config = TrainConfig(
         DataConfig(crop=None, scale_range=None),
         MODEL,
@@ -56,9 +55,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     folder: Path = tmp_path_factory.mktemp("run")
     assert trainer.fit(folder, StopRequest())
     rows = {"unary": Row("unary"), "crf": trainer.model.full_row()}
-    result = evaluate(trainer.model.eval(), test, rows, amp=False).scores
-    torch.set_num_threads(threads)
-    return result
+    return evaluate(trainer.model.eval(), test, rows, amp=False).scores
 
 
 def told_apart(scores: Scores, *pairs: tuple[str, str]) -> float:

@@ -10,6 +10,7 @@ import torch
 from accuracy import assert_close
 from dense_problems import every_target, scene
 from targets import Target
+from threads import torch_threads
 from torch import Tensor
 
 from deepcrf_ext import (
@@ -133,14 +134,10 @@ def test_lattices_are_reused(operator_target: Target) -> None:
 
 def test_threads_do_not_change_a_bit() -> None:
     unary, image = scene(150, 130, 3)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with torch_threads(count):
             results.append(dense_crf(unary, image, iterations=2))
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

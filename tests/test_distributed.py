@@ -10,12 +10,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from processes import run_processes
-from tiny_run import write_run
+from tiny_run import lines, write_learnable_camvid, write_run
 
 from deepcrf_ext import evaluate, train
 from deepcrf_ext.checkpoint import load_checkpoint
@@ -36,43 +34,19 @@ device: cpu
 amp: false
 """
 STEPS_PER_EPOCH = 2
-VOID = 11
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CamVid's layout, with more void in some images than in others."""
-    root = tmp_path_factory.mktemp("camvid")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 7), ("val", 3)):
-        for folder in (split, f"{split}annot"):
-            (root / folder).mkdir()
-        for index in range(count):
-            labels = np.kron(random.integers(0, 4, (3, 4)), np.ones((12, 12))).astype(np.uint8)
-            image = (60 * labels[..., None] + random.integers(0, 20, (36, 48, 3))).astype(np.uint8)
-            labels[:, : 6 * index] = VOID
-            cv2.imwrite(str(root / split / f"{index}.png"), image)
-            cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    """More void in some images than in others."""
+    return write_learnable_camvid(tmp_path_factory.mktemp("camvid"), train=7, val=3, void=6)
 
 
 def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
     file = tmp_path / "settings.yaml"
     file.write_text(SETTINGS)
     return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
-
-
-def lines(run: Path, kind: str) -> list[dict]:
-    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in every if line["kind"] == kind]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

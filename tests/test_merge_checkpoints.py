@@ -11,15 +11,9 @@ from tiny_run import write_camvid
 from deepcrf_ext import merge_checkpoints, train
 from deepcrf_ext.checkpoint import load_checkpoint, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = ("unary", "unary_1scale", "surrounding", "above_below")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from problems import (
 )
 from strategies import problems
 from targets import Target
+from threads import torch_threads
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -240,14 +241,10 @@ def test_number_of_threads_changes_only_rounding(
     operator_target: Target, operator: str, kind: str, shape: str
 ) -> None:
     problem = SHAPES[shape](kind).to(operator_target.device, torch.float32)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with torch_threads(count):
             results.append(value_and_gradients(operator, operator_target.functions, problem))
-    finally:
-        torch.set_num_threads(threads)
     for other in results[1:]:
         for name, wanted in results[0].items():
             assert_close(other[name], wanted)

@@ -9,6 +9,7 @@ from dense_problems import every_target
 from hypothesis import given
 from hypothesis import strategies as st
 from targets import Target
+from threads import torch_threads
 from torch import Tensor
 
 import deepcrf_ext
@@ -136,14 +137,10 @@ def test_gradient_is_the_transpose(operator_target: Target) -> None:
 def test_threads_do_not_change_a_bit() -> None:
     values, features = cloud(20000, 5, 11, spread=3.0)
     values = values.float()
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with torch_threads(count):
             results.append(permutohedral_filter(values, features))
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from targets import Target
+from threads import torch_threads
 
 from deepcrf_ext import EdgeGraph, RangeBox
 from deepcrf_ext.ops import _backend
@@ -68,13 +69,9 @@ def test_reference_equals_a_loop_over_pairs(
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_large_grid_equals_reference(operator_target: Target, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        arguments = (23, 31, -9, 4, -3, 17)
+    arguments = (23, 31, -9, 4, -3, 17)
+    with torch_threads(threads):
         fields = range_box_edges(*arguments, operator_target.device)
-    finally:
-        torch.set_num_threads(before)
     for name, field, expected in zip(
         NAMES, fields, reference_edges(*arguments, torch.device("cpu")), strict=True
     ):

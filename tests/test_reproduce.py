@@ -31,6 +31,8 @@ from deepcrf_ext.reproduction.budgets import BUDGETS, Plan
 from deepcrf_ext.reproduction.steps import Steps, read_json
 from deepcrf_ext.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = """
 train_images: 5
 eval_images: 4
@@ -48,14 +50,6 @@ train:
   amp: false
 """
 STEPS = ["train", *(f"evaluate-val-{row}" for row in ROWS), f"pictures-val-{list(ROWS)[-1]}"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_run import lines, write_learnable_camvid
 
 from deepcrf_ext import train as command
 from deepcrf_ext.checkpoint import load_checkpoint, load_model
@@ -27,6 +28,8 @@ from deepcrf_ext.training.optimiser import (
     set_learning_rate,
 )
 from deepcrf_ext.training.run_folder import MetricsLog
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 POTENTIALS = {"unary", "unary_1scale", "surrounding", "above_below"}
 TINY = """
@@ -43,37 +46,13 @@ STEPS_PER_EPOCH = 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CamVid's layout with learnable images: each class has a brightness."""
-    root = tmp_path_factory.mktemp("camvid")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 7), ("val", 2)):
-        for folder in (split, f"{split}annot"):
-            (root / folder).mkdir()
-        for index in range(count):
-            labels = np.kron(random.integers(0, 4, (3, 4)), np.ones((12, 12))).astype(np.uint8)
-            image = (60 * labels[..., None] + random.integers(0, 20, (36, 48, 3))).astype(np.uint8)
-            cv2.imwrite(str(root / split / f"{index}.png"), image)
-            cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return write_learnable_camvid(tmp_path_factory.mktemp("camvid"), train=7, val=2)
 
 
 def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
     file = tmp_path / "tiny.yaml"
     file.write_text(TINY)
     return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
-
-
-def lines(run: Path, kind: str) -> list[dict]:
-    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in every if line["kind"] == kind]
 
 
 def same_weights(run: Path, other: Path) -> bool:
@@ -85,10 +64,7 @@ def same_weights(run: Path, other: Path) -> bool:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert command.main(options(folder, data, folder / "run")) == 0
-    torch.set_num_threads(threads)
     return folder / "run"
 
 

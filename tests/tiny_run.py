@@ -1,7 +1,9 @@
-"""A run folder with a tiny untrained model, and data in the layout of CamVid, for the commands."""
+"""For tests of the commands: small data in the layout of CamVid, a run folder with a tiny untrained
+model, and what a run logged."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,24 @@ def write_camvid(root: Path, split: str = "val", count: int = 3) -> Path:
     return root
 
 
+def write_learnable_camvid(root: Path, train: int, val: int, void: int = 0) -> Path:
+    """Images of four classes, each of a brightness; image i is void in its first void · i columns.
+
+    train, val: how many images of each split.
+    """
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for index in range(count):
+            labels = np.kron(random.integers(0, 4, (3, 4)), np.ones((12, 12))).astype(np.uint8)
+            image = (60 * labels[..., None] + random.integers(0, 20, (36, 48, 3))).astype(np.uint8)
+            labels[:, : void * index] = NUM_CLASSES
+            cv2.imwrite(str(root / split / f"{index}.png"), image)
+            cv2.imwrite(str(root / f"{split}annot" / f"{index}.png"), labels)
+    return root
+
+
 def write_run(folder: Path, data_root: Path, **model_settings: Any) -> Path:
     """A run folder with last.pt: the small preset's networks, narrowed, with random weights."""
     model_config = ModelConfig(
@@ -57,3 +77,9 @@ def write_run(folder: Path, data_root: Path, **model_settings: Any) -> Path:
     }
     save_checkpoint(folder / "last.pt", state)
     return folder
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """What a training logged as "train" or "val"."""
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == kind]
