@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -21,6 +22,23 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         "--config", action="config", help="YAML file of settings; options after it override it."
     )
     return parser
+
+
+def add_checkpoint_option(parser: ArgumentParser) -> None:
+    """Adds --checkpoint, which `deepcrf_ext.checkpoint.load_model` takes."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
+    )
+
+
+def add_device_option(parser: ArgumentParser) -> None:
+    """Adds --device, which `deepcrf_ext.device.choose_device` takes."""
+    parser.add_argument(
+        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
+    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import deepcrf_ext
+from deepcrf_ext import cli
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError
@@ -21,12 +22,7 @@ from deepcrf_ext.errors import InputError
 
 def add_measuring_options(parser: ArgumentParser, verb: str, command: str) -> None:
     """Adds --checkpoint, --data.*, --output and --device."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
-    )
+    cli.add_checkpoint_option(parser)
     splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items())
     parser.add_argument("--data.split", default="val", help=f"Split to {verb} ({splits}).")
     parser.add_argument(
@@ -45,9 +41,7 @@ def add_measuring_options(parser: ArgumentParser, verb: str, command: str) -> No
         help="Folder for the results, replaced if there are any. "
         f"Default: {command}-DATASET-SPLIT beside the checkpoint.",
     )
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
-    )
+    cli.add_device_option(parser)
 
 
 def open_split(

@@ -221,12 +221,7 @@ def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
     parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
-    )
+    cli.add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
     parser.add_argument(
         "--row",
@@ -264,9 +259,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace results that exist; never an input image."
     )
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
-    )
+    cli.add_device_option(parser)
     return parser
 
 

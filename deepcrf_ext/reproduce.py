@@ -237,9 +237,7 @@ def _parser() -> ArgumentParser:
         default=["val"],
         help="Splits to measure. Settings are to be chosen on val; give test once they are.",
     )
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
-    )
+    cli.add_device_option(parser)
     for name, text in _CUTS.items():
         parser.add_argument(f"--{name}", type=PositiveInt | None, help=text)
     parser.add_argument(

@@ -73,12 +73,7 @@ def write_archive(
 
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.voc_submission", _DESCRIPTION)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
-    )
+    cli.add_checkpoint_option(parser)
     parser.add_argument(
         "--root", type=Path, required=True, help="VOC2012, VOCdevkit, or the folder above."
     )
@@ -104,9 +99,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the archive if it exists."
     )
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
-    )
+    cli.add_device_option(parser)
     return parser
 
 
