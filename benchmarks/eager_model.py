@@ -12,8 +12,9 @@ from contenders import add_messages, edge_energies
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.deep_crf import IGNORE_INDEX, node_labels
+from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.models.potential_nets import PairwiseNet
 from deepcrf_ext.models.relations import relation_graph
 

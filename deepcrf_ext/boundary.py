@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.distributed import World
 
-IGNORE_INDEX = 255
 TOLERANCE = 0.0075
 """Of the image's diagonal, as in Csurka et al."""
 

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.distributed import World
-
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

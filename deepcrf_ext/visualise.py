@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-IGNORE_INDEX = 255
+from deepcrf_ext.data import IGNORE_INDEX
+
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig, paper_relations
+from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
@@ -21,8 +22,6 @@ from deepcrf_ext.models.relations import relation_graph
 from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.potentials import FactoredPotential
 from deepcrf_ext.refine import DenseCRFSettings, refine
-
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ObjectiveName
+from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.models.deep_crf import (
-    IGNORE_INDEX,
     node_labels,
     node_nll,
     node_weights,

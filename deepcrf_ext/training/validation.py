@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepcrf_ext.data import SegmentationDataset, read_ahead, to_tensors
+from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, read_ahead, to_tensors
 from deepcrf_ext.device import autocast
 from deepcrf_ext.distributed import World
-from deepcrf_ext.metrics import IGNORE_INDEX, SegmentationMetrics
+from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.visualise import colour, picture_grid
 
