@@ -13,6 +13,7 @@ from torch.nn import functional
 from deepcrf_ext.config import ModelConfig, TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.vgg import ScaleNorm
 from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
 from deepcrf_ext.training.trainer import Trainer
 
@@ -163,6 +164,6 @@ def test_batch_norm_can_be_added_to_the_published_networks(name: str) -> None:
         features = model.parts[-1].part(model.inputs(torch.empty(2, 3, 96, 128)))
     assert features.shape[3] == model.parts[-1].source.in_features
     convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, ScaleNorm)]
     assert len(convs) == len(norms)
     assert all(conv.bias is None for conv in convs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -62,9 +64,27 @@ def test_paper_part_is_vgg16_with_a_convolutional_block_6():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 7), (17, 32)])
 def test_output_grid_is_rounded_up(size):
-    part = nn.Sequential(VGGBlocks(TINY), Block6(TINY))
+    part = nn.Sequential(VGGBlocks(TINY, 1), Block6(TINY, 1))
     output = part.eval()(torch.rand(2, 3, *size))
     assert output.shape == (2, 3, -(-size[0] // 4), -(-size[1] // 4))
+
+
+def test_every_scale_is_normalised_by_its_own_statistics():
+    config = replace(TINY, batch_norm=True)
+    torch.manual_seed(0)
+    part = nn.Sequential(VGGBlocks(config, 2), Block6(config, 2))
+    images = torch.rand(2, 2, 3, 16, 24) * torch.tensor([1.0, 50.0])[:, None, None, None, None]
+
+    def run(scale):
+        return part[1](part[0](images[scale], scale), scale)
+
+    for _ in range(200):
+        trained = run(0), run(1)
+    part.eval()
+    # Running variances are unbiased and those of a batch are not, so the two differ a little.
+    for scale in (0, 1):
+        torch.testing.assert_close(run(scale), trained[scale], rtol=0.05, atol=0.05)
+    assert not torch.allclose(run(0), part[1](part[0](images[0], 1), 1), atol=0.5)
 
 
 def test_pyramid_normalises_and_resizes():

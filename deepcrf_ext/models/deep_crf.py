@@ -136,7 +136,7 @@ class DeepCRF(nn.Module):
         self.num_classes = num_classes
         self.potential_names = config.potentials or config.all_potentials()
         self.pyramid = ImagePyramid(config.scales)
-        self.blocks = VGGBlocks(config) if config.share_blocks else nn.Identity()
+        self.blocks = VGGBlocks(config, len(config.scales)) if config.share_blocks else None
         networks: list[nn.Module] = []
         seed = int(torch.randint(2**31, (), device="cpu"))
         for name in self.potential_names:
@@ -213,7 +213,10 @@ class DeepCRF(nn.Module):
         (`ModelConfig.share_blocks`), their maps of these, [B, C, h_s, w_s].
         """
         count = max(self._num_scales(name) for name in names or self.potential_names)
-        return [self.blocks(scale) for scale in self.pyramid(images)[:count]]
+        scales = self.pyramid(images)[:count]
+        if self.blocks is None:
+            return scales
+        return [self.blocks(scale, index) for index, scale in enumerate(scales)]
 
     def loss(self, name: str, inputs: list[Tensor], labels: Tensor) -> Tensor:
         """One of `losses`, from what `self.inputs` returned."""

@@ -63,10 +63,10 @@ class FeatureNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_scales: int) -> None:
         super().__init__()
-        self.blocks = nn.Identity() if config.share_blocks else VGGBlocks(config)
-        self.head = Block6(config)
+        self.blocks = None if config.share_blocks else VGGBlocks(config, num_scales)
         further = num_scales - 1 if config.head_per_scale else 0
-        self.further_heads = nn.ModuleList(Block6(config) for _ in range(further))
+        self.head = Block6(config, num_scales - further)
+        self.further_heads = nn.ModuleList(Block6(config, 1) for _ in range(further))
         self.windows = config.pooling_windows
         self.upsampling = config.upsampling
         self.channels = num_scales * (1 + len(self.windows)) * config.head_widths[-1]
@@ -82,9 +82,14 @@ class FeatureNet(nn.Module):
         ]
         return torch.cat([m.permute(0, 2, 3, 1) for m in (maps[0], *grown)], dim=3)
 
-    def _features(self, index: int, scale: Tensor) -> Tensor:
-        head = self.further_heads[index - 1] if index and self.further_heads else self.head
-        features: Tensor = head(self.blocks(scale))
+    def _features(self, index: int, maps: Tensor) -> Tensor:
+        if self.blocks is not None:
+            maps = self.blocks(maps, index)
+        features: Tensor
+        if index and self.further_heads:
+            features = self.further_heads[index - 1](maps)
+        else:
+            features = self.head(maps, index)
         pooled = [
             functional.max_pool2d(features, window, stride=1, padding=window // 2)
             for window in self.windows
