@@ -52,7 +52,7 @@ class EagerCRF:
     def predict(self, image: Tensor) -> Tensor:
         """Labels [H, W] of an image [3, H, W] by the unary and all relations."""
         pyramid = self._pyramid(image[None])
-        row = self.model.full_row()
+        row = self.model.crf_row()
         assert row.unary is not None
         output = self._run(row.unary, pyramid)[1]
         grid, unary = output.shape[:3], output.flatten(0, 2)

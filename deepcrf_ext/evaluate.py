@@ -56,8 +56,8 @@ def before_and_after(model: DeepCRF) -> dict[str, Row]:
 
     They are called as in `DeepCRF.rows`, or by the names of their potentials if not there.
     """
-    full = model.full_row()
-    rows = [Row(full.unary), full] if full.unary is not None and full.relations else [full]
+    crf = model.crf_row()
+    rows = [Row(crf.unary), crf] if crf.unary is not None and crf.relations else [crf]
     names = {row: name for name, row in model.rows().items()}
     return {names.get(row, "+".join(row.potentials)): row for row in rows}
 

@@ -92,7 +92,7 @@ def explanation_record(
 
 def _relations(model: DeepCRF) -> dict[str, RelationConfig]:
     """The relations that a model has networks for; raises InputError where there is none."""
-    names = model.full_row().relations
+    names = model.crf_row().relations
     if not names:
         raise InputError("--checkpoint: the model has no pairwise potentials to explain")
     return {name: model.config.relations[name] for name in names}
@@ -169,7 +169,7 @@ def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
 def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
     if row.unary is None or not row.relations or model.config.iterations < 1:
         raise InputError("--row: the row must have a unary, relations and mean-field iterations")
     sample, truth = _sample(arguments, config, metadata)

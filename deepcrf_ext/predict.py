@@ -267,7 +267,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = cli.parse(_parser(), argv)
     images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
-    row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
     row = replace(row, dense_crf=row.dense_crf or arguments.dense_crf)
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)

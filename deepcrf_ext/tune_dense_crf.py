@@ -307,7 +307,7 @@ def _run(argv: Sequence[str]) -> None:
     arguments = cli.parse(_parser(), argv)
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    row = model.full_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
     dataset = open_split(arguments, config, metadata)
     folder = output_folder(arguments, "tune")
     count = min(arguments.images, len(dataset))

@@ -125,7 +125,7 @@ def _run(argv: Sequence[str] | None) -> None:
     elif rows:
         name, row = list(rows.items())[-1]
     else:
-        name, row = "all potentials", model.full_row()
+        name, row = "all potentials", model.crf_row()
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--row full")
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"

@@ -54,7 +54,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     trainer = Trainer(config, train, val)
     folder: Path = tmp_path_factory.mktemp("run")
     assert trainer.fit(folder, StopRequest())
-    rows = {"unary": Row("unary"), "crf": trainer.model.full_row()}
+    rows = {"unary": Row("unary"), "crf": trainer.model.crf_row()}
     return evaluate(trainer.model.eval(), test, rows, amp=False).scores
 
 

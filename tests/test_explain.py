@@ -57,7 +57,7 @@ def test_log_odds_in_the_end_are_the_unarys_and_all_gains() -> None:
     model = DeepCRF(config, 5).eval()
     with torch.no_grad():
         energies = model.energies(torch.rand(1, 3, 24, 30) * 255)
-        row = model.full_row()
+        row = model.crf_row()
         end, begin = model.marginals(energies, row)[0], model.marginals(energies, row, 0)[0]
     _, height, width = energies.grid
     changed = 0

@@ -130,8 +130,8 @@ def test_rows_of_a_model_with_some_potentials(images):
     )  # fmt: skip
     model = DeepCRF(config, K)
     assert list(model.rows()) == ["unary-3scales", "pairwise-left", "1unary+1pair"]
-    assert model.full_row() == Row("unary", ("left",))
-    assert model.predict(images, model.full_row()).shape == (2, K, 30, 26)
+    assert model.crf_row() == Row("unary", ("left",))
+    assert model.predict(images, model.crf_row()).shape == (2, K, 30, 26)
     with pytest.raises(ValueError, match="surrounding"):
         model.predict(images, "pairwise-1")
     with pytest.raises(ValueError, match="pairwise-9"):

@@ -179,16 +179,16 @@ class DeepCRF(nn.Module):
         """
         have = set(self.potential_names)
         rows = {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
-        full = self.full_row()
-        for relation in full.relations:
+        crf = self.crf_row()
+        for relation in crf.relations:
             if relation not in paper_relations():
                 rows[f"pairwise-{relation}"] = Row(None, (relation,))
-        if full.unary == "unary" and full.relations and full not in rows.values():
-            rows[f"1unary+{len(full.relations)}pair"] = full
+        if crf.unary == "unary" and crf.relations and crf not in rows.values():
+            rows[f"1unary+{len(crf.relations)}pair"] = crf
         return rows
 
-    def full_row(self) -> Row:
-        """The unary (if there is one) with every relation of this model."""
+    def crf_row(self) -> Row:
+        """The unary (if there is one) with every relation of this model, without a dense CRF."""
         names = self.potential_names
         unary = next((name for name in ("unary", "unary_1scale") if name in names), None)
         return Row(unary, tuple(name for name in names if name in self.config.relations))

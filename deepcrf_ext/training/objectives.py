@@ -122,11 +122,11 @@ def make_losses(
     """The losses of a step that trains these potentials of a model.
 
     Piecewise there is one for each of them. Otherwise there is one for the CRF of the model
-    (`DeepCRF.full_row`, which must be among them) and one for each further unary.
+    (`DeepCRF.crf_row`, which must be among them) and one for each further unary.
     """
     if objective == "piecewise":
         return tuple(PotentialLoss(name) for name in potentials)
-    row = model.full_row()
+    row = model.crf_row()
     others = (name for name in potentials if name not in row.potentials)
     return (CRFLoss(row, objective), *(PotentialLoss(name) for name in others))
 

@@ -21,9 +21,9 @@ from deepcrf_ext.visualise import colour, picture_grid
 
 def validation_rows(model: DeepCRF) -> dict[str, Row]:
     """What is compared: "unary" and "crf", as far as the model has their potentials."""
-    full = model.full_row()
-    rows = {} if full.unary is None else {"unary": Row(full.unary)}
-    return {**rows, "crf": full} if full.relations else rows
+    crf = model.crf_row()
+    rows = {} if crf.unary is None else {"unary": Row(crf.unary)}
+    return {**rows, "crf": crf} if crf.relations else rows
 
 
 @torch.no_grad()
