@@ -1,0 +1,33 @@
+"""Settings of a run, as plain dataclasses.
+
+The commands turn them into options and config files; a checkpoint carries them as a dictionary
+(`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")`
+gives the paper's and `preset("cvpr16")` those of its later form.
+"""
+
+from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig, paper_relations
+from deepcrf_ext.config.plain import from_dict, to_dict
+from deepcrf_ext.config.presets import PRESETS, preset
+from deepcrf_ext.config.train import (
+    DataConfig,
+    ObjectiveName,
+    OptimConfig,
+    PhaseConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "PRESETS",
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveName",
+    "OptimConfig",
+    "PhaseConfig",
+    "PresetName",
+    "RelationConfig",
+    "TrainConfig",
+    "from_dict",
+    "paper_relations",
+    "preset",
+    "to_dict",
+]

@@ -1,0 +1,154 @@
+"""Settings of the networks and of the relations between nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from deepcrf_ext.errors import InputError
+
+PresetName = Literal["small", "paper", "cvpr16", "small-cvpr16"]
+
+
+@dataclass(frozen=True)
+class RelationConfig:
+    """One kind of neighbourhood: the nodes q that a node p is joined to.
+
+    Args:
+        kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the
+            node with the upper node as p, "left_right" a box beside the node with the left node as
+            p, "offsets" a box of fixed offsets in nodes.
+        width: Width of the box as a fraction of the short side of the node grid.
+        height: Height of the box as a fraction of the short side of the node grid (a surrounding
+            box is square).
+        offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows
+            grow downward.
+        step: A dilated box: only neighbours whose offsets, of rows and of columns, are multiples
+            of it.
+    """
+
+    kind: Literal["surrounding", "above_below", "left_right", "offsets"]
+    width: float = 0.4
+    height: float = 0.4
+    offsets: tuple[int, int, int, int] | None = None
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.kind == "offsets") != (self.offsets is not None):
+            raise InputError(
+                f"relation of kind {self.kind!r}: offsets go with kind 'offsets' and only with it"
+            )
+        if self.offsets is not None:
+            top, bottom, left, right = self.offsets
+            if top > bottom or left > right:
+                raise InputError(
+                    f"relation: offsets {self.offsets} must be top <= bottom, left <= right"
+                )
+        if self.kind == "surrounding" and self.width != self.height:
+            raise InputError(
+                f"surrounding relation: width {self.width} and height {self.height} must be equal"
+            )
+        if self.width <= 0 or self.height <= 0:
+            raise InputError(
+                f"relation: width {self.width} and height {self.height} must be positive"
+            )
+        if self.step < 1:
+            raise InputError(f"relation: step {self.step} must be at least 1")
+
+
+def paper_relations() -> dict[str, RelationConfig]:
+    """The paper's two (section 3.2): a square of 0.4 and a box of 0.3 x 0.4 of the short side."""
+    return {
+        "surrounding": RelationConfig("surrounding", 0.4, 0.4),
+        "above_below": RelationConfig("above_below", 0.3, 0.4),
+    }
+
+
+@dataclass
+class ModelConfig:
+    """Networks of the potentials. Every potential has its own, of this shape.
+
+    share_blocks, head_per_scale, pooling_windows and upsampling make the difference between the
+    model of the first paper and that of CVPR 2016 (arXiv:1504.01013v4).
+
+    Args:
+        preset: Which defaults the model, the optimiser and the length of the run start from:
+            "paper" is the published model, "cvpr16" its later form; "small" and "small-cvpr16" are
+            narrow ones that train from scratch on two CPU cores.
+        widths: Channels of each convolution block.
+        convs: Number of 3x3 convolutions of each block.
+        pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride
+            is 2 to that power.
+        head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
+        batch_norm: Normalise after every convolution, for training from scratch.
+        scales: Factors of the image pyramid, largest first.
+        share_blocks: Compute all blocks but block 6 once for all potentials; each then trains them.
+        head_per_scale: A block 6 of its own for every scale.
+        pooling_windows: Sliding pyramid pooling: sides, odd, in nodes, of the windows whose maxima
+            are added to the features.
+        upsampling: How the maps of smaller scales grow to the largest.
+        hidden: Width of the hidden layer of a unary.
+        pairwise_hidden: Width of the hidden layer of a pairwise potential.
+        relations: Pairwise relations by name, as many as wanted.
+        potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
+            on the largest scale alone) and names of relations. Null means all of them.
+        iterations: Mean-field iterations of a prediction.
+    """
+
+    preset: PresetName = "small"
+    widths: tuple[int, ...] = (16, 32, 64, 128, 128)
+    convs: tuple[int, ...] = (1, 1, 2, 2, 1)
+    pooled_blocks: int = 3
+    head_widths: tuple[int, ...] = (128, 128)
+    batch_norm: bool = True
+    scales: tuple[float, ...] = (1.2, 0.8, 0.4)
+    share_blocks: bool = False
+    head_per_scale: bool = False
+    pooling_windows: tuple[int, ...] = ()
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
+    hidden: int = 64
+    pairwise_hidden: int = 128
+    relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
+    potentials: tuple[str, ...] | None = None
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.widths) != len(self.convs)
+            or not self.widths
+            or min(self.widths + self.convs) < 1
+        ):
+            raise InputError(
+                f"model.widths {self.widths} and model.convs {self.convs} must hold one positive "
+                "number for each block"
+            )
+        if not 0 <= self.pooled_blocks <= len(self.widths):
+            raise InputError(
+                f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}"
+            )
+        if not self.head_widths or min(self.head_widths) < 1 or self.hidden < 1:
+            raise InputError(
+                f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be "
+                "positive"
+            )
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
+            raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
+        if any(window < 1 or window % 2 == 0 for window in self.pooling_windows):
+            raise InputError(f"model.pooling_windows: {self.pooling_windows} must be odd")
+        if self.iterations < 0:
+            raise InputError(f"model.iterations: {self.iterations} must not be negative")
+        reserved = {"unary", "unary_1scale"} & self.relations.keys()
+        if reserved:
+            raise InputError(
+                f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential"
+            )
+        unknown = set(self.potentials or ()) - set(self.all_potentials())
+        if unknown or self.potentials == ():
+            raise InputError(
+                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be some of "
+                f"{', '.join(self.all_potentials())}"
+            )
+
+    def all_potentials(self) -> tuple[str, ...]:
+        """Names of every potential that this model can have."""
+        return ("unary", "unary_1scale", *self.relations)

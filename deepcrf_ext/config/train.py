@@ -1,0 +1,185 @@
+"""Settings of a training run: data, optimiser, objective and how it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deepcrf_ext.config.model import ModelConfig
+from deepcrf_ext.errors import InputError
+
+ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
+
+
+@dataclass
+class DataConfig:
+    """Images and how training sees them.
+
+    Args:
+        dataset: "scenes" is rendered on the fly and needs no files; "camvid" and "voc" need
+            --data.root.
+        root: Folder of the data set.
+        train_split: Split that training reads ("train_aug" is VOC with the SBD annotations).
+        val_split: Split that is measured while training.
+        crop: Height and width of the random crop, in pixels. Null takes whole images, which must
+            then all have one size.
+        flip: Mirror half of the training images.
+        scale_range: Smallest and largest factor of the random resize before the crop. Null leaves
+            sizes as they are.
+        workers: Processes that read images beside the training process; 0 reads them in it.
+    """
+
+    dataset: Literal["scenes", "camvid", "voc"] = "scenes"
+    root: Path | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    crop: tuple[int, int] | None = (96, 128)
+    flip: bool = True
+    scale_range: tuple[float, float] | None = (0.8, 1.25)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise InputError(f"data.crop: {self.crop} must be two positive sizes")
+        if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise InputError(
+                f"data.scale_range: {self.scale_range} must be positive and in ascending order"
+            )
+        if self.workers < 0:
+            raise InputError(f"data.workers: {self.workers} must not be negative")
+
+
+@dataclass
+class OptimConfig:
+    """Stochastic gradient descent.
+
+    Args:
+        lr: Learning rate of new layers.
+        lr_initialised: Learning rate of layers that start from VGG-16 weights.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly"
+            lets it fall to zero over the run as (1 - progress) ** 0.9.
+        decay: Factor an epoch of the exponential schedule.
+    """
+
+    lr: float = 0.05
+    lr_initialised: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["exponential", "poly"] = "poly"
+    decay: float = 0.97
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_initialised", "decay"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"optim.{name}: {getattr(self, name)} must be positive")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise InputError(
+                f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay "
+                f"{self.weight_decay} not negative"
+            )
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A part of a run with an objective of its own.
+
+    Args:
+        objective: What it minimises, as of a whole run.
+        share: Its share of the epochs, relative to the other phases' (the warm start apart).
+        lr_factor: Factor of the learning rate.
+    """
+
+    objective: ObjectiveName
+    share: float = 1.0
+    lr_factor: float = 1.0
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        data: Images.
+        model: Networks.
+        optim: Optimiser.
+        output: Run folder to create. Null takes runs/<date>-<data set>-<preset>.
+        epochs: Passes over the training images.
+        batch_size: Images in a step.
+        accumulate: Parts that a step's images are computed in, one after another: less memory, the
+            same step. Batch normalisation alone sees each part by itself.
+        seed: Seed of the weights, of the order of the images and of their augmentation.
+        device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+        amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
+            device has instructions for it.
+        objective: What training minimises. "piecewise" is the paper's: every potential by its own
+            likelihood, without inference. "pseudo_likelihood" (the paper's appendix) is each node's
+            label given its neighbours' labels, "end_to_end" each node's label under the marginals
+            of mean field, unrolled (model.iterations); both train the unary and all relations
+            together. Or a list of phases, one after another, such as [{objective: piecewise,
+            share: 0.7}, {objective: end_to_end, share: 0.3, lr_factor: 0.1}].
+        warm_start: Share of the epochs that train the unaries alone; then the network of every
+            relation starts from the unary's, as if neighbours were independent. 0 trains all from
+            the start, as the paper does from VGG-16 weights.
+        class_balance: What a class counts in the losses. "median_frequency" weighs rare classes up:
+            by the median frequency over its own, frequencies counted over the training images that
+            the class occurs in; an edge weighs the geometric mean of its two labels' weights.
+        vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
+            torchvision's.
+        validate_every: Epochs between measurements on the validation images; the last epoch is
+            always measured.
+        save_minutes: Longest time between two checkpoints; one is also written after every epoch.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    output: Path | None = None
+    epochs: int = 12
+    batch_size: int = 8
+    accumulate: int = 1
+    seed: int = 0
+    device: str = "auto"
+    amp: bool | None = None
+    objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
+    warm_start: float = 0.6
+    class_balance: Literal["none", "median_frequency"] = "none"
+    vgg_weights: str | None = None
+    validate_every: int = 2
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise InputError(
+                f"accumulate: {self.accumulate} must be 1 to batch_size, {self.batch_size}"
+            )
+        if not 0 <= self.warm_start < 1:
+            raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
+        if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:
+            raise InputError(
+                f"model.pairwise_hidden: {self.model.pairwise_hidden} must be at least twice "
+                f"model.hidden, {self.model.hidden}, for a warm start"
+            )
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} must not be negative")
+        if self.save_minutes <= 0:
+            raise InputError(f"save_minutes: {self.save_minutes} must be positive")
+        if not self.phases():
+            raise InputError("objective: a list of phases must not be empty")
+        for phase in self.phases():
+            if not (phase.share > 0 and phase.lr_factor > 0):
+                raise InputError(
+                    f"objective: share {phase.share} and lr_factor {phase.lr_factor} of a phase "
+                    "must be positive"
+                )
+
+    def phases(self) -> tuple[PhaseConfig, ...]:
+        """The phases of the objective: one where it is the same throughout."""
+        if isinstance(self.objective, str):
+            return (PhaseConfig(self.objective),)
+        return self.objective
