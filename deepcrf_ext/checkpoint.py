@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises OSError naming `path` (a full disk, a read-only folder); the earlier file is intact then.
     """
-    temporary: str | None = None
+    # One name, so that what a killed process left behind is written over.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         cause = _os_error(error)
         if cause is not None:
             kept = "the earlier one is intact" if path.exists() else "nothing is written"

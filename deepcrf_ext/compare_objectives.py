@@ -25,6 +25,7 @@ from deepcrf_ext.checkpoint import load_checkpoint, load_weights
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.device import choose_device
+from deepcrf_ext.distributed import LostProcessError
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.measuring import package_commit
 from deepcrf_ext.training.interrupt import StopRequest
@@ -276,6 +277,8 @@ class Comparison:
         try:
             finished = self._train(trainer)
             error = None
+        except LostProcessError:
+            raise
         except TrainingError as failure:
             finished, error = True, str(failure)
             print(f"{name}: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing, others may have fewer
 
 
 class LostProcessError(TrainingError):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run, one that trains or loads, has ended or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ class World:
         with _others_needed(self):
             distributed.broadcast_object_list(values, src=0)
         return values[0]
-
-    def average_(self, tensors: Iterable[Tensor]) -> None:
-        """Replaces floating tensors by their means over all processes."""
-        for tensor in tensors if self.size > 1 else ():
-            tensor.copy_(self.sum(tensor) / self.size)
 
 
 ALONE = World()

@@ -36,7 +36,7 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("camvid")
-    write_camvid(folder, "train")
+    write_camvid(folder, "train", count=5)
     return write_camvid(folder, "val")
 
 
@@ -175,6 +175,23 @@ def test_batch_in_parts_makes_the_step_of_the_whole(
         assert a.grad.abs().max() > 0
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6 * float(a.grad.abs().max()))
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_step_in_mixed_precision(root: Path) -> None:
+    """Convolutions compute in bfloat16; losses and weights are float32 and nearly as without."""
+    plain, mixed = make_trainer(root), make_trainer(root, amp=True)
+    seen = set()
+    for layer in mixed.model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    expected, losses = plain.step(*batch()), mixed.step(*batch())
+    assert seen == {torch.bfloat16}
+    assert losses == pytest.approx(expected, rel=2e-2)
+    assert losses != expected
+    for a, b in zip(plain.model.parameters(), mixed.model.parameters(), strict=True):
+        assert b.dtype == b.grad.dtype == torch.float32
+        difference = (b.grad - a.grad).norm() / a.grad.norm()
+        assert difference < 0.1
 
 
 def test_batch_without_labels_leaves_the_losses_at_zero(root: Path) -> None:

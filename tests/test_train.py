@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -148,6 +149,33 @@ def test_sigterm_from_outside(data, tmp_path):
     assert "Traceback" not in errors
     assert f"--resume {run}" in errors
     assert load_checkpoint(run / "last.pt")["step"] == lines(run, "train")[-1]["step"]
+
+
+def test_killed_loader_process_ends_the_run_and_nothing_is_lost(
+    finished, data, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    write = MetricsLog.write
+
+    def kill_a_loader(self, kind, step, values):
+        write(self, kind, step, values)
+        if (kind, step) == ("train", STEPS_PER_EPOCH + 1):
+            for loader in multiprocessing.active_children():
+                os.kill(loader.pid, signal.SIGKILL)
+            time.sleep(60)  # torch interrupts it
+
+    begin = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", kill_a_loader)
+        assert command.main(options(tmp_path, data, run, "--data.workers", "2")) == 1
+    assert time.monotonic() - begin < 50
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: a process that loads images ended (DataLoader worker (pid")
+    assert last.endswith(f"all can go on with --resume {run}")
+    assert load_checkpoint(run / "last.pt")["step"] == STEPS_PER_EPOCH
+    assert command.main(["--resume", str(run)]) == 0
+    assert lines(run, "train") == lines(finished, "train")
+    assert same_weights(run, finished)
 
 
 def test_a_run_never_overwrites_another(finished, data, tmp_path, capsys):

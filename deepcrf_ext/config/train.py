@@ -108,8 +108,9 @@ class TrainConfig:
         output: Run folder to create. Null takes runs/<date>-<data set>-<preset>.
         epochs: Passes over the training images.
         batch_size: Images in a step.
-        accumulate: Parts that a step's images are computed in, one after another: less memory, the
-            same step. Batch normalisation alone sees each part by itself.
+        accumulate: Parts, at most, that the images of a process are computed in, one after another:
+            less memory, the same step. Batch normalisation alone sees each part (of all processes
+            together) by itself.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.batch_norm import BatchNorm
 
 
 class ScaleNorm(nn.ModuleList):
@@ -15,7 +16,7 @@ class ScaleNorm(nn.ModuleList):
     """
 
     def __init__(self, channels: int, num_scales: int) -> None:
-        super().__init__(nn.BatchNorm2d(channels) for _ in range(num_scales))
+        super().__init__(BatchNorm(channels) for _ in range(num_scales))
 
     def forward(self, maps: Tensor, scale: int) -> Tensor:
         """Normalises [B, C, h, w] of the scale with this number."""

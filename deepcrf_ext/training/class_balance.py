@@ -8,22 +8,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.distributed import ALONE, World
 
 
-def median_frequency_weights(dataset: SegmentationDataset) -> Tensor:
+def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE) -> Tensor:
     """Median frequency balancing (Eigen and Fergus, arXiv:1411.4734, section 6.2), float32 [K].
 
     The frequency of a class is its share of the labelled pixels of the images that it occurs in;
     its weight is the median of all frequencies divided by its own. A class without a pixel weighs
-    1. Reads every label map once, behind a progress bar.
+    1. Reads every label map once, each process its share of them, behind a progress bar.
     """
     num_classes = dataset.num_classes
-    pixels = np.zeros(num_classes, np.int64)
-    among = np.zeros(num_classes, np.int64)
-    for index in tqdm(range(len(dataset)), "class frequencies", unit="image", leave=False):
+    totals = np.zeros((2, num_classes), np.int64)  # of the class, of all in its images
+    for index in tqdm(
+        world.share(len(dataset)),
+        "class frequencies",
+        unit="image",
+        leave=False,
+        disable=not world.is_main,
+    ):
         counts = np.bincount(dataset[index].labels.ravel(), minlength=256)[:num_classes]
-        pixels += counts
-        among[counts > 0] += counts.sum()
+        totals += counts, counts.sum() * (counts > 0)
+    pixels, among = world.sum(torch.from_numpy(totals)).numpy()
     seen = pixels > 0
     weights = np.ones(num_classes)
     if seen.any():

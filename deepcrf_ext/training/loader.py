@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, TrainTransform
-from deepcrf_ext.distributed import ALONE, World
+from deepcrf_ext.distributed import ALONE, LostProcessError, World
 from deepcrf_ext.errors import InputError
 
 
@@ -68,6 +69,23 @@ def epoch_batches(
         # A worker's error arrives with its traceback as text; the last line is the error itself.
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from error
+
+
+@contextmanager
+def loaders_needed() -> Iterator[None]:
+    """Within it, a loader process that dies is a LostProcessError.
+
+    torch raises that as a RuntimeError wherever this process happens to be, also in the middle of
+    an exchange with others.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        for cause in (error, error.__cause__):
+            if str(cause).startswith("DataLoader worker"):
+                reason = str(cause).splitlines()[0].rstrip(" .")
+                raise LostProcessError(f"a process that loads images ended ({reason})") from error
+        raise
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

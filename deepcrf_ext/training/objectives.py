@@ -147,6 +147,6 @@ def part_weights(counts: Tensor, totals: Tensor) -> Tensor:
 
     The sum of a loss's weighted parts is its mean over all valid nodes or edges of the whole batch,
     and so is the gradient; a loss without any gets 0. What still depends on the parts is batch
-    normalisation, whose statistics are those of each part.
+    normalisation, whose statistics are those of each part (of all processes together).
     """
     return (counts / totals.where(totals > 0, 1)[:, None]).float()

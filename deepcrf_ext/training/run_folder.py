@@ -29,9 +29,8 @@ def create_run_folder(config: TrainConfig) -> Path:
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.data.dataset}-{config.model.preset}"
         folder = Path("runs") / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"output: {folder} exists already; choose another folder or use --resume {folder}"
-        )
+        further = f" or use --resume {folder}" if (folder / "last.pt").exists() else ""
+        raise InputError(f"output: {folder} exists already; choose another folder{further}")
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     return folder

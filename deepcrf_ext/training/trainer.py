@@ -19,10 +19,11 @@ from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.distributed import ALONE, GradientSum, World
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.batch_norm import share_batches
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
-from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches
+from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches, loaders_needed
 from deepcrf_ext.training.objectives import Loss, make_losses, part_counts, part_weights
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
@@ -68,7 +69,9 @@ class Trainer:
         world: World = ALONE,
     ) -> None:
         self.config, self.world = config, world
-        if world.size > min(config.batch_size, len(train_set)):
+        batch_size = min(config.batch_size, len(train_set))
+        self.fewest_images = batch_size // world.size  # that a process has of a batch
+        if self.fewest_images == 0:
             raise InputError(
                 f"batch_size: {config.batch_size}, of {len(train_set)} images, must be at least 1 "
                 f"for each of the {world.size} processes"
@@ -80,6 +83,7 @@ class Trainer:
         if config.vgg_weights is not None:
             initialise_from_vgg16(self.model, config.vgg_weights)
         self.model.to(self.device)
+        share_batches(self.model, world)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
         self.optimiser = make_optimiser(
             self.model, config.optim, from_vgg=config.vgg_weights is not None
@@ -104,30 +108,29 @@ class Trainer:
     def fit(self, folder: Path, stop: StopRequest) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
 
-        Raises TrainingError when a loss is not finite, OSError when a checkpoint cannot be
-        written; the newest checkpoint stays whole either way.
+        Raises TrainingError when a loss is not finite, LostProcessError when another process of
+        the run ends, OSError when a checkpoint cannot be written; the newest checkpoint stays whole
+        in any case.
         """
         progress, config = self.progress, self.config
         self.folder = folder
+        if progress.step == 0:
+            self.save("last.pt")
         if config.class_balance == "median_frequency" and self.model.class_weights is None:
-            main = self.world.is_main
-            weights = self.world.from_main(
-                median_frequency_weights(self.train_set) if main else None
-            )
-            assert weights is not None
+            weights = median_frequency_weights(self.train_set, self.world)
             self.model.class_weights = weights.to(self.device)
+            self.save("last.pt")
         log = MetricsLog(folder, progress.step) if self.world.is_main else None
         total = config.epochs * self.per_epoch
         try:
-            if progress.step == 0:
-                self.save("last.pt")
-            with tqdm(
+            bar = tqdm(
                 total=total,
                 initial=progress.step,
                 unit="step",
                 smoothing=0.05,
                 disable=not self.world.is_main,
-            ) as bar:
+            )
+            with bar, loaders_needed():
                 while progress.epoch < config.epochs:
                     if not self._finish_epoch(bar, log, stop):
                         self.save("last.pt")
@@ -140,9 +143,8 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes a checkpoint that training can go on from into the run folder.
 
-        To be called by every process; one of them writes.
+        Called in every process; one of them writes.
         """
-        self._share_statistics()
         self.last_saved = time.monotonic()
         if not self.world.is_main:
             return
@@ -185,7 +187,6 @@ class Trainer:
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             bar.set_description("validating")
             trained = self.stages[progress.stage].potentials
-            self._share_statistics()
             scores = validate(
                 self.model,
                 self.val_set,
@@ -241,15 +242,6 @@ class Trainer:
             self.train_set, self.config, progress.epoch, progress.batch, self.world
         )
 
-    def _share_statistics(self) -> None:
-        """Averages the running statistics of batch normalisation over the processes.
-
-        They are linear in those of the batches, so it does not matter how often.
-        """
-        names = ("running_mean", "running_var")
-        buffers = self.model.named_buffers()
-        self.world.average_(buffer for name, buffer in buffers if name.endswith(names))
-
     def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
         """`part_weights` of this process's parts of a step, given by their labels."""
         if len(parts) == self.world.size == 1:
@@ -271,8 +263,9 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         images, labels = images.to(self.device), labels.to(self.device)
-        count = config.accumulate
-        parts = list(zip(images.chunk(count), labels.chunk(count), strict=True))
+        # As many in every process, as each exchanges the statistics of batch normalisation.
+        count = min(config.accumulate, self.fewest_images)
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         stage = self.stages[progress.stage]
         objective = make_losses(stage.objective, self.model, stage.potentials)
         weights = self._part_weights(objective, [part for _, part in parts])

@@ -1,0 +1,114 @@
+"""Batch normalisation by the statistics of the whole batch, also where processes share it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from deepcrf_ext.distributed import ALONE, World
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` that normalises by the maps of all processes of `world` together.
+
+    Each of them must then run it, forward and backward, in the same order. `torch.nn.SyncBatchNorm`
+    does the same on CUDA and refuses CPU tensors.
+
+    Attributes:
+        world: the processes that share a batch (default: this one alone); see `share_batches`.
+    """
+
+    world: World = ALONE
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalises [B, C, h, w]; B, h and w may differ between processes.
+
+        Raises LostProcessError when another process is gone.
+        """
+        if not self.training or self.world.size == 1:
+            return super().forward(maps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        mean, variance, total = _statistics(maps, self.world)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_((variance * total / (total - 1)).float(), self.momentum)
+            self.num_batches_tracked += 1
+        normal: Tensor = _Normalise.apply(
+            maps, self.weight, self.bias, mean, variance, total, self.eps, self.world
+        )
+        return normal
+
+
+def share_batches(model: nn.Module, world: World) -> None:
+    """Lets every `BatchNorm` of a model take its statistics from all processes."""
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.world = world
+
+
+@torch.no_grad()
+def _statistics(maps: Tensor, world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (biased) of each channel, float32 [C], and the values a channel, float64.
+
+    Of the maps [B, C, h, w] of all processes together.
+    """
+    variance, mean = torch.var_mean(maps.float(), (0, 2, 3), correction=0)
+    count = maps.numel() // maps.shape[1]
+    # In float64, where the difference of squares below loses nothing that float32 would show.
+    moments = torch.stack([torch.ones_like(mean), mean, variance + mean.double() ** 2]) * count
+    total, first, second = world.sum(moments)
+    mean = first / total
+    variance = (second / total - mean**2).clamp(min=0)
+    return mean.float(), variance.float(), total
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalises by statistics that depend on the maps of all processes.
+
+    maps [B, C, h, w]; weight, bias, mean, variance float32 [C]; total float64 [C].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        total: Tensor,
+        eps: float,
+        world: World,
+    ) -> Tensor:
+        ctx.save_for_backward(maps, weight, mean, variance, total)
+        ctx.eps, ctx.world = eps, world
+        return functional.batch_norm(maps, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight, mean, variance, total = ctx.saved_tensors
+        # With fixed statistics: scale · gradient, Σ gradient · normalised maps, Σ gradient.
+        own, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            *gradients, maps, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+        )
+        # Less its mean, and less its share along the normalised maps, over all processes.
+        sums = ctx.world.sum(torch.stack([weight_gradient, bias_gradient]).double())
+        along, level = (sums / total).float()
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = -weight * inverse**2 * along
+        offset = -weight * inverse * level - slope * mean
+        correction = torch.addcmul(_planes(offset), maps, _planes(slope))
+        return own + correction.to(own.dtype), weight_gradient, bias_gradient, *[None] * 5
+
+
+def _planes(values: Tensor) -> Tensor:
+    """[C] as [C, 1, 1]."""
+    return values[:, None, None]

@@ -1,0 +1,87 @@
+"""Batch normalisation in two processes: as in one that has all of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_processes
+from torch import nn
+
+from deepcrf_ext.distributed import join
+from deepcrf_ext.models.batch_norm import BatchNorm, share_batches
+
+C = 5
+SIZES = ((3, 4, 6), (1, 7, 2))  # images, height and width of the maps of each process
+
+
+def batches(dtype: torch.dtype) -> list[torch.Tensor]:
+    """The maps of each process, with means far from 0 and from each other's; channels last."""
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.arange(C).view(C, 1, 1) * 20.0
+    return [
+        (torch.randn(b, C, h, w, generator=generator) * (1 + 2 * rank) + offset + rank)
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last)
+        for rank, (b, h, w) in enumerate(SIZES)
+    ]
+
+
+def as_one(parts: list[torch.Tensor]) -> torch.Tensor:
+    """All pixels of maps of several sizes, [1, C, 1, pixels]."""
+    return torch.cat([part.permute(1, 0, 2, 3).flatten(1) for part in parts], 1)[None, :, None]
+
+
+def make_norm(kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
+    norm = kind(C)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, C))
+        norm.bias.copy_(torch.linspace(-1, 1, C))
+    return norm
+
+
+def normalise_in(rank: int, dtype: torch.dtype) -> int:
+    """Two steps of this process's part, compared with the part of the whole's."""
+    whole, part = make_norm(nn.BatchNorm2d), make_norm(BatchNorm)
+    parts = batches(dtype)
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    with join("cpu") as world:
+        share_batches(part, world)
+        for _ in range(2):
+            maps = [p.clone().requires_grad_() for p in parts]
+            pull = [torch.cos(p.detach().float() * 3).to(dtype) for p in parts]
+            expected = whole(as_one(maps))
+            (expected * as_one(pull)).sum().backward()
+            own = parts[rank].clone().requires_grad_()
+            normal = part(own)
+            (normal * pull[rank]).sum().backward()
+            assert normal.dtype == own.grad.dtype == dtype
+            first = 0 if rank == 0 else parts[0].numel() // C
+            pixels = slice(first, first + own.numel() // C)
+            torch.testing.assert_close(as_one([normal]), expected[..., pixels], **close)
+            torch.testing.assert_close(own.grad, maps[rank].grad, **close)
+        for name in ("weight", "bias"):  # each process has its share, and training adds them up
+            total = world.sum(getattr(part, name).grad)
+            torch.testing.assert_close(total, getattr(whole, name).grad, rtol=1e-3, atol=1e-2)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(part.state_dict()[name], value)
+    part.eval()
+    whole.eval()
+    torch.testing.assert_close(part(parts[rank]), whole(parts[rank]), **close)
+    return 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_and_gradients_are_those_of_the_whole_batch(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    codes = run_processes(normalise_in, [dtype], tmp_path)
+    assert codes == [0, 0], [path.read_text() for path in tmp_path.iterdir()]
+
+
+def test_alone_it_is_torch_s(tmp_path: Path) -> None:
+    own, torchs = make_norm(BatchNorm), make_norm(nn.BatchNorm2d)
+    maps = batches(torch.float32)[0]
+    assert torch.equal(own(maps), torchs(maps))
+    assert own.state_dict().keys() == torchs.state_dict().keys()
