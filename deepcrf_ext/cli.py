@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +49,31 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     except ArgumentError as error:
         cause = error.__cause__ or error.__context__
         message = cause if isinstance(cause, InputError) else error
-        raise InputError(" ".join(str(message).split())) from error
+        raise InputError(_plain(" ".join(str(message).split()))) from error
+
+
+_VALUE = re.compile(
+    r'Parser key "(?P<key>[^"]+)": (?:'
+    r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)|"
+    r"Does not validate.* Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<given>.*))"
+)
+"""A message of jsonargparse about the value of an option, on one line."""
+
+
+def _plain(message: str) -> str:
+    """The message in the form of this package's own, without Python's names of types."""
+    match = _VALUE.fullmatch(message)
+    if match is None:
+        return message
+    types = match["type"] or f"one of {match['types']}"
+    for pattern, plain in (
+        (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+        (r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1" if match["type"] else r"\1"),
+        (r"\b(?:\w+\.)+(\w+)", r"\1"),
+        (r"\bNoneType\b", "null"),
+    ):
+        types = re.sub(pattern, plain, types)
+    return f"{match['key']}: got {match['value'] or match['given']}, must be {types}"
 
 
 def run_command(body: Callable[[], int | None]) -> int:
@@ -62,8 +87,13 @@ def run_command(body: Callable[[], int | None]) -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_TRAINING
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        print(f"error: {text}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
