@@ -148,7 +148,9 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in inputs:
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            files = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir()
+            )
             if not files:
                 raise InputError(f"{path}: no images in this folder (of {', '.join(SUFFIXES)})")
         elif path.exists():

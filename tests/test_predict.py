@@ -199,6 +199,7 @@ def test_results_replace_nothing_unasked_and_inputs_never(run, pictures, tmp_pat
 
 
 def test_find_images_takes_each_file_once(pictures):
+    (pictures / "folder.png").mkdir()
     found = find_images([pictures / "dot.png", pictures, pictures / ".." / "pictures" / "a.jpg"])
     assert [p.name for p in found] == ["dot.png", "a.jpg", "a.png", "rgba.PNG", "wide.png"]
 
