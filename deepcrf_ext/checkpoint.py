@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.whole_files import write_whole
 
 FORMAT = "deepcrf_ext checkpoint 1"
 
@@ -20,23 +20,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises OSError naming `path` (a full disk, a read-only folder); the earlier file is intact then.
     """
-    # One name, so that what a killed process left behind is written over.
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
+        with write_whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
+    except Exception as error:
         cause = _os_error(error)
-        if cause is not None:
-            kept = "the earlier one is intact" if path.exists() else "nothing is written"
-            raise OSError(
-                cause.errno, f"cannot write the checkpoint ({cause.strerror}); {kept}", str(path)
-            ) from error
-        raise
+        if cause is None:
+            raise
+        kept = "the earlier one is intact" if path.exists() else "nothing is written"
+        raise OSError(
+            cause.errno, f"cannot write the checkpoint ({cause.strerror}); {kept}", str(path)
+        ) from error
 
 
 def _os_error(error: BaseException) -> OSError | None:

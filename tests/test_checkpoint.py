@@ -34,6 +34,15 @@ def test_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_a_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path / "a.pt", {"epoch": 3})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.pt").stat().st_mode & 0o777 == 0o640
+
+
 def test_model_comes_back_as_it_was(run):
     model, config, metadata = load_model(run)
     again, _, _ = load_model(run / "last.pt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -13,6 +12,7 @@ from typing import Any
 from deepcrf_ext.env import environment
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.measuring import package_commit
+from deepcrf_ext.whole_files import write_whole
 
 
 class Steps:
@@ -66,12 +66,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file whole: an earlier one at `path` stays until the new one is complete."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_whole(path) as file:
+        file.write(text.encode())
