@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(
-    path: Path, device: torch.device | str = "cpu"
+    path: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[DeepCRF, TrainConfig, dict[str, Any]]:
     """A trained model in eval mode, its settings, and what is known about it.
 
@@ -89,6 +89,7 @@ def load_model(
     Raises:
         InputError: the file cannot be read, or its weights do not fit its settings.
     """
+    path = Path(path)
     name = "best.pt" if (path / "best.pt").is_file() else "last.pt"
     file = find_checkpoint(path, name)
     state = load_checkpoint(file)

@@ -45,7 +45,7 @@ def test_a_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path):
 
 def test_model_comes_back_as_it_was(run):
     model, config, metadata = load_model(run)
-    again, _, _ = load_model(run / "last.pt")
+    again, _, _ = load_model(str(run / "last.pt"))
     assert not model.training
     assert config.data.dataset == "camvid"
     assert (metadata["epoch"], metadata["step"], len(metadata["classes"])) == (2, 7, 11)
