@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -122,18 +123,19 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         if world.is_main:
             print(
                 f"stopped after step {trainer.progress.step}; continue with\n"
-                f"  python -m deepcrf_ext.train --resume {folder}",
+                f"  python -m deepcrf_ext.train --resume {shlex.quote(str(folder))}",
                 file=sys.stderr,
             )
         return stop.exit_code or 128 + signal.SIGTERM  # another process was asked to stop
     if not world.is_main:
         return 0
     write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
+    quoted = shlex.quote(str(folder))
     print(
         f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "
         "(best.pt, metrics.jsonl, grid.png); next\n"
-        f"  python -m deepcrf_ext.evaluate --checkpoint {folder} --rows all\n"
-        f"  python -m deepcrf_ext.predict IMAGE --checkpoint {folder} --output predictions"
+        f"  python -m deepcrf_ext.evaluate --checkpoint {quoted} --rows all\n"
+        f"  python -m deepcrf_ext.predict IMAGE --checkpoint {quoted} --output predictions"
     )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -327,10 +328,13 @@ def _run(argv: Sequence[str]) -> None:
         lambda before, trials: _write(folder, record, objective, before, trials),
     )
     print(_report(before, trials, objective))
+    checkpoint, found = (
+        shlex.quote(str(path)) for path in (arguments.checkpoint, folder / "dense_crf.json")
+    )
     print(
         f"{len(trials)} trials on {count} images: {folder} (dense_crf.json, trials.json, "
-        f"trials.png); next\n  python -m deepcrf_ext.evaluate --checkpoint {arguments.checkpoint} "
-        f"--rows all --dense-crf-params {folder / 'dense_crf.json'}"
+        f"trials.png); next\n  python -m deepcrf_ext.evaluate --checkpoint {checkpoint} "
+        f"--rows all --dense-crf-params {found}"
     )
 
 

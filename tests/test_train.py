@@ -100,7 +100,7 @@ def test_run_folder(finished, data):
 def test_interrupted_run_continues_as_if_nothing_had_happened(
     finished, data, tmp_path, monkeypatch, capsys, stop_after, number
 ):
-    run = tmp_path / "run"
+    run = tmp_path / "a run"
     write = MetricsLog.write
 
     def interrupt(self, kind, step, values):
@@ -111,7 +111,7 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", interrupt)
         assert command.main(options(tmp_path, data, run)) == 128 + number
-    assert f"--resume {run}" in capsys.readouterr().err
+    assert f"--resume '{run}'" in capsys.readouterr().err
     assert load_checkpoint(run / "last.pt")["step"] == stop_after
     # Lines that a killed run wrote after its checkpoint are written again, not twice.
     with (run / "metrics.jsonl").open("a") as file:

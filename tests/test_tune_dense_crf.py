@@ -89,10 +89,11 @@ def test_command_writes_what_evaluate_reads(
 ) -> None:
     arguments = ["--checkpoint", str(run), "--trials", "9", "--images", "2", "--iterations", "2"]
     records = []
-    for name, seed in (("a", "1"), ("again", "1"), ("b", "2")):
+    for name, seed in (("a", "1"), ("again", "1"), ("b ü", "2")):
         assert main([*arguments, "--seed", seed, "--output", str(tmp_path / name)]) == 0
         records.append(json.loads((tmp_path / name / "trials.json").read_text()))
     printed = capsys.readouterr().out
+    assert f"--dense-crf-params '{tmp_path / 'b ü' / 'dense_crf.json'}'" in printed
     first, again, other = (record["trials"] for record in records)
     assert first == again != other
     assert len(first) == len(other) == 9
