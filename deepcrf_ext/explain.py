@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -18,7 +17,7 @@ from torch import Tensor
 from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.config import RelationConfig
-from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image
+from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image, shrink
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.explain_pictures import compatibility_picture, node_picture
@@ -141,7 +140,7 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
 def _sample(
     arguments: Namespace, config: Any, metadata: Mapping[str, Any]
 ) -> tuple[Sample, np.ndarray | None]:
-    """The image to explain, shrunk to --max-size, and its true labels where they are known."""
+    """The image to explain, and its true labels where they are known."""
     if (arguments.image is None) == (arguments.index is None):
         raise InputError("image: give either an image file or --index, an image of --data.split")
     if arguments.image is not None:
@@ -176,12 +175,8 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     image, classes = sample.image, metadata["classes"]
     x, y = _pixel(arguments.at, image)
     height, width = image.shape[:2]
-    shrink = min(1.0, arguments.max_size / max(height, width))
-    seen = image
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        seen = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    pixels = torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1)[None].float()
+    seen = torch.from_numpy(shrink(image, arguments.max_size)).to(device)
+    pixels = seen.permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         with autocast(device, config.amp):
             energies = model.energies(pixels, row.potentials)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from deepcrf_ext import cli, visualise
 from deepcrf_ext.checkpoint import load_model
-from deepcrf_ext.data import read_image, write_labels
+from deepcrf_ext.data import read_image, shrink, write_labels
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
@@ -123,17 +122,14 @@ def predict_image(
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
     dense_crf: settings of the dense CRF of a row that has one; it sees the image at its own size.
     """
-    height, width = image.shape[:2]
     device = next(model.parameters()).device
-    whole = torch.from_numpy(image).to(device).permute(2, 0, 1)
-    shrink = 1.0 if max_size is None else min(1.0, max_size / max(height, width))
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
+    whole, seen = (
+        torch.from_numpy(picture).to(device).permute(2, 0, 1)
+        for picture in (image, shrink(image, max_size))
+    )
     chosen = named_row(model, row) if isinstance(row, str) else row
     with autocast(device, amp):
-        energies = model.energies(pixels, chosen.potentials)
+        energies = model.energies(seen[None].float(), chosen.potentials)
     marginals = model.marginals(energies, chosen)[0]
     labels = label_pixels(marginals, whole, chosen, dense_crf)
     return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from deepcrf_ext.data import read_image, read_labels, write_labels
+from deepcrf_ext.data import read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.errors import InputError
 
@@ -147,6 +147,26 @@ def test_any_damage_gives_an_image_or_an_input_error(kind: str, damage) -> None:
             except InputError as error:
                 message = str(error)
             assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("shape", "max_side", "expected"),
+    [
+        ((40, 60), 30, (20, 30)),
+        ((60, 40), 30, (30, 20)),
+        ((1, 300), 30, (1, 30)),
+        ((40, 60), 60, (40, 60)),
+        ((40, 60), None, (40, 60)),
+        ((3, 2), 1, (1, 1)),
+    ],
+)
+def test_shrink_limits_the_longest_side(shape, max_side, expected) -> None:
+    image = np.full((*shape, 3), 7, np.uint8)
+    small = shrink(image, max_side)
+    assert small.shape == (*expected, 3)
+    assert small.dtype == np.uint8
+    assert (small is image) == (shape == expected)
+    assert set(np.unique(small)) == {7}
 
 
 @settings(max_examples=30, deadline=None)

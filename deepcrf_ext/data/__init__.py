@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepcrf_ext.data.base import IGNORE_INDEX, Sample, SegmentationDataset
 from deepcrf_ext.data.camvid import CamVid
-from deepcrf_ext.data.images import read_image, read_labels, write_labels
+from deepcrf_ext.data.images import read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.read_ahead import read_ahead
 from deepcrf_ext.data.scenes import Scenes
 from deepcrf_ext.data.transforms import TrainTransform, to_tensors
@@ -23,6 +23,7 @@ __all__ = [
     "read_ahead",
     "read_image",
     "read_labels",
+    "shrink",
     "to_tensors",
     "write_labels",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
@@ -51,6 +52,24 @@ def read_image(path: str | Path) -> np.ndarray:
         if "transparency" in upright.info:
             upright = upright.convert("RGBA")
         return np.array(upright.convert("RGB"))
+
+
+def shrink(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    """The image with a longest side of at most `max_side` pixels, by averaging over areas.
+
+    Args:
+        image: uint8 [H, W, 3].
+        max_side: at least 1; None keeps every image.
+
+    Returns:
+        uint8 [h, w, 3]; the image itself where it is small enough.
+    """
+    height, width = image.shape[:2]
+    if max_side is None or max(height, width) <= max_side:
+        return image
+    factor = max_side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def read_labels(path: str | Path) -> np.ndarray:

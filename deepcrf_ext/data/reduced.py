@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
+from deepcrf_ext.data.images import shrink
 
 
 class Reduced(SegmentationDataset):
@@ -39,11 +40,9 @@ class Reduced(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[self.indices[index]]
-        height, width = sample.labels.shape
-        if self.max_side is None or max(height, width) <= self.max_side:
+        image = shrink(sample.image, self.max_side)
+        if image is sample.image:
             return sample
-        shrink = self.max_side / max(height, width)
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        image = np.asarray(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        size = (image.shape[1], image.shape[0])
         labels = cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return Sample(image, np.asarray(labels, np.uint8), sample.name)
