@@ -121,7 +121,13 @@ def predict_image(
         the number of pixels, since neighbourhoods are fractions of the image.
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
     dense_crf: settings of the dense CRF of a row that has one; it sees the image at its own size.
+    Raises ValueError for another array, and InputError for a row that the model does not have.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
+        )
+    image = np.ascontiguousarray(image)  # torch takes no negative strides
     device = next(model.parameters()).device
     whole, seen = (
         torch.from_numpy(picture).to(device).permute(2, 0, 1)

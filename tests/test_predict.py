@@ -125,6 +125,18 @@ def test_max_size_limits_what_the_networks_see(run):
     assert [tuple(shape) for shape in seen] == [(30, 200), (8, 50), (30, 200)]
 
 
+def test_predict_image_takes_any_strides_and_names_what_is_no_image(run):
+    model, _, _ = load_model(run)
+    image = np.random.default_rng(2).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    expected = predict_image(model, image, "unary-3scales")
+    from_opencv = np.ascontiguousarray(image[..., ::-1])[..., ::-1]
+    actual = predict_image(model, from_opencv, "unary-3scales")
+    np.testing.assert_array_equal(actual.marginals, expected.marginals)
+    for wrong in (image.astype(np.float32), image[..., 0], image[..., :2], image[:0]):
+        with pytest.raises(ValueError, match=r"image is .*must be uint8 \[H, W, 3\]"):
+            predict_image(model, wrong, "unary-3scales")
+
+
 def test_folder_of_every_kind_of_image(run, pictures, tmp_path, capsys):
     before, output = files_of(pictures), tmp_path / "out"
     code = main([str(pictures), "--checkpoint", str(run), "--output", str(output), "--marginals"])
