@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -25,14 +26,15 @@ import numpy as np
 import torch
 from harness import RESULTS, machine
 from jsonargparse import auto_cli
-from torch import distributed
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcrf_ext.config import PresetName, preset
+from deepcrf_ext.config import PresetName, TrainConfig, preset
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.distributed import join
+from deepcrf_ext.distributed import ALONE, World, join
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.batch_norm import BatchNorm
 from deepcrf_ext.models.relations import relation_box
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
@@ -43,11 +45,17 @@ PREFETCH = 2  # batches that a loader process has ready, torch's default
 
 @dataclass(frozen=True)
 class Potential:
-    """One potential's work: operations an image, forward and backward, and bytes of gradients."""
+    """One potential's work.
+
+    operations: of an image, forward and backward.
+    gradient_bytes: that are added up over all processes, once a step.
+    exchanges: of batch normalisation, forward and backward, a step; each is waited for.
+    """
 
     name: str
     operations: float
     gradient_bytes: float
+    exchanges: int
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,8 @@ class Cluster:
     load_seconds: float = 0.01
     loaders: int = 8
 
-    def all_reduce(self, num_bytes: float) -> float:
-        """Seconds to add up so many bytes over all processes."""
+    def all_reduce(self, num_bytes: float = 0.0) -> float:
+        """Seconds to add up so many bytes, or a few numbers, over all processes."""
         n = self.processes
         hops = 2 * min(n - 1, int(np.ceil(np.log2(n))))  # a tree where that is shorter
         return 2 * (n - 1) / n * num_bytes / self.bandwidth + hops * self.latency
@@ -110,7 +118,8 @@ def count_potentials(name: PresetName, num_classes: int) -> list[Potential]:
             edges = height * width * (box.bottom - box.top + 1) * (box.right - box.left + 1)
             operations += 6.0 * edges * config.model.pairwise_hidden * num_classes**2
         size = sum(4 * parameter.numel() for parameter in network.parameters())
-        potentials.append(Potential(potential, operations, size))
+        exchanges = 2 * sum(isinstance(layer, BatchNorm) for layer in network.modules())
+        potentials.append(Potential(potential, operations, size, exchanges))
     return potentials
 
 
@@ -119,6 +128,7 @@ def arithmetic(potentials: Sequence[Potential], cluster: Cluster, images: int) -
     finished = sent = 0.0
     for potential in potentials:
         finished += images * potential.operations / cluster.rate
+        finished += potential.exchanges * cluster.all_reduce()
         sent = max(sent, finished) + cluster.all_reduce(potential.gradient_bytes)
     update = 5 * sum(p.gradient_bytes for p in potentials) / cluster.update_bandwidth
     step = sent + update
@@ -157,6 +167,9 @@ def simulate(potentials: Sequence[Potential], cluster: Cluster, images: int) -> 
             seconds = images * potential.operations / cluster.rate
             clock = clock + seconds * vary(n)
             mean_clock += seconds
+            if potential.exchanges:  # after which all processes are level
+                clock[:] = clock.max() + potential.exchanges * cluster.all_reduce()
+                mean_clock += potential.exchanges * cluster.all_reduce()
             sent = max(sent, float(clock.max())) + cluster.all_reduce(potential.gradient_bytes)
         stragglers += float(clock.max()) - mean_clock
         exposed += sent - float(clock.max())
@@ -224,55 +237,82 @@ def run_table(images: int, epoch: int, load_seconds: float, rate: float) -> list
     return rows
 
 
-def step_seconds(batch_size: int, count: int) -> tuple[float, float]:
-    """Mean seconds of a training step of preset small in this world, and of its all-reduce."""
-    config = replace(preset("small"), warm_start=0.0, batch_size=batch_size, device="cpu")
+def step_times(config: TrainConfig, world: World, others: World, count: int) -> list[float]:
+    """Seconds of training steps in `world`, begun at once in all `others`, after two before."""
     data = open_dataset("scenes", None, "train")
-    with join("cpu") as world:
-        trainer = Trainer(config, data, data, world)
-        trainer.model.train()
-        batch = next(epoch_batches(data, config, 0, 0, world))
+    trainer = Trainer(config, data, data, world)
+    trainer.model.train()
+    batch = next(epoch_batches(data, config, 0, 0, world))
+    times = []
+    for step in range(-2, count):
+        if step == 0:
+            others.any(True)
+        begin = time.perf_counter()
         trainer.step(*batch)
-        world.any(True)
-        begin = time.perf_counter()
-        for _ in range(count):
-            trainer.step(*batch)
-        world.any(True)
-        step = (time.perf_counter() - begin) / count
-        flat = torch.zeros(sum(p.numel() for p in trainer.model.parameters()))
-        begin = time.perf_counter()
-        for _ in range(count if world.size > 1 else 0):
-            distributed.all_reduce(flat)
-        return step, (time.perf_counter() - begin) / count
+        times.append(time.perf_counter() - begin)
+    return times[2:]
+
+
+def seconds_of_sum(world: World, values: Tensor, count: int) -> float:
+    """Mean seconds to add up a tensor over all processes."""
+    world.sum(values)
+    begin = time.perf_counter()
+    for _ in range(count):
+        world.sum(values)
+    return (time.perf_counter() - begin) / count
+
+
+def measure_steps(count: int) -> None:
+    """One of two processes: prints seconds of steps apart and together, and of exchanges."""
+    config = replace(preset("small"), warm_start=0.0, batch_size=4, device="cpu")
+    with join("cpu") as world:
+        apart = step_times(config, ALONE, world, count)
+        together = step_times(replace(config, batch_size=8), world, world, count)
+        size = sum(p.gradient_bytes for p in count_potentials("small", 12))
+        times = {
+            "apart": statistics.mean(apart),
+            "jitter": float(np.log(apart).std()),
+            "together": statistics.mean(together),
+            "all_reduce": seconds_of_sum(world, torch.zeros(int(size) // 4), count),
+            "exchange": seconds_of_sum(world, torch.zeros(3, 128, dtype=torch.float64), 100),
+        }
+        if world.is_main:
+            print(json.dumps(times))
 
 
 def check(count: int) -> dict[str, float]:
-    """Two real processes, a core each, against the simulation fed with one process's times."""
-    torch.set_num_threads(1)
-    alone = step_seconds(4, count)[0]
+    """Two real processes, a core each, beside the simulation of them.
+
+    The simulation is given the times of their steps when they do not wait for each other, on both
+    cores at once, and those of single exchanges.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [__file__, f"--worker={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    measured, reduce = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     potentials = count_potentials("small", 12)
     size = sum(p.gradient_bytes for p in potentials)
     cluster = Cluster(
         "2 processes",
         2,
-        rate=4 * sum(p.operations for p in potentials) / alone,
-        bandwidth=size / reduce,
-        latency=0.0,
+        rate=4 * sum(p.operations for p in potentials) / times["apart"],
+        bandwidth=size / times["all_reduce"],
+        latency=times["exchange"] / 2,  # there and back
         update_bandwidth=float("inf"),  # part of the step that was measured
+        jitter=times["jitter"],
         load_seconds=0.0,
     )
-    simulated = simulate(potentials, cluster, 4).total
+    by_hand, simulated = (f(potentials, cluster, 4).total for f in (arithmetic, simulate))
     print(
-        f"one process, 4 images {alone * 1e3:.0f} ms; all-reduce of {size / 1e6:.0f} MB "
-        f"{reduce * 1e3:.0f} ms; two processes, 8 images: simulated {simulated * 1e3:.0f} ms, "
-        f"measured {measured * 1e3:.0f} ms"
+        f"two processes, 4 images each: {times['apart'] * 1e3:.0f} ms a step apart; "
+        f"{times['all_reduce'] * 1e3:.1f} ms to add up {size / 1e6:.0f} MB of gradients, "
+        f"{times['exchange'] * 1e3:.2f} ms for one of "
+        f"{sum(p.exchanges for p in potentials)} exchanges of batch normalisation; together "
+        f"{by_hand * 1e3:.0f} ms by hand, {simulated * 1e3:.0f} ms simulated, "
+        f"{times['together'] * 1e3:.0f} ms measured"
     )
-    return {"alone": alone, "all_reduce": reduce, "simulated": simulated, "measured": measured}
+    return {**times, "by_hand": by_hand, "simulated": simulated}
 
 
 def main(
@@ -290,13 +330,12 @@ def main(
         epoch: images of an epoch.
         load_seconds: time of one core for one image, of `bench_end_to_end.py`.
         rate: operations a second of one GPU, averaged over a step.
-        check_steps: steps of a comparison with two real processes; 0 leaves it out.
+        check_steps: steps of a comparison with two real processes, which want a core each and
+            nothing else on the machine; 0 leaves it out.
         worker: steps to measure as one of them.
     """
     if worker:
-        times = step_seconds(8, worker)
-        if os.environ["RANK"] == "0":
-            print(json.dumps(times))
+        measure_steps(worker)
         return
     record: dict[str, object] = {"machine": machine(torch.device("cpu"))}
     if check_steps:
