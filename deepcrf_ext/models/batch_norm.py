@@ -59,8 +59,11 @@ def _statistics(maps: Tensor, world: World) -> tuple[Tensor, Tensor, Tensor]:
 
     Of the maps [B, C, h, w] of all processes together.
     """
-    variance, mean = torch.var_mean(maps.float(), (0, 2, 3), correction=0)
-    count = maps.numel() // maps.shape[1]
+    channels = maps.shape[1]
+    count = maps.numel() // channels
+    # Ten times as fast as torch.var_mean on a CPU, in float32 if the running statistics are.
+    running = torch.zeros(2, channels, device=maps.device)
+    mean, variance = torch.batch_norm_update_stats(maps, running[0], running[1], 0.0)
     # In float64, where the difference of squares below loses nothing that float32 would show.
     moments = torch.stack([torch.ones_like(mean), mean, variance + mean.double() ** 2]) * count
     total, first, second = world.sum(moments)
@@ -105,10 +108,7 @@ class _Normalise(torch.autograd.Function):
         inverse = (variance + ctx.eps).rsqrt()
         slope = -weight * inverse**2 * along
         offset = -weight * inverse * level - slope * mean
-        correction = torch.addcmul(_planes(offset), maps, _planes(slope))
-        return own + correction.to(own.dtype), weight_gradient, bias_gradient, *[None] * 5
-
-
-def _planes(values: Tensor) -> Tensor:
-    """[C] as [C, 1, 1]."""
-    return values[:, None, None]
+        # slope · maps + offset, by a kernel that computes bfloat16 in float32.
+        zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
+        correction = functional.batch_norm(maps, zeros, ones, slope, offset, eps=0.0)
+        return own.add_(correction), weight_gradient, bias_gradient, *[None] * 5
