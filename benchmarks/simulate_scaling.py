@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcrf_ext.config import PresetName, TrainConfig, preset
+from deepcrf_ext.config import TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.distributed import ALONE, World, join
 from deepcrf_ext.models import DeepCRF
@@ -99,9 +99,8 @@ class Step:
     loading: float
 
 
-def count_potentials(name: PresetName, num_classes: int) -> list[Potential]:
-    """Every potential of a preset, counted on its training crop."""
-    config = preset(name)
+def count_potentials(config: TrainConfig, num_classes: int) -> list[Potential]:
+    """Every potential of a model, counted on its training crop."""
     assert config.data.crop is not None
     with torch.device("meta"):
         model = DeepCRF(config.model, num_classes)
@@ -200,7 +199,7 @@ def settings(images: int, load_seconds: float, rate: float) -> list[tuple[Cluste
 
 def run_table(images: int, epoch: int, load_seconds: float, rate: float) -> list[dict[str, Any]]:
     """Prints arithmetic beside simulation for preset paper; returns the rows."""
-    potentials = count_potentials("paper", 21)
+    potentials = count_potentials(preset("paper"), 21)
     operations = sum(p.operations for p in potentials)
     gradient_bytes = sum(p.gradient_bytes for p in potentials)
     print(
@@ -262,26 +261,34 @@ def seconds_of_sum(world: World, values: Tensor, count: int) -> float:
     return (time.perf_counter() - begin) / count
 
 
+def small(batch_norm: bool) -> TrainConfig:
+    """What the check trains."""
+    config = preset("small")
+    config.model.batch_norm = batch_norm
+    return replace(config, warm_start=0.0, device="cpu")
+
+
 def measure_steps(count: int) -> None:
     """One of two processes: prints seconds of steps apart and together, and of exchanges."""
-    config = replace(preset("small"), warm_start=0.0, batch_size=4, device="cpu")
     with join("cpu") as world:
-        apart = step_times(config, ALONE, world, count)
-        together = step_times(replace(config, batch_size=8), world, world, count)
-        size = sum(p.gradient_bytes for p in count_potentials("small", 12))
-        times = {
-            "apart": statistics.mean(apart),
-            "jitter": float(np.log(apart).std()),
-            "together": statistics.mean(together),
-            "all_reduce": seconds_of_sum(world, torch.zeros(int(size) // 4), count),
-            "exchange": seconds_of_sum(world, torch.zeros(3, 128, dtype=torch.float64), 100),
-        }
-        if world.is_main:
-            print(json.dumps(times))
+        for batch_norm in (False, True):
+            config = small(batch_norm)
+            apart = step_times(replace(config, batch_size=4), ALONE, world, count)
+            together = step_times(replace(config, batch_size=8), world, world, count)
+            numbers = sum(p.gradient_bytes for p in count_potentials(config, 12)) // 4
+            times = {
+                "apart": statistics.mean(apart),
+                "jitter": float(np.log(apart).std()),
+                "together": statistics.mean(together),
+                "all_reduce": seconds_of_sum(world, torch.zeros(int(numbers)), count),
+                "exchange": seconds_of_sum(world, torch.zeros(3, 128, dtype=torch.float64), 100),
+            }
+            if world.is_main:
+                print(json.dumps(times))
 
 
-def check(count: int) -> dict[str, float]:
-    """Two real processes, a core each, beside the simulation of them.
+def check(count: int) -> list[dict[str, float]]:
+    """Two real processes, a core each, beside the simulation of them; without and with batch norm.
 
     The simulation is given the times of their steps when they do not wait for each other, on both
     cores at once, and those of single exchanges.
@@ -290,29 +297,35 @@ def check(count: int) -> dict[str, float]:
     command += [__file__, f"--worker={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    potentials = count_potentials("small", 12)
-    size = sum(p.gradient_bytes for p in potentials)
-    cluster = Cluster(
-        "2 processes",
-        2,
-        rate=4 * sum(p.operations for p in potentials) / times["apart"],
-        bandwidth=size / times["all_reduce"],
-        latency=times["exchange"] / 2,  # there and back
-        update_bandwidth=float("inf"),  # part of the step that was measured
-        jitter=times["jitter"],
-        load_seconds=0.0,
-    )
-    by_hand, simulated = (f(potentials, cluster, 4).total for f in (arithmetic, simulate))
     print(
-        f"two processes, 4 images each: {times['apart'] * 1e3:.0f} ms a step apart; "
-        f"{times['all_reduce'] * 1e3:.1f} ms to add up {size / 1e6:.0f} MB of gradients, "
-        f"{times['exchange'] * 1e3:.2f} ms for one of "
-        f"{sum(p.exchanges for p in potentials)} exchanges of batch normalisation; together "
-        f"{by_hand * 1e3:.0f} ms by hand, {simulated * 1e3:.0f} ms simulated, "
-        f"{times['together'] * 1e3:.0f} ms measured"
+        "two processes, 4 images each, preset small, ms a step\n"
+        f"{'batch norm':10} {'apart':>7} {'all-reduce':>11} {'exchanges':>13} {'by hand':>8} "
+        f"{'simulated':>10} {'measured':>9}"
     )
-    return {**times, "by_hand": by_hand, "simulated": simulated}
+    rows = []
+    for batch_norm, line in zip((False, True), done.stdout.splitlines()[-2:], strict=True):
+        times: dict[str, float] = json.loads(line)
+        potentials = count_potentials(small(batch_norm), 12)
+        size = sum(p.gradient_bytes for p in potentials)
+        cluster = Cluster(
+            "2 processes",
+            2,
+            rate=4 * sum(p.operations for p in potentials) / times["apart"],
+            bandwidth=size / times["all_reduce"],
+            latency=times["exchange"] / 2,  # there and back
+            update_bandwidth=float("inf"),  # part of the step that was measured
+            jitter=times["jitter"],
+            load_seconds=0.0,
+        )
+        by_hand, simulated = (f(potentials, cluster, 4).total for f in (arithmetic, simulate))
+        exchanges = sum(p.exchanges for p in potentials)
+        print(
+            f"{'yes' if batch_norm else 'no':10} {times['apart'] * 1e3:7.0f} "
+            f"{times['all_reduce'] * 1e3:11.1f} {exchanges:4} x {times['exchange'] * 1e3:6.2f} "
+            f"{by_hand * 1e3:8.0f} {simulated * 1e3:10.0f} {times['together'] * 1e3:9.0f}"
+        )
+        rows.append({**times, "exchanges": exchanges, "by_hand": by_hand, "simulated": simulated})
+    return rows
 
 
 def main(
