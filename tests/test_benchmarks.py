@@ -126,6 +126,25 @@ def test_end_to_end_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(m["median"] > 0 for m in record["measurements"])
 
 
+@pytest.mark.parametrize("processes", [1, 2, 64])
+@pytest.mark.parametrize("load_seconds", [0.01, 1.0])
+def test_simulation_without_chance_is_the_arithmetic(processes: int, load_seconds: float) -> None:
+    from simulate_scaling import Cluster, Potential, arithmetic, simulate
+
+    potentials = [Potential("a", 2e12, 1e9, 0), Potential("b", 1e12, 3e9, 4)]
+    cluster = Cluster(
+        "", processes, rate=1e14, bandwidth=1e11, jitter=0, load_seconds=load_seconds, loaders=4
+    )
+    by_hand, simulated = (f(potentials, cluster, 8) for f in (arithmetic, simulate))
+    assert simulated.total == pytest.approx(by_hand.total, rel=0.01)
+    assert simulated.exposed == pytest.approx(by_hand.exposed)
+    if load_seconds == 1:
+        assert by_hand.total == pytest.approx(2)  # 8 images of a second by 4 loaders
+    elif processes == 2:  # b's gradients follow a's and b's exchanges; 20 GB for the optimiser
+        compute, exchanges = 0.16 + 0.08, 4 * 2 * 15e-6
+        assert by_hand.total == pytest.approx(compute + exchanges + 0.03 + 0.01, abs=1e-4)
+
+
 def test_scaling_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_scaling
     import harness
