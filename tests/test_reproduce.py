@@ -20,6 +20,7 @@ import torch
 
 from deepcrf_ext import reproduce as command
 from deepcrf_ext.boundary import BoundaryF1
+from deepcrf_ext.config import preset
 from deepcrf_ext.data import DATASETS, open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
@@ -29,6 +30,7 @@ from deepcrf_ext.refine import DenseCRFSettings
 from deepcrf_ext.reproduction import examples, plots
 from deepcrf_ext.reproduction.budgets import BUDGETS, Plan
 from deepcrf_ext.reproduction.steps import Steps, read_json
+from deepcrf_ext.train import parse_new_run
 from deepcrf_ext.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,8 +259,21 @@ def test_every_recipe_fits(data, budget, tmp_path):
     assert folder == tmp_path / "o"
     assert plan.train.data.dataset == data
     assert list(plan.rows()) == list(ROWS)
-    assert plan.train.model.preset == ("paper" if budget == "paper" else "small")
+    assert (plan.train.model.preset == "paper") == (budget == "paper")
+    preset_model = preset(plan.train.model.preset).model
+    assert plan.train.model.relations == preset_model.relations
+    assert plan.train.model.share_blocks == preset_model.share_blocks
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))).differences(plan) == []
+
+
+def test_the_small_camvid_recipe_is_its_config_file(tmp_path):
+    root = Path(__file__).parents[1]
+    arguments = ["--data", "camvid", "--root", str(tmp_path), "--budget", "small"]
+    plan, _ = command.parse([*arguments, "--output", str(tmp_path / "o")])
+    written = parse_new_run(
+        ["--config", str(root / "configs/camvid.yaml"), "--data.root", str(tmp_path)]
+    )
+    assert plan.train == written
 
 
 def test_options_override_the_budget(tmp_path):
