@@ -1,23 +1,36 @@
-"""Every benchmark of the operators in one run: python benchmarks/bench_all.py [--device cuda]."""
+"""Every benchmark in one run, and the table of goals: python benchmarks/bench_all.py
+
+Half an hour on two cores. `--device cuda` measures a GPU; scaling and goals are the CPU's.
+"""
 
 from __future__ import annotations
 
 import bench_densecrf
 import bench_edges
+import bench_end_to_end
 import bench_meanfield
 import bench_pairwise_loss
+import bench_scaling
+import goals
 from jsonargparse import auto_cli
 
 
-def main(device: str = "cpu", seconds: float = 2.0) -> None:
+def main(device: str = "cpu", seconds: float = 1.0) -> None:
     """Prints the tables and writes the records and plots under results/.
 
     Args:
         device: cpu or cuda.
         seconds: time to repeat each measurement for.
     """
-    for benchmark in (bench_edges, bench_meanfield, bench_pairwise_loss, bench_densecrf):
-        benchmark.main(device=device, seconds=seconds)
+    bench_edges.main(device=device, seconds=seconds)
+    bench_meanfield.main(device=device, seconds=seconds)
+    bench_meanfield.main(device=device, seconds=seconds, gradient=True)
+    bench_pairwise_loss.main(device=device, seconds=seconds)
+    bench_densecrf.main(device=device, seconds=seconds)
+    bench_end_to_end.main(device=device, seconds=seconds)
+    if device == "cpu":
+        bench_scaling.main(seconds=seconds / 2)
+        goals.main()
 
 
 if __name__ == "__main__":

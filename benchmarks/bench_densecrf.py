@@ -200,7 +200,7 @@ def main(
         print(json.dumps(measure_contender(contenders[0], *problem, where, seconds)))
         return
     options = [] if image is None else [f"--image={image}"]
-    measurements = sweep(__file__, device, cases, contenders, seconds, lambda *_: 0.0, options)
+    measurements = sweep(__file__, device, cases, contenders, seconds, options=options)
     print_table(
         "dense CRF, set-up included unless lattices are reused", measurements, "pydensecrf2"
     )

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from cases import Case
-from harness import Measurement, copy_bandwidth, measure, print_table, sweep, write_results
+from harness import measure, print_table, sweep, write_results
 from jsonargparse import auto_cli
+from peak import ceilings
 
 import deepcrf_ext as dc
 
@@ -68,13 +69,11 @@ def main(
     if worker:
         run_worker(Case.parse(cases[0]), contenders[0], where, seconds)
         return
-    measurements: list[Measurement] = sweep(
-        __file__, device, cases, contenders, seconds, lambda case, contender: 0.0
-    )
+    measurements = sweep(__file__, device, cases, contenders, seconds)
     print_table("edges of a range box", measurements, "eager")
     sizes = {case.name: 16 * case.num_edges() for case in map(Case.parse, cases)}
-    ceilings = {"copy_bytes_per_second": copy_bandwidth(where)}
-    print(write_results("edges", where, measurements, ceilings=ceilings, output_bytes=sizes))
+    limits = ceilings(where)
+    print(write_results("edges", where, measurements, ceilings=limits, output_bytes=sizes))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 A training step is the networks, the losses, their backward passes and the optimiser, on a batch at
 hand; `load` is what makes the batch: reading (scenes are rendered, the preset `paper` reads JPEG
 and PNG files), scaling, cropping and flipping, in the training process. A prediction goes from the
-pixels of an image to its labels at full size.
+pixels of an image to its labels at full size. `blocks` is one pass of the first five blocks (in the
+preset `paper` those of VGG-16) over an image of 450x600.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from torch import Tensor
 from deepcrf_ext.config import PresetName, TrainConfig, preset
 from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
 from deepcrf_ext.data.base import FileDataset, LabelledFile
+from deepcrf_ext.device import autocast
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.predict import predict_image
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 
+BLOCKS_IMAGE = (450, 600)
 PHOTO = {"small": (360, 480), "paper": (375, 500)}  # height and width of an image to predict
 VOC_CLASSES = 21
+WORKS = ("blocks", "load", "train", "predict")
 CONTENDERS = ("deepcrf_ext", "eager")
 
 
@@ -49,9 +54,9 @@ class Job:
 
     @classmethod
     def parse(cls, name: str) -> Job:
-        """The job of a case, as "small train B=8"; the work is train, predict or load."""
+        """The job of a case, as "small train B=8"; the work is one of `WORKS`."""
         chosen, work, images = name.split()
-        if chosen not in get_args(PresetName) or work not in ("train", "predict", "load"):
+        if chosen not in get_args(PresetName) or work not in WORKS:
             raise ValueError(f"case {name!r} must be such as 'small train B=8'")
         return cls(chosen, work, int(images.removeprefix("B=")))
 
@@ -60,6 +65,7 @@ CASES = (
     "small load B=8",
     "small train B=8",
     "small predict B=1",
+    "paper blocks B=1",
     "paper load B=1",
     "paper train B=1",
     "paper predict B=1",
@@ -92,6 +98,8 @@ def batches(config: TrainConfig, dataset: SegmentationDataset) -> Iterator[tuple
 def make_call(job: Job, contender: str, device: str, folder: Path) -> Callable[[], Any]:
     """What is timed."""
     config = preset(job.preset)
+    if job.work == "blocks":
+        return make_pass(config, job.images, contender, torch.device(device))
     config = replace(config, batch_size=job.images, warm_start=0.0, device=device)
     if job.preset == "small":
         dataset: SegmentationDataset = open_dataset("scenes", None, "train")
@@ -109,6 +117,23 @@ def make_call(job: Job, contender: str, device: str, folder: Path) -> Callable[[
     eager = EagerCRF(model)
     pixels = torch.from_numpy(photo).permute(2, 0, 1)
     return lambda: eager.predict(pixels.to(device).float()).cpu()
+
+
+def make_pass(
+    config: TrainConfig, images: int, contender: str, device: torch.device
+) -> Callable[[], Any]:
+    """Blocks 1-5 on one scale: in this package's layout and precision, or in PyTorch's."""
+    ours = contender == "deepcrf_ext"
+    layout = torch.channels_last if ours else torch.contiguous_format
+    blocks = VGGBlocks(config.model, num_scales=1).to(device).eval().to(memory_format=layout)
+    pixels = torch.rand(images, 3, *BLOCKS_IMAGE, device=device).to(memory_format=layout)
+
+    @torch.no_grad()
+    def run() -> None:
+        with autocast(device, None if ours else False):
+            blocks(pixels)
+
+    return run
 
 
 def make_step(
@@ -155,7 +180,7 @@ def print_rates(measurements: Sequence[Measurement]) -> None:
     plain = {m.case: m.median for m in measurements if m.contender == "eager"}
     for m in measurements:
         if m.median is None or m.peak_bytes is None:
-            print(f"{m.case:20} {m.contender:14} {'does not fit':>9}")
+            print(f"{m.case:20} {m.contender:14} {m.left_out:>9}")
             continue
         base = plain.get(m.case)
         ratio = "" if base is None else f"{base / m.median:.1f}x"
@@ -176,7 +201,7 @@ def main(
 
     Args:
         device: cpu or cuda.
-        cases: jobs, as "PRESET train|predict|load B=images".
+        cases: jobs, as "PRESET blocks|load|train|predict B=images".
         contenders: which of deepcrf_ext, eager.
         seconds: time to repeat each measurement for.
         repeats: fewest runs of each measurement.
@@ -191,7 +216,7 @@ def main(
     for case in cases:
         chosen = contenders[:1] if Job.parse(case).work == "load" else contenders
         options = (f"--repeats={repeats}", f"--processor_time={processor_time}")
-        measurements += sweep(__file__, device, [case], chosen, seconds, lambda *_: 0.0, options)
+        measurements += sweep(__file__, device, [case], chosen, seconds, options=options)
     print_rates(measurements)
     clock = "processor" if processor_time else "wall"
     print(write_results("end_to_end", torch.device(device), measurements, clock=clock))

@@ -1,10 +1,13 @@
-"""Mean field, 2 iterations, no gradient: this package against plain PyTorch.
+"""Mean field, 2 iterations, without or with its gradient: this package against plain PyTorch.
 
-    python benchmarks/bench_meanfield.py [--device cuda] [--cases '["28x36 K=21 D=512 float32"]']
+    python benchmarks/bench_meanfield.py [--gradient true] [--device cuda] \\
+        [--cases '["28x36 K=21 D=512 float32"]']
 
 Work of one iteration, both directions of E edges over N nodes: 4·E·D·K operations for the
 accumulators and 4·N·D·K² for the contraction with W; the tables of the eager version take
-2·E·D·K² once and 4·E·K² bytes, read twice an iteration.
+2·E·D·K² once and 4·E·K² bytes, read twice an iteration. With the gradient, forward and backward of
+the unrolled iterations count as three times that: each product has two factors to differentiate.
+What a version computes anew in its backward pass is not counted.
 """
 
 from __future__ import annotations
@@ -16,16 +19,9 @@ from typing import Any
 import torch
 from cases import Case, make_problem
 from contenders import mean_field_chunked, mean_field_eager
-from harness import (
-    copy_bandwidth,
-    matmul_rate,
-    measure,
-    plot_scaling,
-    print_table,
-    sweep,
-    write_results,
-)
+from harness import measure, plot_scaling, print_table, sweep, write_results
 from jsonargparse import auto_cli
+from peak import ceilings
 
 import deepcrf_ext as dc
 
@@ -45,24 +41,38 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def operations(case: Case) -> float:
+def operations(case: Case, gradient: bool) -> float:
     """Multiplications and additions of the factored algorithm."""
     nodes, edges = case.height * case.width, case.num_edges()
     accumulate = edges * case.features * case.labels
     contract = nodes * case.features * case.labels**2
-    return 4.0 * ITERATIONS * (accumulate + contract)
+    return 4.0 * ITERATIONS * (accumulate + contract) * (3 if gradient else 1)
 
 
-def needed_bytes(case: str, contender: str) -> float:
-    """Memory that a contender is known to need, as a multiple of the tables of energies."""
-    return 2.5 * Case.parse(case).table_bytes() if contender in ("eager", "torch.compile") else 0.0
+def needed_bytes(case: str, contender: str, gradient: bool) -> float:
+    """Memory that a contender is known to need, from what it holds of every edge."""
+    if contender not in ("eager", "torch.compile"):
+        return 0.0
+    tables, hidden = Case.parse(case).table_bytes(), Case.parse(case).hidden_bytes()
+    return 4.0 * (tables + hidden) if gradient else 2.5 * tables
 
 
-def run_worker(case: Case, contender: str, device: torch.device, seconds: float) -> None:
-    potential, unary, _ = make_problem(case, device, requires_grad=False)
+def run_worker(
+    case: Case, contender: str, gradient: bool, device: torch.device, seconds: float
+) -> None:
+    potential, unary, _ = make_problem(case, device, requires_grad=gradient)
+    inputs = [unary.requires_grad_(gradient)]
+    inputs += [potential.source, potential.target, potential.weight, potential.bias]
+    cotangent = torch.randn_like(unary)
     call = CONTENDERS[contender]
-    with torch.no_grad():
-        print(json.dumps(measure(lambda: call(unary, potential, ITERATIONS), device, seconds)))
+
+    def step() -> None:
+        marginals = call(unary, potential, ITERATIONS)
+        if gradient:
+            torch.autograd.grad(marginals, inputs, cotangent)
+
+    with torch.set_grad_enabled(gradient):
+        print(json.dumps(measure(step, device, seconds)))
 
 
 def main(
@@ -70,32 +80,43 @@ def main(
     cases: Sequence[str] = tuple(case.name for case in CASES),
     contenders: Sequence[str] = tuple(CONTENDERS),
     seconds: float = 2.0,
+    gradient: bool = False,
     worker: bool = False,
 ) -> None:
     """Measures, prints a table and writes results/meanfield-DEVICE.json and .png.
+
+    With the gradient, the files are called meanfield_gradient.
 
     Args:
         device: cpu or cuda.
         cases: sizes, as "HEIGHTxWIDTH K=labels D=features dtype".
         contenders: which of deepcrf_ext, eager, torch.compile, chunked.
         seconds: time to repeat each measurement for.
+        gradient: run forward and backward.
         worker: measure the one case and contender in this process.
     """
     where = torch.device(device)
     if worker:
-        run_worker(Case.parse(cases[0]), contenders[0], where, seconds)
+        run_worker(Case.parse(cases[0]), contenders[0], gradient, where, seconds)
         return
-    measurements = sweep(__file__, device, cases, contenders, seconds, needed_bytes)
-    print_table(f"mean field, {ITERATIONS} iterations", measurements, "eager")
-    ceilings = {
-        "copy_bytes_per_second": copy_bandwidth(where),
-        "float32_matmul_operations_per_second": matmul_rate(where, torch.float32),
-    }
-    work = {case.name: operations(case) for case in map(Case.parse, cases)}
-    print(write_results("meanfield", where, measurements, ceilings=ceilings, operations=work))
+    name = "meanfield_gradient" if gradient else "meanfield"
+    limits = ceilings(where, [torch.float32])
+    measurements = sweep(
+        __file__,
+        device,
+        cases,
+        contenders,
+        seconds,
+        lambda case, contender: needed_bytes(case, contender, gradient),
+        [f"--gradient={gradient}"],
+    )
+    work = ", forward and backward" if gradient else ""
+    print_table(f"mean field, {ITERATIONS} iterations{work}", measurements, "eager")
+    counts = {case.name: operations(case, gradient) for case in map(Case.parse, cases)}
+    print(write_results(name, where, measurements, ceilings=limits, operations=counts))
     edges = {case.name: case.num_edges() for case in map(Case.parse, cases) if case.labels == 21}
     if edges:
-        print(plot_scaling("meanfield", where, measurements, edges))
+        print(plot_scaling(name, where, measurements, edges))
 
 
 if __name__ == "__main__":

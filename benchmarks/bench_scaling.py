@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from cases import Case, make_problem, random_problem
-from harness import RESULTS, Measurement, measure, print_table, write_results
+from harness import Measurement, measure, result_path, write_results
 from jsonargparse import auto_cli
 
 import deepcrf_ext as dc
@@ -24,6 +24,7 @@ import deepcrf_ext as dc
 SIDES = (9, 26, 80, 210, 650)  # of square grids: about 10³ to 10⁷ edges
 LABELS = (2, 3, 5, 8, 12, 21, 34, 60, 100, 150)
 FEATURES = (64, 128, 256, 512, 1024)
+UNITS = {"edges": "edge", "K": "edge and K²", "D": "edge and feature", "threads": "edge"}
 SMALL, LARGE = Case(14, 18, 21), Case(28, 36, 21)
 
 
@@ -48,7 +49,7 @@ def steps(
 
 
 def main(seconds: float = 0.5, axes: Sequence[str] = ("edges", "K", "D", "threads")) -> None:
-    """Prints a table an axis and writes results/scaling-cpu.json and .png.
+    """Prints a table and writes results/scaling-cpu.json and .png.
 
     Args:
         seconds: time to repeat each measurement for.
@@ -93,9 +94,22 @@ def main(seconds: float = 0.5, axes: Sequence[str] = ("edges", "K", "D", "thread
             record("threads", count, problem, LARGE.num_edges())
         torch.set_num_threads(most_threads)
 
-    print_table("scaling on the CPU", measurements, "")
+    print_points(points)
     print(write_results("scaling", device, measurements, points=points))
     print(plot(points))
+
+
+def print_points(points: Sequence[dict[str, Any]]) -> None:
+    """One line a value of an axis: nanoseconds a unit of every operator."""
+    names = list(dict.fromkeys(point["operator"] for point in points))
+    rows: dict[tuple[str, int], dict[str, float]] = {}
+    for point in points:
+        row = rows.setdefault((point["axis"], point["value"]), {})
+        row[point["operator"]] = point["nanoseconds_per_unit"]
+    print(f"\n{'nanoseconds per':16} {'at':>20}" + "".join(f"{name:>22}" for name in names))
+    for (axis, value), row in rows.items():
+        times = "".join(f"{row[name]:22.4g}" for name in names)
+        print(f"{UNITS[axis]:16} {f'{axis} = {value}':>20}{times}")
 
 
 def plot(points: Sequence[dict[str, Any]]) -> str:
@@ -104,25 +118,32 @@ def plot(points: Sequence[dict[str, Any]]) -> str:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    units = {"edges": "edge", "K": "edge and K²", "D": "edge and feature", "threads": "edge"}
     axes_names = list(dict.fromkeys(point["axis"] for point in points))
     figure, panels = plt.subplots(
-        1, len(axes_names), figsize=(4 * len(axes_names), 4), constrained_layout=True, squeeze=False
+        -(-len(axes_names) // 2), 2, figsize=(10, 7), constrained_layout=True, squeeze=False
     )
-    for panel, axis in zip(panels[0], axes_names, strict=True):
+    for panel in panels.flat[len(axes_names) :]:
+        panel.remove()
+    for panel, axis in zip(panels.flat, axes_names, strict=False):
         for name in dict.fromkeys(point["operator"] for point in points):
             line = [p for p in points if p["axis"] == axis and p["operator"] == name]
-            panel.plot(
-                [p["value"] for p in line],
-                [p["nanoseconds_per_unit"] for p in line],
-                "o-",
-                label=name,
-            )
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"ns per {units[axis]}")
+            values = [p["value"] for p in line]
+            panel.plot(values, [p["nanoseconds_per_unit"] for p in line], "o-", label=name)
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"ns per {UNITS[axis]}")
+        if axis != "edges":
+            panel.set_xticks(values, map(str, values))
+            panel.minorticks_off()
+        low, high = panel.get_ylim()
+        panel.set_ylim(low / 2, high * 2)  # a small change is to look small
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-    panels[0][0].legend()
-    path = RESULTS / "scaling-cpu.png"
+    lines, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names))
+    path = result_path("scaling", torch.device("cpu"), "png")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return str(path)

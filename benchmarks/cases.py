@@ -45,6 +45,10 @@ class Case:
         """What the materialised energies take."""
         return self.num_edges() * self.labels**2 * getattr(torch, self.dtype).itemsize
 
+    def hidden_bytes(self) -> int:
+        """What the hidden vectors of all edges take."""
+        return self.num_edges() * self.features * getattr(torch, self.dtype).itemsize
+
 
 def make_problem(
     case: Case, device: torch.device, requires_grad: bool

@@ -45,18 +45,31 @@ def mean_field_eager(unary: Tensor, potential: FactoredPotential, iterations: in
     return marginals
 
 
+def _chunk_messages(
+    source: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    marginals: Tensor,
+    first: Tensor,
+    second: Tensor,
+) -> Tensor:
+    table = edge_energies(source, target, weight, bias, first, second).unflatten(1, bias.shape)
+    return add_messages(torch.zeros_like(marginals), table, marginals, first, second)
+
+
 def mean_field_chunked(unary: Tensor, potential: FactoredPotential, iterations: int) -> Tensor:
-    """Mean field that computes the tables anew, `CHUNK` edges at a time."""
+    """Mean field that computes the tables anew, `CHUNK` edges at a time, and again in the backward
+    pass."""
     first, second = potential.graph.edge_index()
+    parameters = (potential.source, potential.target, potential.weight, potential.bias)
     marginals = (-unary).softmax(1)
     for _ in range(iterations):
         energies = unary
         for p, q in zip(first.split(CHUNK), second.split(CHUNK), strict=True):
-            table = edge_energies(
-                potential.source, potential.target, potential.weight, potential.bias, p, q
+            energies = energies + checkpoint(
+                _chunk_messages, *parameters, marginals, p, q, use_reentrant=False
             )
-            table = table.unflatten(1, potential.bias.shape)
-            energies = add_messages(energies, table, marginals, p, q)
         marginals = (-energies).softmax(1)
     return marginals
 

@@ -3,6 +3,11 @@
 Every measurement runs in a fresh process, so that one contender's memory and compiled code cannot
 touch another's. Times are host times of the whole call on the CPU, device events on CUDA; memory
 is the peak above what the inputs hold.
+
+With the environment variable DEEPCRF_CPU_ISA (avx2, avx512) this package keeps to that instruction
+set, and PyTorch is held to it too, by `TORCH_LIMITS`: so a ratio is what a machine without the
+others would show, clock rates and the width of its units apart. MKL may use another set than it is
+told on processors that are not Intel's. Records are then named NAME-cpu-ISA and hold the variables.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import ctypes
 import json
 import os
 import platform
+import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,22 +31,47 @@ from typing import Any
 import torch
 
 import deepcrf_ext
+from deepcrf_ext.measuring import package_commit
 from deepcrf_ext.ops import _backend
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_SHARE = 0.6  # a contender that would need more of the machine's memory is left out
+MOST_MEMORY = 0.85  # a process that asks for more of it ends
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "MemoryError")
+DOES_NOT_FIT = "does not fit"
+LONG = 5.0  # seconds; a call of more is measured once
+COMMIT = package_commit()  # before a record is written, which makes the checkout a dirty one
+
+TORCH_LIMITS = {
+    "portable": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+}
+"""What holds PyTorch to the instruction set that DEEPCRF_CPU_ISA names."""
+
+# PyTorch reads them when it first computes. One that is set already stays as it is.
+for _variable, _value in TORCH_LIMITS.get(os.environ.get("DEEPCRF_CPU_ISA", ""), {}).items():
+    os.environ.setdefault(_variable, _value)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender on one case; times in seconds, memory in bytes, None where it does not fit."""
+    """One contender on one case; times in seconds, memory in bytes.
+
+    left_out: why there is no time and no memory, or None.
+    """
 
     case: str
     contender: str
-    median: float | None
-    fastest: float | None
-    peak_bytes: int | None
-    repeats: int
+    median: float | None = None
+    fastest: float | None = None
+    peak_bytes: int | None = None
+    repeats: int = 0
+    left_out: str | None = None
 
 
 def measure(
@@ -51,14 +83,17 @@ def measure(
 ) -> dict[str, Any]:
     """Median and fastest time of a call, and its peak memory; some runs after two to warm up.
 
-    `clock` gives the seconds on the CPU.
+    A call of more than `LONG` seconds runs once to warm up and once for time and memory. `clock`
+    gives the seconds on the CPU.
     """
     call()
-    peak = _peak_memory(call, device)
     times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < repeats or (time.perf_counter() - begin < seconds and len(times) < 200):
-        times.append(_timed(call, device, clock))
+    peak = _peak_memory(lambda: times.append(_timed(call, device, clock)), device)
+    if times[0] <= LONG:
+        times.clear()
+        begin = time.perf_counter()
+        while len(times) < repeats or (time.perf_counter() - begin < seconds and len(times) < 200):
+            times.append(_timed(call, device, clock))
     return {
         "median": statistics.median(times),
         "fastest": min(times),
@@ -102,23 +137,33 @@ def _status_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def fits(needed_bytes: float, device: torch.device) -> bool:
-    """Whether an allocation is within this machine's share for one contender."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of the GPU, or of the machine."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return needed_bytes < MEMORY_SHARE * total
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def run_in_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs `script --worker ...` and returns the JSON object of its last line of output."""
+def run_in_process(script: str, arguments: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Runs `script --worker ...` and returns the fields of its measurement.
+
+    On the CPU it is given `MOST_MEMORY` of the machine. Raises RuntimeError when it fails, other
+    than for want of memory.
+    """
+
+    def limit_memory() -> None:
+        if device.type == "cpu":
+            most = int(MOST_MEMORY * total_memory(device))
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
     command = [sys.executable, script, "--worker", "true", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_memory)
+    if done.returncode == 0:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+    if done.returncode == -signal.SIGKILL or any(sign in done.stderr for sign in OUT_OF_MEMORY):
+        return {"left_out": DOES_NOT_FIT}
+    raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
 def sweep(
@@ -127,19 +172,24 @@ def sweep(
     cases: Sequence[str],
     contenders: Sequence[str],
     seconds: float,
-    needed_bytes: Callable[[str, str], float],
+    needed_bytes: Callable[[str, str], float] = lambda case, contender: 0.0,
     options: Sequence[str] = (),
+    reason_against: Callable[[str, str], str | None] = lambda case, contender: None,
 ) -> list[Measurement]:
-    """Every contender on every case, but where its `needed_bytes(case, contender)` do not fit.
+    """Every contender on every case.
 
-    `options` are further arguments of the script.
+    Left out are those whose `needed_bytes(case, contender)` are too many, and those with a
+    `reason_against(case, contender)`. `options` are further arguments of the script.
     """
+    where = torch.device(device)
     measurements = []
     for case in cases:
         for contender in contenders:
-            result: dict[str, Any] = dict.fromkeys(("median", "fastest", "peak_bytes"))
-            result["repeats"] = 0
-            if fits(needed_bytes(case, contender), torch.device(device)):
+            reason = reason_against(case, contender)
+            if needed_bytes(case, contender) > MEMORY_SHARE * total_memory(where):
+                reason = DOES_NOT_FIT
+            result: dict[str, Any] = {"left_out": reason}
+            if reason is None:
                 arguments = [
                     f"--device={device}",
                     f"--cases={json.dumps([case])}",
@@ -147,29 +197,25 @@ def sweep(
                     f"--seconds={seconds}",
                     *options,
                 ]
-                result = run_in_process(script, arguments)
+                result = run_in_process(script, arguments, where)
             measurements.append(Measurement(case, contender, **result))
     return measurements
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on: processor or GPU, threads, versions, commit, command."""
-    native = _backend.native()
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    limits = {"DEEPCRF_CPU_ISA", *(name for limit in TORCH_LIMITS.values() for name in limit)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cpu_isa": native.cpu_isa(),
+        "cpu_isa": _backend.native().cpu_isa(),
+        "limits": {name: os.environ[name] for name in sorted(limits) if name in os.environ},
         "deepcrf_ext": deepcrf_ext.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": COMMIT or "unknown",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
     }
@@ -182,12 +228,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def result_path(name: str, device: torch.device, suffix: str) -> Path:
+    """results/NAME-DEVICE[-ISA].SUFFIX: an instruction set that was asked for has its own files."""
+    RESULTS.mkdir(exist_ok=True)
+    isa = os.environ.get("DEEPCRF_CPU_ISA") if device.type == "cpu" else None
+    return RESULTS / f"{name}-{device.type}{f'-{isa}' if isa else ''}.{suffix}"
+
+
 def write_results(
     name: str, device: torch.device, measurements: Sequence[Measurement], **extra: Any
 ) -> Path:
-    """Writes results/NAME-DEVICE.json and returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{device.type}.json"
+    """Writes the JSON record of this name and returns its path."""
+    path = result_path(name, device, "json")
     record = {
         "machine": machine(device),
         **extra,
@@ -207,7 +259,7 @@ def print_table(title: str, measurements: Sequence[Measurement], baseline: str) 
     for m in measurements:
         reference = base.get(m.case)
         if m.median is None or m.peak_bytes is None:
-            print(f"{m.case:34} {m.contender:20} {'does not fit':>10}")
+            print(f"{m.case:34} {m.contender:20} {m.left_out:>10}")
             continue
         speed = memory = ""
         if reference is not None and reference.median and reference.peak_bytes:
@@ -217,22 +269,6 @@ def print_table(title: str, measurements: Sequence[Measurement], baseline: str) 
             f"{m.case:34} {m.contender:20} {m.median * 1e3:8.1f}ms {speed:>9} "
             f"{m.peak_bytes / 1e6:9.1f} {memory:>8}"
         )
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy, read and written bytes counted."""
-    source = torch.ones(1 << 27, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    result = measure(lambda: target.copy_(source), device, 0.5)
-    return 2 * source.numel() * source.element_size() / float(result["fastest"])
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product through torch."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-    result = measure(lambda: a @ b, device, 1.0)
-    return 2 * size**3 / float(result["fastest"])
 
 
 def plot_scaling(
@@ -260,7 +296,7 @@ def plot_scaling(
         axis.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend()
-    path = RESULTS / f"{name}-{device.type}.png"
+    path = result_path(name, device, "png")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def test_contenders_agree_with_the_operators(monkeypatch: pytest.MonkeyPatch) ->
         expected = dc.mean_field(unary, [potential], 2)
         for mean_field in (contenders.mean_field_eager, contenders.mean_field_chunked):
             torch.testing.assert_close(mean_field(unary, potential, 2), expected)
+    inputs = [unary.requires_grad_(), potential.source, potential.target]
+    inputs += [potential.weight, potential.bias]
+    cotangent = torch.randn_like(unary)
+    expected_gradients = torch.autograd.grad(
+        dc.mean_field(unary, [potential], 2), inputs, cotangent
+    )
+    for mean_field in (contenders.mean_field_eager, contenders.mean_field_chunked):
+        gradients = torch.autograd.grad(mean_field(unary, potential, 2), inputs, cotangent)
+        torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-4)
     parameters = (potential.source, potential.target, potential.weight, potential.bias)
     expected_loss = dc.pairwise_nll(potential, labels)
     expected_gradients = torch.autograd.grad(expected_loss, parameters)
@@ -57,6 +68,108 @@ def test_benchmark_writes_its_record(
     assert record["machine"]["commit"]
     assert record["ceilings"]["copy_bytes_per_second"] > 0
     assert CASE in capsys.readouterr().out
+
+
+def test_record_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_meanfield
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_meanfield, "ceilings", lambda *_: {})
+    bench_meanfield.main(cases=[CASE], contenders=["chunked"], seconds=0.0, gradient=True)
+    record = json.loads((tmp_path / "meanfield_gradient-cpu.json").read_text())
+    assert record["measurements"][0]["median"] > 0
+    forward = bench_meanfield.operations(bench_meanfield.Case.parse(CASE), gradient=False)
+    assert record["operations"][CASE] == 3 * forward
+    assert not (tmp_path / "meanfield-cpu.json").exists()
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+
+    script = tmp_path / "worker.py"
+    script.write_text("import torch\ntorch.empty(1 << 50)\n")
+    (dead,) = harness.sweep(str(script), "cpu", ["any"], ["eager"], 0.0)
+    assert dead == harness.Measurement("any", "eager", left_out="does not fit")
+    script.write_text("import sys\nsys.exit('a mistake')\n")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        harness.sweep(str(script), "cpu", ["any"], ["eager"], 0.0)
+    (large,) = harness.sweep(str(script), "cpu", ["any"], ["eager"], 0.0, lambda *_: 1e18)
+    assert large.left_out == "does not fit"
+
+
+def test_another_instruction_set_has_its_own_record(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys, torch, harness\n"
+        "harness.RESULTS = pathlib.Path(sys.argv[1])\n"
+        "harness.write_results('any', torch.device('cpu'), [])\n"
+    )
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=BENCHMARKS,
+        env={**environment, "DEEPCRF_CPU_ISA": "portable"},
+        check=True,
+    )
+    (path,) = tmp_path.iterdir()
+    assert path.name == "any-cpu-portable.json"
+    machine = json.loads(path.read_text())["machine"]
+    assert machine["cpu_isa"] == "portable"
+    assert machine["limits"] == {
+        "ATEN_CPU_CAPABILITY": "default",
+        "DEEPCRF_CPU_ISA": "portable",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    }
+
+
+def test_long_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+
+    calls: list[None] = []
+    monkeypatch.setattr(harness, "LONG", -1.0)
+    result = harness.measure(lambda: calls.append(None), torch.device("cpu"), 10.0)
+    assert len(calls) == 2
+    assert result["repeats"] == 1
+
+
+def test_multiply_adds_are_faster_than_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peak
+    from threads import torch_threads
+
+    monkeypatch.setattr(peak, "ROUNDS", 1 << 18)
+    with torch_threads(1):
+        rate = peak.multiply_add_rate(torch.float32)
+    assert rate is not None
+    assert 1e9 < rate < 1e12  # of one core
+    assert peak.multiply_add_rate(torch.float16) is None
+
+
+def test_goals_beside_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import goals
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    case = "56x75 K=21 D=512 float32"
+    harness.write_results(
+        "meanfield",
+        torch.device("cpu"),
+        [
+            harness.Measurement(case, "deepcrf_ext", 0.5, 0.5, 10_000_000, 3),
+            harness.Measurement(case, "eager", 25.0, 25.0, 5_000_000_000, 1),
+        ],
+        ceilings={"float32_multiply_add_operations_per_second": 200e9},
+        operations={case: 80e9},
+    )
+    goals.main()
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("mean field, 56x75")]
+    assert line.split()[-5:] == ["40x", "50.0x", "1/20", "1/500", "80%"]
+    (line,) = [line for line in lines if line.startswith("dense CRF, 480x360")]
+    assert line.split()[-5:] == ["-", "-", "4x", "-", "-"]
+    assert "200 GFLOP/s in float32" in lines[-1]
 
 
 def test_agreement_of_the_dense_crf_is_recorded(
@@ -120,7 +233,8 @@ def test_end_to_end_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     import harness
 
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    bench_end_to_end.main(cases=["small load B=2", "paper load B=2"], seconds=0.0, repeats=1)
+    cases = ["small load B=2", "paper load B=2"]
+    bench_end_to_end.main(cases=cases, seconds=0.0, repeats=1)
     record = json.loads((tmp_path / "end_to_end-cpu.json").read_text())
     assert [m["contender"] for m in record["measurements"]] == ["deepcrf_ext", "deepcrf_ext"]
     assert all(m["median"] > 0 for m in record["measurements"])
@@ -145,12 +259,19 @@ def test_simulation_without_chance_is_the_arithmetic(processes: int, load_second
         assert by_hand.total == pytest.approx(compute + exchanges + 0.03 + 0.01, abs=1e-4)
 
 
+def test_passes_of_the_blocks() -> None:
+    import bench_end_to_end
+
+    job = bench_end_to_end.Job.parse("small blocks B=1")
+    for contender in bench_end_to_end.CONTENDERS:
+        bench_end_to_end.make_call(job, contender, "cpu", Path())()
+
+
 def test_scaling_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_scaling
     import harness
 
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    monkeypatch.setattr(bench_scaling, "RESULTS", tmp_path)
     monkeypatch.setattr(bench_scaling, "SIDES", (3, 5))
     bench_scaling.main(seconds=0.0, axes=["edges"])
     points = json.loads((tmp_path / "scaling-cpu.json").read_text())["points"]
