@@ -15,10 +15,11 @@ struct Direction {
   const int32_t* neighbours;   // [E]
   const T* self;               // [P, N, lanes]
   const T* other;              // [P, N, lanes]
-  const T* weight;             // [P, K receiver, K neighbour, lanes]
-  const T* bias;               // [K, K], (receiver k, neighbour j) at k * bias_row + j * bias_step
-  int64_t bias_row;
-  int64_t bias_step;
+  const T* weight;             // [P, K, K, lanes], entry (receiver k, neighbour j) of a plane at
+                               // k * receiver_step + j * neighbour_step
+  int64_t receiver_step;
+  int64_t neighbour_step;
+  const T* bias;  // [K neighbour, K receiver]
 };
 
 // A potential packed into planes.
@@ -36,72 +37,95 @@ class PackedPotential {
         source_(planes_ * graph.num_nodes * kLanes<T>),
         target_(planes_ * graph.num_nodes * kLanes<T>),
         weight_(planes_ * potential.num_labels * potential.num_labels * kLanes<T>),
-        weight_transposed_(planes_ * potential.num_labels * potential.num_labels * kLanes<T>) {}
+        bias_transposed_(potential.num_labels * potential.num_labels) {
+    const int64_t K = potential.num_labels;
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t j = 0; j < K; ++j) bias_transposed_.get()[j * K + k] = potential.bias[k * K + j];
+    }
+  }
 
   int64_t planes() const { return planes_; }
 
   // Fills one plane of every array. Call for each plane, from any thread, before the rest.
   void pack(int64_t plane) {
     const FactoredPotential<T>& f = potential_;
-    pack_node_plane(f.source, graph_.num_nodes, f.num_features, plane, source_.get());
-    pack_node_plane(f.target, graph_.num_nodes, f.num_features, plane, target_.get());
-    pack_weight_plane(f.weight, f.num_labels, f.num_features, plane, false, weight_.get());
-    pack_weight_plane(f.weight, f.num_labels, f.num_features, plane, true,
-                      weight_transposed_.get());
+    pack_plane(f.source, graph_.num_nodes, f.num_features, plane, source_.get());
+    pack_plane(f.target, graph_.num_nodes, f.num_features, plane, target_.get());
+    pack_plane(f.weight, f.num_labels * f.num_labels, f.num_features, plane, weight_.get());
   }
 
   Direction<T> along() const {
-    return {graph_.row_offsets, graph_.targets,  source_.get(),         target_.get(),
-            weight_.get(),      potential_.bias, potential_.num_labels, 1};
+    const int64_t step = kLanes<T>;
+    return {graph_.row_offsets,
+            graph_.targets,
+            source_.get(),
+            target_.get(),
+            weight_.get(),
+            potential_.num_labels * step,
+            step,
+            bias_transposed_.get()};
   }
   Direction<T> against() const {
+    const int64_t step = kLanes<T>;
     return {graph_.reverse_row_offsets,
             graph_.reverse_sources,
             target_.get(),
             source_.get(),
-            weight_transposed_.get(),
-            potential_.bias,
-            1,
-            potential_.num_labels};
+            weight_.get(),
+            step,
+            potential_.num_labels * step,
+            potential_.bias};
   }
 
  private:
   GraphView graph_;
   FactoredPotential<T> potential_;
   int64_t planes_;
-  Buffer<T> source_, target_, weight_, weight_transposed_;
+  Buffer<T> source_, target_, weight_, bias_transposed_;
 };
 
-// sums[Rows, Labels] (vectors) += A[Rows, depth] . W[Labels, depth], lane by lane.
+// One operand of a contraction: vectors at [plane, row, neighbour label], any strides apart.
+template <typename T>
+struct PlaneRows {
+  const T* data;
+  int64_t plane_step, row_step, label_step;
+
+  PlaneRows from_row(int64_t row) const {
+    return {data + row * row_step, plane_step, row_step, label_step};
+  }
+};
+
+// sums[Rows, Labels] (vectors) += A[planes, Rows, depth] . W[planes, Labels, depth], lane by lane.
 template <int Rows, int Labels, typename T>
-inline void contract_block(int64_t depth,  // neighbour labels
-                           const T* a,     // [Rows, depth, lanes], rows a_row apart
-                           int64_t a_row,
-                           const T* weight,  // [Labels, depth, lanes]
-                           T* sums,          // [Rows, Labels, lanes], rows sums_row apart
+inline void contract_block(int64_t planes,
+                           int64_t depth,  // neighbour labels
+                           const PlaneRows<T>& a, const PlaneRows<T>& weight,
+                           T* sums,  // [Rows, Labels, lanes], rows sums_row apart
                            int64_t sums_row) {
   constexpr int V = kLanes<T>;
-  Vec<T> sum[Rows][Labels];
+  Vec<T> sum[Rows][Labels] = {};
+  for (int64_t v = 0; v < planes; ++v) {
+    for (int64_t j = 0; j < depth; ++j) {
+      const T* a_column = a.data + v * a.plane_step + j * a.label_step;
+      const T* w_column = weight.data + v * weight.plane_step + j * weight.label_step;
+      Vec<T> row[Rows];
 #pragma GCC unroll 4
-  for (int m = 0; m < Rows; ++m) {
+      for (int m = 0; m < Rows; ++m) row[m] = load(a_column + m * a.row_step);
 #pragma GCC unroll 8
-    for (int k = 0; k < Labels; ++k) sum[m][k] = load(sums + m * sums_row + k * V);
-  }
-  for (int64_t j = 0; j < depth; ++j) {
-    Vec<T> row[Rows];
+      for (int k = 0; k < Labels; ++k) {
+        const Vec<T> w = load(w_column + k * weight.row_step);
 #pragma GCC unroll 4
-    for (int m = 0; m < Rows; ++m) row[m] = load(a + m * a_row + j * V);
-#pragma GCC unroll 8
-    for (int k = 0; k < Labels; ++k) {
-      const Vec<T> w = load(weight + (k * depth + j) * V);
-#pragma GCC unroll 4
-      for (int m = 0; m < Rows; ++m) sum[m][k] += row[m] * w;
+        for (int m = 0; m < Rows; ++m) sum[m][k] += row[m] * w;
+      }
     }
   }
 #pragma GCC unroll 4
   for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 8
-    for (int k = 0; k < Labels; ++k) store(sums + m * sums_row + k * V, sum[m][k]);
+    for (int k = 0; k < Labels; ++k) {
+      T* to = sums + m * sums_row + k * V;
+      store(to, load(to) + sum[m][k]);
+    }
   }
 }
 
@@ -109,39 +133,39 @@ constexpr int kContractRows = kVectorRegisters == 32 ? 4 : 3;
 constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 3;
 
 template <int Labels, typename T>
-inline void contract_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* weight,
-                          T* sums, int64_t sums_row) {
+inline void contract_rows(int64_t rows, int64_t planes, int64_t depth, const PlaneRows<T>& a,
+                          const PlaneRows<T>& weight, T* sums, int64_t sums_row) {
   int64_t m = 0;
   for (; m + kContractRows <= rows; m += kContractRows) {
-    contract_block<kContractRows, Labels>(depth, a + m * a_row, a_row, weight, sums + m * sums_row,
+    contract_block<kContractRows, Labels>(planes, depth, a.from_row(m), weight, sums + m * sums_row,
                                           sums_row);
   }
   for (; m < rows; ++m) {
-    contract_block<1, Labels>(depth, a + m * a_row, a_row, weight, sums + m * sums_row, sums_row);
+    contract_block<1, Labels>(planes, depth, a.from_row(m), weight, sums + m * sums_row, sums_row);
   }
 }
 
-// sums[m, k] += sum_j A[m, j] * W[k, j] for all rows m and labels k, lane by lane.
+// sums[m, k] += sum over planes and j of A[m, j] * W[k, j] for all rows m and labels k, lane by
+// lane.
 template <typename T>
-void contract(int64_t rows, int64_t num_labels,
-              const T* a,  // [rows, K, lanes], rows a_row apart
-              int64_t a_row,
-              const T* weight,  // [K, K, lanes]
-              T* sums) {        // [rows, K, lanes]
+void contract(int64_t rows, int64_t planes, int64_t num_labels, const PlaneRows<T>& a,
+              const PlaneRows<T>& weight,
+              T* sums) {  // [rows, K, lanes]
   constexpr int V = kLanes<T>;
   const int64_t blocks = ceil_div(num_labels, kContractLabels);
+  const int64_t sums_row = num_labels * V;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = num_labels * block / blocks;
     const int64_t labels = num_labels * (block + 1) / blocks - k;
-    const T* w = weight + k * num_labels * V;
+    const PlaneRows<T> w = weight.from_row(k);
     T* out = sums + k * V;
     switch (labels) {
-      case 1: contract_rows<1>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
-      case 2: contract_rows<2>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
-      case 3: contract_rows<3>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
-      case 4: contract_rows<4>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
-      case 5: contract_rows<5>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
-      case 6: contract_rows<6>(rows, num_labels, a, a_row, w, out, num_labels * V); break;
+      case 1: contract_rows<1>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 2: contract_rows<2>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 3: contract_rows<3>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 4: contract_rows<4>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 5: contract_rows<5>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 6: contract_rows<6>(rows, planes, num_labels, a, w, out, sums_row); break;
     }
   }
 }
@@ -150,17 +174,18 @@ void contract(int64_t rows, int64_t num_labels,
 template <typename T>
 class MessageReceiver {
  public:
-  // Nodes of one block: few enough for the accumulators of a pass to stay in L2, and for every
-  // thread to have several blocks.
+  // Nodes of one block: enough to use a load of the weight often, and few enough for every thread
+  // to have several blocks.
   static int64_t block_size(int64_t num_nodes, int num_threads) {
-    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 4 * num_threads), 4), 4, 32);
+    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 8 * num_threads), 4), 4, kMostNodes);
   }
 
   MessageReceiver(int64_t num_nodes, int64_t num_labels, int64_t block_nodes)
       : num_nodes_(num_nodes),
         num_labels_(num_labels),
         group_(plane_group(num_labels)),
-        accumulators_(block_nodes * group_ * num_labels * kLanes<T>),
+        pass_planes_(choose_pass_planes()),
+        accumulators_(block_nodes * pass_planes_ * num_labels * kLanes<T>),
         sums_(block_nodes * num_labels * kLanes<T>),
         neighbour_sum_(num_labels),
         energies_(block_nodes * num_labels) {}
@@ -177,8 +202,9 @@ class MessageReceiver {
     constexpr int V = kLanes<T>;
     std::fill_n(sums_.get(), count * num_labels_ * V, T(0));
     for (const Direction<T>& direction : {potential.along(), potential.against()}) {
-      for (int64_t plane = 0; plane < potential.planes(); plane += group_) {
-        receive_planes(direction, plane, marginals, first, count);
+      for (int64_t plane = 0; plane < potential.planes(); plane += pass_planes_) {
+        const int64_t planes = std::min(pass_planes_, potential.planes() - plane);
+        receive_planes(direction, plane, planes, marginals, first, count);
       }
       receive_bias(direction, marginals, first, count, energies);
     }
@@ -188,23 +214,38 @@ class MessageReceiver {
   }
 
  private:
-  void receive_planes(const Direction<T>& direction, int64_t plane, const T* marginals,
-                      int64_t first, int64_t count) {
+  static constexpr int64_t kMostNodes = 32;  // of one block
+
+  // Planes of one pass: a few, to add to the sums seldom, whose accumulators stay in L2. Depends on
+  // the labels alone, as the order of the sums does on it.
+  int64_t choose_pass_planes() const {
+    constexpr int64_t kPassBytes = 192 << 10;
+    const int64_t plane_bytes = kMostNodes * num_labels_ * kVectorBytes;
+    return round_up(std::clamp<int64_t>(kPassBytes / plane_bytes, 1, 4), group_);
+  }
+
+  void receive_planes(const Direction<T>& direction, int64_t plane, int64_t planes,
+                      const T* marginals, int64_t first, int64_t count) {
     constexpr int V = kLanes<T>;
-    const int64_t plane_size = num_nodes_ * V;
-    const int64_t a_row = group_ * num_labels_ * V;
-    for (int64_t m = 0; m < count; ++m) {
-      const int64_t p = first + m;
-      const int64_t begin = direction.row_offsets[p];
-      accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
-                 direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
-                 plane_size, marginals, num_labels_, accumulators_.get() + m * a_row);
+    const int64_t node_plane = num_nodes_ * V;
+    const int64_t label_plane = num_labels_ * V;
+    const int64_t weight_plane = num_labels_ * label_plane;
+    for (int64_t v = 0; v < planes; v += group_) {
+      const T* self = direction.self + (plane + v) * node_plane;
+      const T* other = direction.other + (plane + v) * node_plane;
+      for (int64_t m = 0; m < count; ++m) {
+        const int64_t p = first + m;
+        const int64_t begin = direction.row_offsets[p];
+        accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin, self + p * V,
+                   other, node_plane, marginals, num_labels_,
+                   accumulators_.get() + (m * pass_planes_ + v) * label_plane);
+      }
     }
-    const int64_t weight_plane = num_labels_ * num_labels_ * V;
-    for (int64_t v = 0; v < group_; ++v) {
-      contract(count, num_labels_, accumulators_.get() + v * num_labels_ * V, a_row,
-               direction.weight + (plane + v) * weight_plane, sums_.get());
-    }
+    contract(count, planes, num_labels_,
+             PlaneRows<T>{accumulators_.get(), label_plane, pass_planes_ * label_plane, V},
+             PlaneRows<T>{direction.weight + plane * weight_plane, weight_plane,
+                          direction.receiver_step, direction.neighbour_step},
+             sums_.get());
   }
 
   void receive_bias(const Direction<T>& direction, const T* marginals, int64_t first, int64_t count,
@@ -217,18 +258,16 @@ class MessageReceiver {
         const T* q_marginals = marginals + direction.neighbours[e] * num_labels_;
         for (int64_t j = 0; j < num_labels_; ++j) total[j] += q_marginals[j];
       }
-      for (int64_t k = 0; k < num_labels_; ++k) {
-        T sum = 0;
-        for (int64_t j = 0; j < num_labels_; ++j) {
-          sum += direction.bias[k * direction.bias_row + j * direction.bias_step] * total[j];
-        }
-        energies[m * num_labels_ + k] += sum;
+      T* message = energies + m * num_labels_;
+      for (int64_t j = 0; j < num_labels_; ++j) {
+        const T* bias = direction.bias + j * num_labels_;
+        for (int64_t k = 0; k < num_labels_; ++k) message[k] += total[j] * bias[k];
       }
     }
   }
 
-  int64_t num_nodes_, num_labels_, group_;
-  Buffer<T> accumulators_;   // [block, group, K, lanes]
+  int64_t num_nodes_, num_labels_, group_, pass_planes_;
+  Buffer<T> accumulators_;   // [block, pass planes, K, lanes]
   Buffer<T> sums_;           // [block, K, lanes]
   Buffer<T> neighbour_sum_;  // [K]
   Buffer<T> energies_;       // [block, K]

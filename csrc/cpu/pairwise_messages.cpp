@@ -35,10 +35,10 @@ void factored_messages(const GraphView& graph, const FactoredPotential<T>& poten
 }
 
 // Gradient of L = sum_p grad_p . m_p. As dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], the
-// gradient of the hidden vector of an edge is a sum over 2K coefficients of its other end,
+// gradient of the hidden vector of an edge is a sum over 2K coefficients of its target,
 //   dL/dh_pq = sum_j Q_q[j] (sum_k grad_p[k] W[k, j]) + grad_q[j] (sum_k Q_p[k] W[k, j]),
-// whose brackets belong to the node; and dL/dW contracts the same accumulators as the forward pass.
-// Planes are independent, so each is one thread's work and nothing is reduced across threads.
+// whose brackets belong to its source; and dL/dW contracts the same accumulators as the forward
+// pass. Planes are independent, so each is one thread's work and nothing is reduced across threads.
 template <typename T>
 class MessageGradient {
  public:
@@ -52,28 +52,26 @@ class MessageGradient {
         group_(plane_group(2 * num_labels)),
         node_stride_(group_ * 2 * num_labels * V),
         node_terms_(kBlock * node_stride_),
-        weight_gradient_(group_ * num_labels * num_labels * V),
-        node_gradient_(group_ * num_nodes * V) {}
+        source_gradient_(group_ * num_nodes * V),
+        target_gradient_(group_ * num_nodes * V),
+        weight_gradient_(group_ * num_labels * num_labels * V) {}
 
-  // Gradients of the planes of one group that come from receiving in one direction: of `self`, and,
-  // where with_weight, of the weight.
-  void run(const Direction<T>& direction, int64_t plane,
-           const T* marginals,      // [N, K]
-           const T* grad_messages,  // [N, K]
-           const T* coefficients,   // [N, 2K]: marginals, then grad_messages
-           bool with_weight) {
+  // Gradients of the planes of one group.
+  void run(const Direction<T>& along, int64_t plane,
+           const T* marginals,       // [N, K]
+           const T* grad_messages,   // [N, K]
+           const T* coefficients) {  // [N, 2K]: marginals, then grad_messages
+    std::fill_n(target_gradient_.get(), group_ * num_nodes_ * V, T(0));
     std::fill_n(weight_gradient_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
     for (int64_t first = 0; first < num_nodes_; first += kBlock) {
       const int64_t count = std::min(kBlock, num_nodes_ - first);
-      differentiate_hidden(direction, plane, marginals, grad_messages, coefficients, first, count);
-      if (with_weight) {
-        differentiate_weight(direction, plane, marginals, grad_messages, coefficients, first,
-                             count);
-      }
+      differentiate_hidden(along, plane, marginals, grad_messages, coefficients, first, count);
+      differentiate_weight(along, plane, marginals, grad_messages, coefficients, first, count);
     }
   }
 
-  const T* node_gradient(int64_t v) const { return node_gradient_.get() + v * num_nodes_ * V; }
+  const T* source_gradient(int64_t v) const { return source_gradient_.get() + v * num_nodes_ * V; }
+  const T* target_gradient(int64_t v) const { return target_gradient_.get() + v * num_nodes_ * V; }
   const T* weight_gradient(int64_t v) const {
     return weight_gradient_.get() + v * num_labels_ * num_labels_ * V;
   }
@@ -103,24 +101,31 @@ class MessageGradient {
         const T* other = direction.other + (plane + v) * plane_size;
         const Vec<T> self = load(direction.self + (plane + v) * plane_size + p * V);
         const T* bracket = brackets + m * node_stride_ + v * 2 * K * V;
+        T* of_targets = target_gradient_.get() + v * plane_size;
         Vec<T> total = {};
         int64_t e = begin;
         for (; e + kEdges <= end; e += kEdges) {
-          total +=
-              edge_gradients<kEdges>(direction.neighbours + e, self, other, coefficients, bracket);
+          total += edge_gradients<kEdges>(direction.neighbours + e, self, other, coefficients,
+                                          bracket, of_targets);
+        }
+        for (; e + kEdges / 2 <= end; e += kEdges / 2) {
+          total += edge_gradients<kEdges / 2>(direction.neighbours + e, self, other, coefficients,
+                                              bracket, of_targets);
         }
         for (; e < end; ++e) {
-          total += edge_gradients<1>(direction.neighbours + e, self, other, coefficients, bracket);
+          total += edge_gradients<1>(direction.neighbours + e, self, other, coefficients, bracket,
+                                     of_targets);
         }
-        store(node_gradient_.get() + v * plane_size + p * V, total);
+        store(source_gradient_.get() + v * plane_size + p * V, total);
       }
     }
   }
 
-  // Sum over some edges of dL/d(self + other).
+  // dL/d(self + other) of some edges: adds each to of_targets, and returns their sum.
   template <int Edges>
   Vec<T> edge_gradients(const int32_t* neighbours, Vec<T> self, const T* other,
-                        const T* coefficients, const T* bracket) const {
+                        const T* coefficients, const T* bracket,
+                        T* of_targets) const {  // [N, lanes]
     const int64_t terms = 2 * num_labels_;
     Vec<T> hidden_gradient[Edges] = {};
     const T* edge_coefficients[Edges];
@@ -132,7 +137,10 @@ class MessageGradient {
     }
     Vec<T> total = {};
     for (int i = 0; i < Edges; ++i) {
-      total += where_positive<T>(self + load(other + neighbours[i] * V), hidden_gradient[i]);
+      const int64_t q = neighbours[i];
+      const Vec<T> gradient = where_positive<T>(self + load(other + q * V), hidden_gradient[i]);
+      store(of_targets + q * V, load(of_targets + q * V) + gradient);
+      total += gradient;
     }
     return total;
   }
@@ -162,8 +170,9 @@ class MessageGradient {
 
   int64_t num_nodes_, num_labels_, group_, node_stride_;
   Buffer<T> node_terms_;       // [kBlock, group, 2K, lanes]
+  Buffer<T> source_gradient_;  // [group, N, lanes]
+  Buffer<T> target_gradient_;  // [group, N, lanes]
   Buffer<T> weight_gradient_;  // [group, K, K, lanes]
-  Buffer<T> node_gradient_;    // [group, N, lanes]
 };
 
 // dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]); call in parallel.
@@ -227,14 +236,11 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
 #pragma omp for schedule(dynamic)
     for (int64_t plane = 0; plane < packed.planes(); plane += worker.group()) {
       for (int64_t v = 0; v < worker.group(); ++v) packed.pack(plane + v);
-      worker.run(packed.along(), plane, marginals, grad_messages, coefficients.get(), true);
+      worker.run(packed.along(), plane, marginals, grad_messages, coefficients.get());
       for (int64_t v = 0; v < worker.group() && (plane + v) * V < D; ++v) {
-        unpack_plane(worker.node_gradient(v), num_nodes, D, plane + v, grad_source);
+        unpack_plane(worker.source_gradient(v), num_nodes, D, plane + v, grad_source);
+        unpack_plane(worker.target_gradient(v), num_nodes, D, plane + v, grad_target);
         unpack_plane(worker.weight_gradient(v), K * K, D, plane + v, grad_weight);
-      }
-      worker.run(packed.against(), plane, marginals, grad_messages, coefficients.get(), false);
-      for (int64_t v = 0; v < worker.group() && (plane + v) * V < D; ++v) {
-        unpack_plane(worker.node_gradient(v), num_nodes, D, plane + v, grad_target);
       }
     }
   }

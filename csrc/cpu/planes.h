@@ -69,36 +69,20 @@ inline void pack_lanes(const T* from, int64_t count, T* to) {
   }
 }
 
-// One plane of node features. Call with plane = 0..P-1, from any thread.
+// One plane of rows of features (nodes, or entries of the weight). Call with plane = 0..P-1, from
+// any thread.
 template <typename T>
-void pack_node_plane(const T* features,  // [N, D]
-                     int64_t num_nodes, int64_t num_features, int64_t plane,
-                     T* planes) {  // [P, N, lanes]
+void pack_plane(const T* features,  // [rows, D]
+                int64_t rows, int64_t num_features, int64_t plane,
+                T* planes) {  // [P, rows, lanes]
   constexpr int V = kLanes<T>;
-  T* out = planes + plane * num_nodes * V;
-  for (int64_t p = 0; p < num_nodes; ++p) {
-    pack_lanes(features + p * num_features + plane * V, num_features - plane * V, out + p * V);
+  T* out = planes + plane * rows * V;
+  for (int64_t row = 0; row < rows; ++row) {
+    pack_lanes(features + row * num_features + plane * V, num_features - plane * V, out + row * V);
   }
 }
 
-// One plane of the weight, as [K receiver, K neighbour, lanes]. Messages along the edge's direction
-// (to its source) are received by the first label axis, messages against it by the second.
-template <typename T>
-void pack_weight_plane(const T* weight,  // [K, K, D]
-                       int64_t num_labels, int64_t num_features, int64_t plane, bool transposed,
-                       T* planes) {  // [P, K, K, lanes]
-  constexpr int V = kLanes<T>;
-  T* out = planes + plane * num_labels * num_labels * V;
-  for (int64_t k = 0; k < num_labels; ++k) {
-    for (int64_t j = 0; j < num_labels; ++j) {
-      const int64_t entry = transposed ? j * num_labels + k : k * num_labels + j;
-      pack_lanes(weight + entry * num_features + plane * V, num_features - plane * V,
-                 out + (k * num_labels + j) * V);
-    }
-  }
-}
-
-// The inverse, for one plane of rows (nodes, or entries of the weight): drops the padding.
+// The inverse, for one plane: drops the padding.
 template <typename T>
 void unpack_plane(const T* plane_values,  // [rows, lanes]
                   int64_t rows, int64_t num_features, int64_t plane,
