@@ -33,6 +33,7 @@ CASES = (
     Case(28, 36, 60),
     Case(14, 18, 150),
 )
+GRADIENT_CASES = CASES[:4]
 CONTENDERS: dict[str, Callable[..., Any]] = {
     "deepcrf_ext": lambda unary, potential, n: dc.mean_field(unary, [potential], n),
     "eager": mean_field_eager,
@@ -77,7 +78,7 @@ def run_worker(
 
 def main(
     device: str = "cpu",
-    cases: Sequence[str] = tuple(case.name for case in CASES),
+    cases: Sequence[str] | None = None,
     contenders: Sequence[str] = tuple(CONTENDERS),
     seconds: float = 2.0,
     gradient: bool = False,
@@ -89,13 +90,16 @@ def main(
 
     Args:
         device: cpu or cuda.
-        cases: sizes, as "HEIGHTxWIDTH K=labels D=features dtype".
+        cases: sizes, as "HEIGHTxWIDTH K=labels D=features dtype" (default: `CASES`, or
+            `GRADIENT_CASES`).
         contenders: which of deepcrf_ext, eager, torch.compile, chunked.
         seconds: time to repeat each measurement for.
         gradient: run forward and backward.
         worker: measure the one case and contender in this process.
     """
     where = torch.device(device)
+    if cases is None:
+        cases = [case.name for case in (GRADIENT_CASES if gradient else CASES)]
     if worker:
         run_worker(Case.parse(cases[0]), contenders[0], gradient, where, seconds)
         return

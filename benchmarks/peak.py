@@ -27,6 +27,9 @@ FLAGS = {
     "avx512_bf16": ["-mavx512f", "-mavx512bf16", "-mfma"],
 }
 ROUNDS = 1 << 23
+COPIED = 1 << 27  # float32 numbers
+SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
+SECONDS = 0.5
 
 
 def ceilings(device: torch.device, dtypes: Sequence[torch.dtype] = ()) -> dict[str, float]:
@@ -44,17 +47,17 @@ def ceilings(device: torch.device, dtypes: Sequence[torch.dtype] = ()) -> dict[s
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second of a large copy, read and written bytes counted."""
-    source = torch.ones(1 << 27, dtype=torch.float32, device=device)
+    source = torch.ones(COPIED, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    result = measure(lambda: target.copy_(source), device, 0.5)
+    result = measure(lambda: target.copy_(source), device, SECONDS)
     return 2 * source.numel() * source.element_size() / float(result["fastest"])
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product through torch."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = SIDES[device.type]
     a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-    result = measure(lambda: a @ b, device, 1.0)
+    result = measure(lambda: a @ b, device, SECONDS)
     return 2 * size**3 / float(result["fastest"])
 
 

@@ -55,8 +55,12 @@ def test_benchmark_writes_its_record(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import harness
+    import peak
 
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    for constant, value in (("COPIED", 1000), ("SIDES", {"cpu": 256}), ("SECONDS", 0.0)):
+        monkeypatch.setattr(peak, constant, value)
+    monkeypatch.setattr(peak, "ROUNDS", 1 << 16)
     benchmark = __import__(f"bench_{name}")
     benchmark.main(cases=[CASE], contenders=["deepcrf_ext", "eager"], seconds=0.0)
     record = json.loads((tmp_path / f"{name}-cpu.json").read_text())
