@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext import __version__, cli, comparison_report
+from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_checkpoint, load_weights
+from deepcrf_ext.comparison_report import Curve, plot, read_curve, table
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.device import choose_device
 from deepcrf_ext.distributed import LostProcessError
 from deepcrf_ext.errors import InputError, TrainingError
-from deepcrf_ext.measuring import package_commit
-from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.reproduction.steps import Steps, write_text
+from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.stages import Stage, first_epochs
@@ -45,9 +47,10 @@ Validation does not count.
 
 OUTPUT gets a run folder a mode (`evaluate` and `predict` take them), comparison.png (validation
 loss and mean IoU against steps and seconds), comparison.md (the table that is printed) and
-comparison.json (all figures, settings, the command). They are written after every mode; a run that
-was stopped goes on with --resume OUTPUT. A mode whose loss is not finite ends there and is reported
-so; a phase of the mode with a smaller lr_factor may be what it needs.
+comparison.json (all figures, the settings, and the command, commit and machine that made each
+mode). They are written after every mode; a run that was stopped goes on with --resume OUTPUT. A
+mode whose loss is not finite ends there and is reported so; a phase of the mode with a smaller
+lr_factor may be what it needs.
 
 Example, three minutes of training a mode:
   python -m deepcrf_ext.compare_objectives --seconds 180 --output runs/compare"""
@@ -77,10 +80,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.modes:
-            if not re.fullmatch(r"\w[\w.+-]*", name) or name == "start":
+            if not re.fullmatch(r"\w[\w.+-]*", name) or name in ("start", "steps"):
                 raise InputError(
                     f"modes: the name {name!r} must be letters, digits and any of _ + - . inside, "
-                    "other than 'start'"
+                    "other than 'start' and 'steps'"
                 )
         if not self.modes:
             raise InputError("modes: must hold at least one")
@@ -171,35 +174,35 @@ class Comparison:
     """
 
     def __init__(self, settings: Settings, stop: StopRequest, command: str) -> None:
-        self.settings, self.stop, self.command = settings, stop, command
+        self.settings, self.stop = settings, stop
         data, seed = settings.train.data, settings.train.seed
         self.train_set = self._open(data.train_split, seed)
         self.val_set = self._open(data.val_split, seed)
         self.folder = settings.folder
+        self.steps = Steps(self.folder / "steps", command)
 
     def _open(self, split: str, seed: int) -> SegmentationDataset:
         data = self.settings.train.data
         return open_dataset(data.dataset, data.root, split, seed)
 
-    def run(self) -> bool:
-        """Whatever is not done yet; False when stopped."""
-        if not self.make_start():
-            return False
-        measured = self.measure()
-        if measured is None:
-            return False
+    def run(self) -> None:
+        """Whatever is not done yet. Raises Stopped when asked to stop."""
+        start = self.steps.run("start", self.make_start)
+        trained: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.settings.modes, 1):
-            if not (self.folder / name / "result.json").exists():
-                print(f"mode {number} of {len(self.settings.modes)}: {name}")
-                if not self.train_mode(name, measured):
-                    return False
-            self.write_report(measured)
-        return True
+            print(f"mode {number} of {len(self.settings.modes)}: {name}")
+            work = partial(self.train_mode, name, start["result"])
+            trained[name] = self.steps.run(f"mode-{name}", work)
+            self.write_report(start, trained)
 
-    def make_start(self) -> bool:
-        """Trains what all modes start from; False when stopped."""
-        if self.settings.start_epochs == 0:
-            return True
+    def make_start(self) -> dict[str, Any]:
+        """Trains what all modes start from and measures it: see `measure`."""
+        if self.settings.start_epochs:
+            self.train_start()
+        return self.measure()
+
+    def train_start(self) -> None:
+        """Trains the unaries alone."""
         # A warm start without an end; the setting makes sure that the model allows one.
         config = replace(
             self.settings.train,
@@ -212,7 +215,7 @@ class Comparison:
             raise InputError("start_epochs: must be 0 for a model without a unary and a relation")
         trainer.stages = (Stage("piecewise", trainer.model.unary_names(), 1.0, 0),)
         print("start: the unaries alone")
-        return self._train(trainer)
+        self._train(trainer)
 
     def trainer(self, config: TrainConfig) -> Trainer:
         """A trainer whose model is at the start."""
@@ -223,15 +226,8 @@ class Comparison:
             trainer.model.start_relations_from_unary()
         return trainer
 
-    def measure(self) -> dict[str, Any] | None:
-        """Seconds a step by objective, and scores of the start; None when stopped.
-
-        Measured once: the file start.json holds them.
-        """
-        file = self.folder / "start.json"
-        if file.exists():
-            measured: dict[str, Any] = json.loads(file.read_text())
-            return measured
+    def measure(self) -> dict[str, Any]:
+        """Seconds a step by objective, steps an epoch, and scores of the start."""
         # Steps too small to change anything: objectives take turns on one model.
         still = replace(self.settings.train.optim, lr=1e-12, lr_initialised=1e-12)
         trainer = self.trainer(replace(self.settings.train, optim=still))
@@ -245,7 +241,7 @@ class Comparison:
             trainer.world,
         )
         if trained is None:
-            return None
+            raise Stopped(self.stop.exit_code)
         objectives = sorted(
             {phase.objective for m in self.settings.modes for phase in self.phases(m)}
         )
@@ -261,36 +257,30 @@ class Comparison:
                 if trainer.device.type == "cuda":
                     torch.cuda.synchronize(trainer.device)
                 times[name].append(time.perf_counter() - begin)
-        measured = {
-            "command": self.command,
+        return {
             "seconds_per_step": {name: statistics.median(t[1:]) for name, t in times.items()},
             "per_epoch": trainer.per_epoch,
             "start": {title: dataclasses.asdict(score) for title, score in trained.items()},
         }
-        file.write_text(json.dumps(measured, indent=1) + "\n")
-        return measured
 
-    def train_mode(self, name: str, measured: dict[str, Any]) -> bool:
-        """Trains a mode unless it is done; False when stopped."""
+    def train_mode(self, name: str, measured: dict[str, Any]) -> dict[str, Any]:
+        """Trains a mode; returns its curve, with the seconds of steps as measured at the start."""
         config = self.mode_config(name, measured)
         trainer = self.trainer(config)
+        error = None
         try:
-            finished = self._train(trainer)
-            error = None
+            self._train(trainer)
         except LostProcessError:
             raise
         except TrainingError as failure:
-            finished, error = True, str(failure)
+            error = str(failure)
             print(f"{name}: {error}", file=sys.stderr)
-        if finished:
-            objectives = [
-                [stage.objective for stage in trainer.stages if stage.first_epoch <= epoch][-1]
-                for epoch in range(config.epochs)
-            ]
-            times = [measured["seconds_per_step"][objective] for objective in objectives]
-            result = {"seconds_per_step_by_epoch": times, "error": error}
-            (self.folder / name / "result.json").write_text(json.dumps(result) + "\n")
-        return finished
+        objectives = [
+            [stage.objective for stage in trainer.stages if stage.first_epoch <= epoch][-1]
+            for epoch in range(config.epochs)
+        ]
+        times = [measured["seconds_per_step"][objective] for objective in objectives]
+        return dataclasses.asdict(read_curve(self.folder / name, measured, times, error))
 
     def mode_config(self, name: str, measured: dict[str, Any]) -> TrainConfig:
         """The settings of a mode's training, its epochs fitted to the budget of seconds."""
@@ -309,37 +299,35 @@ class Comparison:
         """The phases of a mode."""
         return replace(self.settings.train, objective=self.settings.modes[name]).phases()
 
-    def _train(self, trainer: Trainer) -> bool:
-        """Trains, or goes on training, in the trainer's output folder."""
+    def _train(self, trainer: Trainer) -> None:
+        """Trains, or goes on training, in the trainer's output folder. Raises Stopped."""
         folder = trainer.config.output
         assert folder is not None
         if (folder / "last.pt").exists():
             trainer.restore(folder / "last.pt")
         folder.mkdir(exist_ok=True)
         write_config(folder, trainer.config)
-        return trainer.fit(folder, self.stop)
+        if not trainer.fit(folder, self.stop):
+            raise Stopped(self.stop.exit_code)
 
-    def write_report(self, measured: dict[str, Any]) -> None:
-        """Writes comparison.json, .md and .png of the modes that are done."""
-        curves = {
-            name: comparison_report.read_curve(self.folder / name, measured)
-            for name in self.settings.modes
-            if (self.folder / name / "result.json").exists()
-        }
+    def write_report(self, start: dict[str, Any], modes: dict[str, dict[str, Any]]) -> None:
+        """Writes comparison.json, .md and .png of the modes that are done, given their records."""
+        curves = {name: Curve.from_dict(record["result"]) for name, record in modes.items()}
         report = {
-            "command": measured["command"],
-            "commit": package_commit(),
-            "versions": {"deepcrf_ext": __version__, "torch": torch.__version__},
             "device": str(choose_device(self.settings.train.device)),
-            "threads": torch.get_num_threads(),
-            "seconds_per_step": measured["seconds_per_step"],
-            "modes": comparison_report.as_dict(curves),
+            "start": _without_paths(start),
+            "modes": {name: _without_paths(record) for name, record in modes.items()},
             "config": self.settings.as_dict(),
         }
-        text = comparison_report.table(curves)
-        (self.folder / "comparison.json").write_text(json.dumps(report, indent=1) + "\n")
-        (self.folder / "comparison.md").write_text(text + "\n")
-        comparison_report.plot(curves, self.folder / "comparison.png")
+        write_text(self.folder / "comparison.json", json.dumps(report, indent=1) + "\n")
+        write_text(self.folder / "comparison.md", table(curves) + "\n")
+        plot(curves, self.folder / "comparison.png")
+
+
+def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of `Steps` whose environment is what times depend on."""
+    names = ("torch", "CPU", "GPUs", "threads")
+    return {**record, "environment": {name: record["environment"][name] for name in names}}
 
 
 def compare(settings: Settings, command: str) -> int:
@@ -349,15 +337,16 @@ def compare(settings: Settings, command: str) -> int:
     used, OSError when a file cannot be written.
     """
     begin = time.monotonic()
-    with StopRequest() as stop:
-        finished = Comparison(settings, stop, command).run()
-    if not finished:
+    try:
+        with StopRequest() as stop:
+            Comparison(settings, stop, command).run()
+    except Stopped as stopped:
         print(
             "stopped; continue with\n"
             f"  python -m deepcrf_ext.compare_objectives --resume {settings.folder}",
             file=sys.stderr,
         )
-        return stop.exit_code
+        return stopped.exit_code
     print((settings.folder / "comparison.md").read_text())
     minutes = (time.monotonic() - begin) / 60
     print(f"done in {minutes:.1f} min: {settings.folder} (comparison.png, .md, .json)")

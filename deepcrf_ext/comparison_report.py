@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Curve:
     error: str | None
     points: list[Point]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Curve:
+        """The curve back from `dataclasses.asdict`."""
+        return cls(**{**values, "points": [Point(**point) for point in values["points"]]})
+
     @property
     def best(self) -> Point:
         """The point of the largest mean IoU."""
@@ -49,17 +54,18 @@ class Curve:
         return next((point for point in self.points if point.mean_iou >= mean_iou), None)
 
 
-def read_curve(folder: Path, measured: Mapping[str, Any]) -> Curve:
-    """The curve of a finished mode.
+def read_curve(
+    folder: Path, measured: Mapping[str, Any], times: Sequence[float], error: str | None
+) -> Curve:
+    """The curve of a mode that has trained.
 
     Args:
-        folder: the mode's, with metrics.jsonl and result.json.
+        folder: the mode's, with metrics.jsonl.
         measured: of the start; it is the first point.
+        times: seconds of a step in each epoch.
+        error: why the mode ended early, if it did.
     """
-    result = json.loads((folder / "result.json").read_text())
-    per_epoch = measured["per_epoch"]
-    times = np.repeat(result["seconds_per_step_by_epoch"], per_epoch)
-    clock = np.concatenate([[0.0], np.cumsum(times)])
+    clock = np.concatenate([[0.0], np.cumsum(np.repeat(times, measured["per_epoch"]))])
     every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = max((line["step"] for line in every), default=0)
     start = measured["start"]
@@ -67,8 +73,7 @@ def read_curve(folder: Path, measured: Mapping[str, Any]) -> Curve:
     lines: list[dict[str, Any]] = [{"step": 0, "train_loss": {}, **scores}]
     lines += [line for line in every if line["kind"] == "val"]
     points = [_point(line, float(clock[line["step"]])) for line in lines]
-    epochs = len(result["seconds_per_step_by_epoch"])
-    return Curve(epochs, steps, float(clock[steps]), result["error"], points)
+    return Curve(len(times), steps, float(clock[steps]), error, points)
 
 
 def _point(line: Mapping[str, Any], seconds: float) -> Point:
@@ -122,11 +127,6 @@ def table(curves: Mapping[str, Curve]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def as_dict(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """The modes as plain values, for JSON."""
-    return {name: asdict(curve) for name, curve in curves.items()}
 
 
 def plot(curves: Mapping[str, Curve], path: Path) -> None:

@@ -27,7 +27,7 @@ from deepcrf_ext.reproduction import examples
 from deepcrf_ext.reproduction.budgets import BUDGETS, Plan, recipe
 from deepcrf_ext.reproduction.page import write_report
 from deepcrf_ext.reproduction.steps import Steps, read_json, write_text
-from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.run_folder import create_run_folder
 from deepcrf_ext.training.trainer import Trainer
 
@@ -49,14 +49,6 @@ _CUTS = {
     "max_side": "Longest side in pixels that images are shrunk to. Set by the budget; null: none.",
 }
 """Options of the command and fields of `Plan` that cut the data down, with their help."""
-
-
-class _Stopped(Exception):
-    """Training was asked to stop."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
 
 
 class Reproduction:
@@ -130,7 +122,7 @@ class Reproduction:
         with StopRequest() as stop:
             finished = trainer.fit(run, stop)
         if not finished:
-            raise _Stopped(stop.exit_code)
+            raise Stopped(stop.exit_code)
         return {
             "images": len(train_set),
             "epochs": trainer.progress.epoch,
@@ -291,7 +283,7 @@ def _run(argv: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "deepcrf_ext.reproduce", *argv])
     try:
         report = Reproduction(plan, folder, command).run()
-    except _Stopped as stopped:
+    except Stopped as stopped:
         print(f"stopped; the same command goes on:\n  {command}", file=sys.stderr)
         return stopped.exit_code
     print(f"report: {report}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from deepcrf_ext import compare_objectives as command
 from deepcrf_ext import comparison_report
 from deepcrf_ext.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.comparison_report import Curve, Point
+from deepcrf_ext.measuring import package_commit
+from deepcrf_ext.reproduction import steps
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.run_folder import MetricsLog
 from deepcrf_ext.training.trainer import Trainer
@@ -61,8 +64,12 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "comparison.json").read_text())
 
 
+def curves(folder: Path) -> dict:
+    return {name: record["result"] for name, record in report(folder)["modes"].items()}
+
+
 def test_modes_start_alike_and_train_by_their_objectives(finished: Path) -> None:
-    modes = report(finished)["modes"]
+    modes = curves(finished)
     assert list(modes) == ["piecewise", "mixed"]
     assert modes["piecewise"]["points"][0] == modes["mixed"]["points"][0]
     for mode in modes.values():
@@ -76,8 +83,8 @@ def test_modes_start_alike_and_train_by_their_objectives(finished: Path) -> None
 
 
 def test_seconds_are_those_of_the_steps(finished: Path) -> None:
-    result = report(finished)
-    step, mixed = result["seconds_per_step"], result["modes"]["mixed"]
+    step = report(finished)["start"]["result"]["seconds_per_step"]
+    mixed = curves(finished)["mixed"]
     assert all(0 < seconds < 5 for seconds in step.values())
     seconds = [point["seconds"] for point in mixed["points"]]
     assert seconds[1] == pytest.approx(2 * step["piecewise"])
@@ -93,6 +100,25 @@ def test_output_folder(finished: Path) -> None:
     model, config, _ = load_model(finished / "mixed")
     assert model.potential_names == ("unary", "surrounding", "above_below")
     assert len(config.phases()) == 2
+
+
+def test_every_part_says_what_made_it(root: Path, finished: Path, tmp_path: Path) -> None:
+    """Also one of several commands, at another commit; the record holds no paths of the machine."""
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "steps" / "mode-mixed.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "package_commit", lambda: "5eed")
+        assert command.main(["--resume", str(tmp_path / "out")]) == 0
+    old, new = report(finished), report(tmp_path / "out")
+    assert new["start"] == old["start"]
+    assert new["modes"]["piecewise"] == old["modes"]["piecewise"]
+    assert new["modes"]["mixed"]["result"] == old["modes"]["mixed"]["result"]
+    assert new["modes"]["mixed"]["commit"] == "5eed"
+    assert old["modes"]["mixed"]["commit"] == old["start"]["commit"] == package_commit()
+    assert "--resume" in new["modes"]["mixed"]["command"]
+    assert "--config" in new["modes"]["piecewise"]["command"]
+    assert new["start"]["environment"]["torch"].startswith(torch.__version__)
+    assert str(Path(command.__file__).parent) not in json.dumps(new)
 
 
 @pytest.mark.parametrize("stop_at", [1, 8])
@@ -127,7 +153,7 @@ def test_mode_that_diverges_is_reported_and_the_others_go_on(
     arguments = options(tmp_path, root, "--optim.lr", "1e30", "--model.batch_norm", "false")
     assert command.main([*arguments, "--start_epochs", "0", "--modes", modes]) == 0
     assert "wild: the loss of" in capsys.readouterr().err
-    result = report(tmp_path / "out")["modes"]
+    result = curves(tmp_path / "out")
     assert "at step 2" in result["wild"]["error"]
     assert result["wild"]["steps"] == 1
     assert result["tame"]["error"] is None
@@ -157,6 +183,7 @@ def test_saved_settings_are_a_config_file(root: Path, tmp_path: Path) -> None:
     [
         (["--modes", "{a/b: piecewise}"], "modes: the name 'a/b'"),
         (["--modes", "{start: piecewise}"], "modes: the name 'start'"),
+        (["--modes", "{steps: piecewise}"], "modes: the name 'steps'"),
         (["--modes", "{}"], "modes"),
         (["--modes", "{a: fast}"], "fast"),
         (["--modes", "{a: [{objective: piecewise, share: 0}]}"], "share 0"),
@@ -174,6 +201,12 @@ def test_bad_option_is_one_line(root: Path, tmp_path: Path, capsys, arguments, n
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert named in error
+
+
+def test_it_runs_in_one_process(root: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command.main(options(tmp_path, root)) == 2
+    assert "without torchrun" in capsys.readouterr().err
 
 
 def curve(values: list[float], error: str | None = None) -> Curve:

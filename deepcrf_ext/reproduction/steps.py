@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -24,9 +25,13 @@ class Steps:
     Args:
         folder: made if it does not exist.
         command: the command line that is being run.
+
+    Raises InputError in a process of `torchrun`: the work would be done as often as there are.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("WORLD_SIZE: this command runs in one process, without torchrun")
         self.folder, self.command = folder, command
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -7,6 +7,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Stopped(Exception):
+    """Work was asked to stop, and has; `exit_code` is what the process returns to the shell."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class StopRequest:
     """Within `with`, the first SIGINT or SIGTERM is only noted; the second acts as usual."""
 
