@@ -55,6 +55,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
 _VALUE = re.compile(
     r'Parser key "(?P<key>[^"]+)": (?:'
     r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)|"
+    r"Not of type (?P<name>\w+): (?P<number>\S+) does not conform to restriction (?P<rule>.*)|"
     r"Does not validate.* Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<given>.*))"
 )
 """A message of jsonargparse about the value of an option, on one line."""
@@ -65,6 +66,9 @@ def _plain(message: str) -> str:
     match = _VALUE.fullmatch(message)
     if match is None:
         return message
+    key, value = match["key"], match["value"] or match["number"] or match["given"]
+    if match["rule"]:
+        return f"{key}: got {value}, must be {match['name']}, {match['rule']}"
     types = match["type"] or f"one of {match['types']}"
     for pattern, plain in (
         (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
@@ -73,7 +77,7 @@ def _plain(message: str) -> str:
         (r"\bNoneType\b", "null"),
     ):
         types = re.sub(pattern, plain, types)
-    return f"{match['key']}: got {match['value'] or match['given']}, must be {types}"
+    return f"{key}: got {value}, must be {types}"
 
 
 def run_command(body: Callable[[], int | None]) -> int:

@@ -20,7 +20,7 @@ from deepcrf_ext.errors import InputError, TrainingError
         (["--box", "[1, 2, 3]"], "box: got [1, 2, 3], must be one of tuple[int, int], null"),
         (["--kind", "c"], "kind: got c, must be one of 'a', 'b'"),
         (["--either", "c"], "either: got c, must be one of 'a', 'b', bool"),
-        (["--alpha", "2"], "2 does not conform to restriction v>=0 and v<=1"),
+        (["--alpha", "2"], "alpha: got 2, must be ClosedUnitInterval, v>=0 and v<=1"),
         (["--other", "1"], "unrecognized arguments: --other 1"),
         (["--config", "/not/here.yaml"], "/not/here.yaml"),
     ],
