@@ -113,10 +113,6 @@ class SegmentationMetrics:
         confusion = self._matrix.confmat.numpy().astype(np.int64, copy=True)
         return Scores.from_confusion(confusion[: self.num_classes, : self.num_classes])
 
-    def reset(self) -> None:
-        """Forgets everything added so far."""
-        self._matrix.reset()
-
     def _check_range(self, name: str, labels: torch.Tensor) -> None:
         if labels.numel() == 0:
             return
