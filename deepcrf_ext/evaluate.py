@@ -175,7 +175,7 @@ def _now(device: torch.device) -> float:
 
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.evaluate", _DESCRIPTION)
-    add_measuring_options(parser, "measure", "evaluate")
+    add_measuring_options(parser, "measure", "evaluate-DATASET-SPLIT")
     parser.add_argument(
         "--rows",
         nargs="+",

@@ -216,7 +216,7 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(dest="command")
     table = cli.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)
-    add_measuring_options(table, "average over", "compatibility")
+    add_measuring_options(table, "average over", "compatibility-DATASET-SPLIT")
     commands.add_subcommand("compatibility", table, help="which labels go together")
     image = cli.make_parser("python -m deepcrf_ext.explain image", _IMAGE)
     image.add_argument("image", nargs="?", type=Path | None, help="Image file to explain.")
@@ -234,7 +234,9 @@ def _parser() -> ArgumentParser:
         default=640,
         help="Longest side, in pixels, that the networks see, as of predict.",
     )
-    add_measuring_options(image, "take --index from", "explain")
+    add_measuring_options(
+        image, "take --index from", "explain (of a file) or explain-DATASET-SPLIT"
+    )
     commands.add_subcommand("image", image, help="why a pixel has its label")
     return parser
 

@@ -20,8 +20,11 @@ from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError
 
 
-def add_measuring_options(parser: ArgumentParser, verb: str, command: str) -> None:
-    """Adds --checkpoint, --data.*, --output and --device."""
+def add_measuring_options(parser: ArgumentParser, verb: str, folder: str) -> None:
+    """Adds --checkpoint, --data.*, --output and --device.
+
+    verb: what is done with the split. folder: what --output is by default, for its help.
+    """
     cli.add_checkpoint_option(parser)
     splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items())
     parser.add_argument("--data.split", default="val", help=f"Split to {verb} ({splits}).")
@@ -39,7 +42,7 @@ def add_measuring_options(parser: ArgumentParser, verb: str, command: str) -> No
         "--output",
         type=Path | None,
         help="Folder for the results, replaced if there are any. "
-        f"Default: {command}-DATASET-SPLIT beside the checkpoint.",
+        f"Default: {folder} beside the checkpoint.",
     )
     cli.add_device_option(parser)
 

@@ -266,7 +266,7 @@ def _report(before: Scores, trials: list[Trial], objective: Objective) -> str:
 
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.tune_dense_crf", _DESCRIPTION)
-    add_measuring_options(parser, "search on", "tune")
+    add_measuring_options(parser, "search on", "tune-DATASET-SPLIT")
     parser.add_argument(
         "--row",
         type=str | None,
