@@ -222,6 +222,19 @@ def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool
     return targets
 
 
+def _write_legend(
+    path: Path, classes: Sequence[str], palette: npt.NDArray[np.uint8], overwrite: bool
+) -> None:
+    """Writes the colours of the classes; raises InputError where a legend of others would go."""
+    picture = visualise.legend(classes, palette)
+    if not overwrite and path.exists() and not np.array_equal(read_image(path), picture):
+        raise InputError(
+            f"--output: {path} is of other classes; choose another folder, or give --overwrite to "
+            "replace it"
+        )
+    visualise.write_picture(path, picture)
+
+
 def _parser() -> ArgumentParser:
     parser = cli.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
     parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
@@ -276,7 +289,7 @@ def _run(argv: Sequence[str] | None) -> int:
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
-    visualise.write_picture(arguments.output / "legend.png", visualise.legend(classes, palette))
+    _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
     failed = 0
     bar = tqdm(images, "predict", unit="image", disable=len(images) == 1)
     for path, target in zip(bar, targets, strict=True):

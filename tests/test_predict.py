@@ -193,6 +193,14 @@ def test_results_replace_nothing_unasked_and_inputs_never(run, pictures, tmp_pat
     assert "labels/dot.png exists" in capsys.readouterr().err
     assert main([*dot, "--overwrite"]) == 0
     assert files_of(output) == before
+    further = [str(pictures / "a.png"), *dot[1:]]
+    assert main(further) == 0
+    (output / "legend.png").write_bytes((pictures / "wide.png").read_bytes())
+    further[0] = str(pictures / "wide.png")
+    assert main(further) == 2
+    assert "legend.png is of other classes" in capsys.readouterr().err
+    assert main([*further, "--overwrite"]) == 0
+    assert files_of(output)["legend.png"] == before["legend.png"]
 
     labels = tmp_path / "trap" / "labels"
     labels.mkdir(parents=True)
