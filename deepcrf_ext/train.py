@@ -131,9 +131,10 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         return 0
     write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
     quoted = shlex.quote(str(folder))
+    best = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # merged, and finished
     print(
         f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "
-        "(best.pt, metrics.jsonl, grid.png); next\n"
+        f"({best}, metrics.jsonl, grid.png); next\n"
         f"  python -m deepcrf_ext.evaluate --checkpoint {quoted} --rows all\n"
         f"  python -m deepcrf_ext.predict IMAGE --checkpoint {quoted} --output predictions"
     )
