@@ -98,7 +98,7 @@ def _pair_sums(potential: FactoredPotential, nodes: Tensor) -> tuple[Tensor, Ten
     step = max(1, _CHUNK_VALUES // max(count * count, potential.source.shape[1]))
     for start in range(0, len(first), step):
         edges = slice(start, start + step)
-        values = _edge_energies(potential, first[edges], second[edges]).flatten(1)
+        values = potential.energies_between(first[edges], second[edges]).flatten(1)
         energy += values.double().sum(0)
         learnt += (-values).softmax(1).double().sum(0)
     known = (nodes[first] != IGNORE_INDEX) & (nodes[second] != IGNORE_INDEX)
@@ -106,13 +106,6 @@ def _pair_sums(potential: FactoredPotential, nodes: Tensor) -> tuple[Tensor, Ten
     labelled = torch.bincount(pairs, minlength=count * count).double()
     size = (count, count)
     return energy.view(size), learnt.view(size), labelled.view(size)
-
-
-def _edge_energies(potential: FactoredPotential, first: Tensor, second: Tensor) -> Tensor:
-    """V_pq of edges given by their ends, int64 [M] each: [M, K, K]."""
-    hidden = (potential.source[first] + potential.target[second]).relu()
-    logits = hidden @ potential.weight.flatten(0, 1).t()
-    return logits.unflatten(1, potential.bias.shape) + potential.bias
 
 
 def node_messages(
@@ -129,8 +122,8 @@ def node_messages(
     targets = graph.targets[start:end].long()
     start, end = graph.reverse_row_offsets[node : node + 2].tolist()
     sources = graph.reverse_sources[start:end].long()
-    outwards = _edge_energies(potential, targets.new_full(targets.shape, node), targets)
-    inwards = _edge_energies(potential, sources, sources.new_full(sources.shape, node))
+    outwards = potential.energies_between(torch.full_like(targets, node), targets)
+    inwards = potential.energies_between(sources, torch.full_like(sources, node))
     messages = torch.cat(
         [
             torch.einsum("ekj,ej->ek", outwards, marginals[targets]),

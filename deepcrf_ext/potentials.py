@@ -73,7 +73,10 @@ class FactoredPotential:
 
     def energies(self) -> Tensor:
         """All energies, [E, K, K], differentiable. E · K² values: for inspection and reference."""
-        first, second = self.graph.edge_index()
+        return self.energies_between(*self.graph.edge_index())
+
+    def energies_between(self, first: Tensor, second: Tensor) -> Tensor:
+        """V_pq of any pairs of nodes p and q, int64 [M] each: [M, K, K], differentiable."""
         hidden = (self.source.index_select(0, first) + self.target.index_select(0, second)).relu()
         logits = hidden @ self.weight.flatten(0, 1).t()
         return logits.unflatten(1, self.bias.shape) + self.bias

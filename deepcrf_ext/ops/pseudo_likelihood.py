@@ -69,8 +69,7 @@ def _self_loop_correction(potential: Potential, truth: Tensor) -> Tensor:
     loops = (sources == targets).nonzero().squeeze(1)
     nodes = sources[loops]
     if isinstance(potential, FactoredPotential):
-        hidden = (potential.source[nodes] + potential.target[nodes]).relu()
-        energies = torch.einsum("ld,kjd->lkj", hidden, potential.weight) + potential.bias
+        energies = potential.energies_between(nodes, nodes)
     else:
         energies = potential.energies()[loops]
     messages = torch.einsum("lkj,lj->lk", energies, truth[nodes]) + torch.einsum(
