@@ -95,7 +95,7 @@ def evaluate(
         (uint8 and int64 [H, W]), for scores of each image; its time is not counted.
     Raises InputError for a sample that cannot be read.
     """
-    device = next(model.parameters()).device
+    device = model.device
     names = dict.fromkeys(name for row in rows.values() for name in row.potentials)
     metrics = {name: SegmentationMetrics(model.num_classes) for name in rows}
     boundaries = {name: BoundaryF1(model.num_classes) for name in rows}

@@ -65,7 +65,7 @@ def compatibility(
     model: in eval mode, on the device to use. amp: run the convolutions in bfloat16; None means
     where the device is fast at it. Raises InputError for a sample that cannot be read.
     """
-    device = model.pyramid.mean.device
+    device = model.device
     size = (model.num_classes, model.num_classes)
     sums = {
         name: [torch.zeros(size, dtype=torch.float64, device=device) for _ in range(3)]

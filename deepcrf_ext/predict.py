@@ -128,7 +128,7 @@ def predict_image(
             f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
         )
     image = np.ascontiguousarray(image)  # torch takes no negative strides
-    device = next(model.parameters()).device
+    device = model.device
     whole, seen = (
         torch.from_numpy(picture).to(device).permute(2, 0, 1)
         for picture in (image, shrink(image, max_size))

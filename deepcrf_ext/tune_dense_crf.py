@@ -106,7 +106,7 @@ class Problem:
     ) -> None:
         self.dataset = dataset
         self.indices = indices
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.marginals: list[Tensor] = []
         for index in tqdm(indices, "networks", unit="image", leave=False):
             image, _ = to_tensors(dataset[index])

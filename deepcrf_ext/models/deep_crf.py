@@ -150,6 +150,11 @@ class DeepCRF(nn.Module):
     def _num_scales(self, name: str) -> int:
         return 1 if name == "unary_1scale" else len(self.config.scales)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.pyramid.mean.device
+
     def unary_names(self) -> tuple[str, ...]:
         """Names of the unary potentials."""
         return tuple(name for name in self.potential_names if name not in self.config.relations)
@@ -297,7 +302,7 @@ class DeepCRF(nn.Module):
         if chosen.unary is not None:
             return energies.unaries[chosen.unary], potentials
         size = (math.prod(energies.grid), self.num_classes)
-        return torch.zeros(size, device=self.pyramid.mean.device), potentials
+        return torch.zeros(size, device=self.device), potentials
 
     def marginals(
         self, energies: CRFEnergies, row: str | Row, iterations: int | None = None
