@@ -64,6 +64,19 @@ def test_both_ways_of_the_loss(
     check(operator, cuda_target, PROBLEMS[name](), dtype)
 
 
+@pytest.mark.parametrize("operator", ["pairwise_nll", "pairwise_nll_mean"])
+def test_both_ways_of_the_loss_under_autocast(
+    cuda_target: Target, way: str, operator: str
+) -> None:
+    """As training calls them; bfloat16 products would not even have the dtype of the losses."""
+    problem = PROBLEMS["one-more"]().to(cuda_target.device, torch.float32)
+    wanted = value_and_gradients(operator, cuda_target.functions, problem)
+    with torch.autocast(cuda_target.device.type, torch.bfloat16):
+        results = value_and_gradients(operator, cuda_target.functions, problem)
+    for name, value in wanted.items():
+        assert torch.equal(results[name], value), name
+
+
 @pytest.mark.parametrize("operator", ["pairwise_messages", "mean_field"])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -85,6 +85,16 @@ def test_compatibility_matrix(target: Target) -> None:
     assert_close(run(unary[:, order], image, permuted, 3), result[:, order])
 
 
+def test_autocast_changes_nothing(operator_target: Target) -> None:
+    unary, image = scene(9, 12, 4, operator_target.device)
+    uneven = torch.rand(4, 4, generator=torch.Generator().manual_seed(3)).to(unary)
+    params = replace(SMALL, compatibility=uneven)
+    for energies in (unary, unary.clone().requires_grad_()):
+        wanted = dense_crf(energies, image, params, 3)
+        with torch.autocast(operator_target.device.type, torch.bfloat16):
+            assert_close(dense_crf(energies, image, params, 3).detach(), wanted.detach())
+
+
 def test_learnable(operator_target: Target) -> None:
     unary, image = scene(2, 3, 3, operator_target.device)
     lattices = DenseCRFLattices.build(image, SMALL)

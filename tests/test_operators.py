@@ -223,6 +223,20 @@ def test_without_gradients(
 
 @every_operator
 @every_kind
+def test_autocast_changes_nothing(operator_target: Target, operator: str, kind: str) -> None:
+    problem = make_problem([random_graph(5, 40, 8)], [kind], 4, 11)
+    problem = problem.to(operator_target.device, torch.float32)
+    assert problem.graphs[0].num_self_loops
+    wanted = value_and_gradients(operator, operator_target.functions, problem)
+    with torch.autocast(operator_target.device.type, torch.bfloat16):
+        results = value_and_gradients(operator, operator_target.functions, problem)
+    for name, value in wanted.items():
+        assert results[name].dtype == value.dtype, name
+        assert_close(results[name], value)
+
+
+@every_operator
+@every_kind
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_runs_are_bitwise_equal(
     operator_target: Target, operator: str, kind: str, dtype: torch.dtype

@@ -49,22 +49,23 @@ def losses_and_gradients(
     gradients = [torch.zeros_like(t, dtype=sums) for t in (source, target, rows, bias_row)]
     size = min(num_edges, chunk_edges(num_labels, dim, source.element_size()))
     native, launch_args = _backend.native(), _backend.launch_args(source)
-    for first in range(0, num_edges, max(1, size)):
-        count = min(size, num_edges - first)
-        hidden = source.new_empty(count, dim)
-        native.edge_hidden(graph, potential, first, hidden, *launch_args)
-        energies = torch.addmm(bias_row, hidden, rows.t())
-        native.chunk_losses(
-            graph, labels, ignore_index, num_labels, first, edge_weight, energies, losses,
-            differentiate, *launch_args,
-        )  # fmt: skip
-        if differentiate:
-            grad_hidden = energies @ rows
-            gradients[2] += energies.t() @ hidden
-            gradients[3] += energies.sum(0, dtype=sums)
-            native.reduce_edges(
-                graph, first, hidden, grad_hidden, gradients[0], gradients[1], *launch_args
-            )
+    with torch.autocast(source.device.type, enabled=False):  # else products come out rounded
+        for first in range(0, num_edges, max(1, size)):
+            count = min(size, num_edges - first)
+            hidden = source.new_empty(count, dim)
+            native.edge_hidden(graph, potential, first, hidden, *launch_args)
+            energies = torch.addmm(bias_row, hidden, rows.t())
+            native.chunk_losses(
+                graph, labels, ignore_index, num_labels, first, edge_weight, energies, losses,
+                differentiate, *launch_args,
+            )  # fmt: skip
+            if differentiate:
+                grad_hidden = energies @ rows
+                gradients[2] += energies.t() @ hidden
+                gradients[3] += energies.sum(0, dtype=sums)
+                native.reduce_edges(
+                    graph, first, hidden, grad_hidden, gradients[0], gradients[1], *launch_args
+                )
     if not differentiate:
         return (losses,)
     shaped = zip(gradients, potential, strict=True)
