@@ -5,7 +5,7 @@ Environment variables:
                             off: CPU only
   CMAKE_CUDA_ARCHITECTURES  CUDA architectures as CMake writes them, e.g. "80-real;90"
   TORCH_CUDA_ARCH_LIST      the same as torch writes them, e.g. "8.0 9.0+PTX"; used where
-                            CMAKE_CUDA_ARCHITECTURES is unset
+                            CMAKE_CUDA_ARCHITECTURES is unset; those below 8.0 are left out
   CMAKE_ARGS                further arguments of the CMake configuration
 """
 
@@ -25,14 +25,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+OLDEST_MAJOR = 8  # of the kernels: bfloat16 matrix products, asynchronous copies
 
 
 def cuda_architectures() -> str:
     """CMAKE_CUDA_ARCHITECTURES as the environment asks for it; empty for the default."""
     if os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
         return os.environ["CMAKE_CUDA_ARCHITECTURES"]
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     architectures = []
-    for name in re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()):
+    for name in re.split(r"[\s;,]+", asked):
         if not name:
             continue
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
@@ -41,7 +43,12 @@ def cuda_architectures() -> str:
                 f"TORCH_CUDA_ARCH_LIST must hold names like '8.0' or '9.0+PTX', got '{name}'"
             )
         major, minor, ptx = match.groups()
+        if int(major) < OLDEST_MAJOR:
+            print(f"deepcrf_ext: leaving out CUDA architecture {name}, which is below 8.0")
+            continue
         architectures.append(f"{major}{minor}" if ptx else f"{major}{minor}-real")
+    if asked and not architectures:
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST must hold one from 8.0 on, got '{asked}'")
     return ";".join(architectures)
 
 

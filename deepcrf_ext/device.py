@@ -13,7 +13,8 @@ from deepcrf_ext.errors import InputError
 def choose_device(name: str) -> torch.device:
     """The device of a setting: "auto", "cpu", "cuda", "cuda:1". Raises InputError if missing.
 
-    In a process that torchrun started, "auto" and "cuda" are the GPU of its number.
+    In a process that torchrun started, "auto" and "cuda" are the GPU of its number. A GPU becomes
+    the current one, so that the process takes no memory of another.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,8 +26,12 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
         raise InputError(f"device: {name!r} is not here; {torch.cuda.device_count()} GPUs are")
+    torch.cuda.set_device(device)
     return device
 
 

@@ -145,8 +145,6 @@ def join(device: str) -> Iterator[World]:
         yield ALONE
         return
     chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     try:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)

@@ -68,8 +68,8 @@ def test_import_needs_torch_and_numpy_alone() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def configure(folder: Path, cuda: str) -> subprocess.CompletedProcess[str]:
-    """A CMake configuration that finds no nvcc."""
+def configure(folder: Path, cuda: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A CMake configuration that finds no nvcc but that of further environment variables."""
     folders = [*TOOLS.split(os.pathsep), "/usr/local/cuda/bin"]
     hidden = [folder for folder in folders if (Path(folder) / "nvcc").exists()]
     variables = {key: value for key, value in os.environ.items() if not key.startswith("CUDA")}
@@ -81,7 +81,7 @@ def configure(folder: Path, cuda: str) -> subprocess.CompletedProcess[str]:
             f"-DCMAKE_IGNORE_PATH={';'.join(hidden)}",
             f"-DDEEPCRF_CUDA={cuda}",
         ],
-        env={**variables, "PATH": TOOLS},
+        env={**variables, "PATH": TOOLS, **more},
         capture_output=True,
         text=True,
     )
@@ -102,6 +102,22 @@ def test_build_without_nvcc_says_that_it_is_cpu_only(tmp_path: Path) -> None:
     result = configure(tmp_path, "auto")
     assert result.returncode == 0, result.stderr
     assert "nvcc was not found, so this build is CPU ONLY" in words(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "message"),
+    [
+        ("auto", "is of CUDA 11.5, older than 12.0, so this build is CPU ONLY"),
+        ("on", "is of CUDA 11.5; 12.0 is needed"),
+    ],
+)
+def test_old_nvcc(tmp_path: Path, cuda: str, message: str) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.5, V11.5.119'\n")
+    nvcc.chmod(0o755)
+    result = configure(tmp_path / "build", cuda, CUDACXX=str(nvcc))
+    assert (result.returncode == 0) == (cuda == "auto"), result.stderr
+    assert message in words(result.stderr)
 
 
 def test_unknown_cuda_setting_is_an_error(tmp_path: Path) -> None:
@@ -138,6 +154,11 @@ def cmake_arguments(folder: Path, **variables: str) -> subprocess.CompletedProce
         ({"DEEPCRF_CUDA": "off"}, ["-DDEEPCRF_CUDA=off"]),
         ({"TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}, ["-DCMAKE_CUDA_ARCHITECTURES=80-real;90"]),
         ({"TORCH_CUDA_ARCH_LIST": "8.6 9.0a"}, ["-DCMAKE_CUDA_ARCHITECTURES=86-real;90a-real"]),
+        # As container images set it.
+        (
+            {"TORCH_CUDA_ARCH_LIST": "7.5 8.0 9.0 12.0+PTX"},
+            ["-DCMAKE_CUDA_ARCHITECTURES=80-real;90-real;120"],
+        ),
         (
             {"TORCH_CUDA_ARCH_LIST": "8.6", "CMAKE_CUDA_ARCHITECTURES": "90"},
             ["-DCMAKE_CUDA_ARCHITECTURES=90"],
@@ -154,6 +175,15 @@ def test_environment_reaches_cmake(
     assert set(arguments) <= set(result.stdout.splitlines())
 
 
-def test_unknown_architecture_is_an_error(tmp_path: Path) -> None:
-    result = cmake_arguments(tmp_path, TORCH_CUDA_ARCH_LIST="8.0 Hopper")
-    assert "must hold names like '8.0' or '9.0+PTX', got 'Hopper'" in result.stderr
+@pytest.mark.parametrize(
+    ("architectures", "message"),
+    [
+        ("8.0 Hopper", "must hold names like '8.0' or '9.0+PTX', got 'Hopper'"),
+        ("7.0;7.5+PTX", "must hold one from 8.0 on, got '7.0;7.5+PTX'"),
+    ],
+)
+def test_architectures_that_cannot_be_built_are_an_error(
+    tmp_path: Path, architectures: str, message: str
+) -> None:
+    result = cmake_arguments(tmp_path, TORCH_CUDA_ARCH_LIST=architectures)
+    assert message in result.stderr

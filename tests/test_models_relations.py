@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from deepcrf_ext import TablePotential, pairwise_messages
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.graph import EdgeGraph, RangeBox
 from deepcrf_ext.models.relations import GraphCache, relation_graph
@@ -17,6 +18,15 @@ def test_equal_arguments_share_a_graph() -> None:
     assert relation_graph(RelationConfig("surrounding"), 2, 5, 6, device) is graph
     assert relation_graph(relation, 1, 5, 6, device).num_nodes == 30
     assert graph.num_nodes == 60
+
+
+def test_a_graph_first_used_in_inference_mode_can_be_trained_on() -> None:
+    relation, device = RelationConfig("above_below"), torch.device("cpu")
+    with torch.inference_mode():
+        relation_graph(relation, 1, 4, 7, device)
+    graph = relation_graph(relation, 1, 4, 7, device)
+    potential = TablePotential(graph, torch.zeros(graph.num_edges, 2, 2, requires_grad=True))
+    pairwise_messages(potential, torch.ones(28, 2)).sum().backward()
 
 
 def test_cache_is_bounded_by_bytes() -> None:

@@ -8,6 +8,7 @@ namespace {
 
 bool factored_fits(const py::tuple& potential) {
   const Tensor source(potential[0], "source");
+  DEEPCRF_MAKE_CURRENT(source.device());  // its shared memory is what counts
   return DEEPCRF_CUDA_VALUE(pairwise_nll_factored_fits,
                             factored_potential(potential, source.size(0)));
 }

@@ -143,14 +143,18 @@ template <class... Arguments>
 
 #if defined(DEEPCRF_CUDA_ON_HOST)  // CUDA sources compiled for the host: they take CPU tensors
 #define DEEPCRF_ON_CUDA(device) true
+#define DEEPCRF_MAKE_CURRENT(device) static_cast<void>(device)
 #define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::cuda::op(__VA_ARGS__)
 #elif defined(DEEPCRF_WITH_CUDA)
 #define DEEPCRF_ON_CUDA(device) (device).is_cuda
-#define DEEPCRF_LAUNCH_CUDA(device, op, ...)                    \
-  const ::deepcrf::cuda::DeviceGuard on_device((device).index); \
+#define DEEPCRF_MAKE_CURRENT(device) \
+  const ::deepcrf::cuda::DeviceGuard on_device((device).index)
+#define DEEPCRF_LAUNCH_CUDA(device, op, ...) \
+  DEEPCRF_MAKE_CURRENT(device);              \
   ::deepcrf::cuda::op(__VA_ARGS__)
 #else
 #define DEEPCRF_ON_CUDA(device) (device).is_cuda
+#define DEEPCRF_MAKE_CURRENT(device) static_cast<void>(device)
 #define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
 #endif
 

@@ -10,11 +10,13 @@ int runtime_version() {
   return version;
 }
 
-DeviceGuard::DeviceGuard(int device) {
+DeviceGuard::DeviceGuard(int device) : device_(device) {
   check(cudaGetDevice(&former_), "cudaGetDevice");
-  check(cudaSetDevice(device), "cudaSetDevice");
+  if (former_ != device_) check(cudaSetDevice(device_), "cudaSetDevice");
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(former_); }
+DeviceGuard::~DeviceGuard() {
+  if (former_ != device_) cudaSetDevice(former_);
+}
 
 }  // namespace deepcrf::cuda

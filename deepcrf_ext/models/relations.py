@@ -70,6 +70,8 @@ def relation_graph(
     graph = _CACHE.get(key)
     if graph is None:
         box = relation_box(relation, height, width)
-        graph = EdgeGraph.batch([EdgeGraph.from_range_box(height, width, box)] * batch).to(device)
+        with torch.inference_mode(False):  # training may be the next to use it
+            one = EdgeGraph.from_range_box(height, width, box)
+            graph = EdgeGraph.batch([one] * batch).to(device)
         _CACHE.put(key, graph)
     return graph

@@ -178,7 +178,8 @@ class DenseKernel:
             return -self.compatibility * filtered
         if self.compatibility.dim() == 1:
             return self.compatibility * filtered
-        return filtered @ self.compatibility.t()
+        with torch.autocast(filtered.device.type, enabled=False):
+            return filtered @ self.compatibility.t()
 
 
 def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: int) -> Tensor:

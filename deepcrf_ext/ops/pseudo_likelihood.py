@@ -56,7 +56,8 @@ def pseudo_likelihood_nll(
     for potential in potentials:
         energies = energies + pairwise_messages(potential, truth)
         if potential.graph.num_self_loops:
-            energies = energies + _self_loop_correction(potential, truth)
+            with torch.autocast(unary.device.type, enabled=False):
+                energies = energies + _self_loop_correction(potential, truth)
     losses = F.cross_entropy(-energies, labels, reduction="none").where(known, 0)
     if reduction == "none":
         return losses

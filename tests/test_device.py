@@ -1,0 +1,52 @@
+"""The choice of a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepcrf_ext.device import choose_device
+from deepcrf_ext.errors import InputError
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Two GPUs; holds what was made the current one."""
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "index"),
+    [("auto", None, 0), ("cuda", None, 0), ("cuda:1", None, 1), ("cuda", "1", 1), ("auto", "1", 1)],
+)
+def test_a_gpu_becomes_the_current_one(
+    current: list[torch.device],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    local_rank: str | None,
+    index: int,
+) -> None:
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert choose_device(name) == torch.device("cuda", index)
+    assert current == [torch.device("cuda", index)]
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda"])
+def test_a_gpu_that_is_not_there_is_an_error(
+    current: list[torch.device], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="'cuda:2' is not here; 2 GPUs are"):
+        choose_device(name)
+    assert not current
+
+
+def test_cpu_makes_nothing_current(current: list[torch.device]) -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert not current
