@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def pydensecrf(
 
 
 CONTENDERS = ("deepcrf_ext", "deepcrf_ext, lattices reused", "pydensecrf2")
+INSTALLED = CONTENDERS if find_spec("pydensecrf") else CONTENDERS[:2]
 
 
 def measure_contender(
@@ -178,7 +180,7 @@ def errors(path: Path | None, where: torch.device) -> dict[str, dict[str, float]
 def main(
     device: str = "cpu",
     cases: Sequence[str] = tuple(case.name for case in CASES),
-    contenders: Sequence[str] = CONTENDERS,
+    contenders: Sequence[str] = INSTALLED,
     seconds: float = 2.0,
     image: Path | None = None,
     worker: bool = False,
@@ -188,7 +190,8 @@ def main(
     Args:
         device: cpu or cuda.
         cases: sizes, as "WIDTHxHEIGHT K=labels n=iterations".
-        contenders: which of "deepcrf_ext", "deepcrf_ext, lattices reused" and "pydensecrf2".
+        contenders: which of "deepcrf_ext", "deepcrf_ext, lattices reused" and "pydensecrf2", the
+            last by default only where it is installed.
         seconds: time to repeat each measurement for.
         image: a picture to use instead of a rendered scene.
         worker: measure the one case and contender in this process.

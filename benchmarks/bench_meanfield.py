@@ -118,7 +118,11 @@ def main(
     print_table(f"mean field, {ITERATIONS} iterations{work}", measurements, "eager")
     counts = {case.name: operations(case, gradient) for case in map(Case.parse, cases)}
     print(write_results(name, where, measurements, ceilings=limits, operations=counts))
-    edges = {case.name: case.num_edges() for case in map(Case.parse, cases) if case.labels == 21}
+    edges = {
+        case.name: case.num_edges()
+        for case in map(Case.parse, cases)
+        if case.labels == 21 and case.dtype == "float32"
+    }
     if edges:
         print(plot_scaling(name, where, measurements, edges))
 

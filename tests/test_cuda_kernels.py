@@ -65,9 +65,7 @@ def test_both_ways_of_the_loss(
 
 
 @pytest.mark.parametrize("operator", ["pairwise_nll", "pairwise_nll_mean"])
-def test_both_ways_of_the_loss_under_autocast(
-    cuda_target: Target, way: str, operator: str
-) -> None:
+def test_both_ways_of_the_loss_under_autocast(cuda_target: Target, way: str, operator: str) -> None:
     """As training calls them; bfloat16 products would not even have the dtype of the losses."""
     problem = PROBLEMS["one-more"]().to(cuda_target.device, torch.float32)
     wanted = value_and_gradients(operator, cuda_target.functions, problem)

@@ -147,8 +147,7 @@ template <class... Arguments>
 #define DEEPCRF_LAUNCH_CUDA(device, op, ...) ::deepcrf::cuda::op(__VA_ARGS__)
 #elif defined(DEEPCRF_WITH_CUDA)
 #define DEEPCRF_ON_CUDA(device) (device).is_cuda
-#define DEEPCRF_MAKE_CURRENT(device) \
-  const ::deepcrf::cuda::DeviceGuard on_device((device).index)
+#define DEEPCRF_MAKE_CURRENT(device) const ::deepcrf::cuda::DeviceGuard on_device((device).index)
 #define DEEPCRF_LAUNCH_CUDA(device, op, ...) \
   DEEPCRF_MAKE_CURRENT(device);              \
   ::deepcrf::cuda::op(__VA_ARGS__)
