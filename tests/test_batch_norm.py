@@ -9,7 +9,7 @@ import torch
 from processes import run_processes
 from torch import nn
 
-from deepcrf_ext.distributed import join
+from deepcrf_ext.distributed import World, join
 from deepcrf_ext.models.batch_norm import BatchNorm, share_batches
 
 C = 5
@@ -85,3 +85,28 @@ def test_alone_it_is_torch_s(tmp_path: Path) -> None:
     maps = batches(torch.float32)[0]
     assert torch.equal(own(maps), torchs(maps))
     assert own.state_dict().keys() == torchs.state_dict().keys()
+
+
+class Twins(World):
+    """Two processes with the same maps, of which this is one."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return 2 * tensor
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_devices_and_layouts(device: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    whole, part = (make_norm(kind).to(device) for kind in (nn.BatchNorm2d, BatchNorm))
+    share_batches(part, Twins(0, 2))
+    maps = batches(dtype)[0].to(device).contiguous(memory_format=layout)
+    pull = torch.cos(maps.float() * 3).to(dtype)
+    own, both = maps.clone().requires_grad_(), torch.cat([maps, maps]).requires_grad_()
+    (part(own) * pull).sum().backward()
+    (whole(both) * torch.cat([pull, pull])).sum().backward()
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(own.grad, both.grad[: len(maps)], rtol=limit, atol=limit)
+    torch.testing.assert_close(2 * part.weight.grad, whole.weight.grad, rtol=1e-2, atol=1e-2)

@@ -98,14 +98,16 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, mean, variance, total = ctx.saved_tensors
-        # With fixed statistics: scale · gradient, Σ gradient · normalised maps, Σ gradient.
+        inverse = (variance + ctx.eps).rsqrt()
+        # With fixed statistics: scale · gradient, Σ gradient · normalised maps, Σ gradient. CUDA
+        # wants the saved statistics of training even so.
+        statistics = (mean, variance, mean, inverse)
         own, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
-            *gradients, maps, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+            *gradients, maps, weight, *statistics, False, ctx.eps, [True] * 3
         )
         # Less its mean, and less its share along the normalised maps, over all processes.
         sums = ctx.world.sum(torch.stack([weight_gradient, bias_gradient]).double())
         along, level = (sums / total).float()
-        inverse = (variance + ctx.eps).rsqrt()
         slope = -weight * inverse**2 * along
         offset = -weight * inverse * level - slope * mean
         # slope · maps + offset, by a kernel that computes bfloat16 in float32.
