@@ -148,12 +148,14 @@ def join(device: str) -> Iterator[World]:
     try:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)
+        world = World(distributed.get_rank(), size)
+        world.any(True)  # all have joined, so none is cut off by another's error
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"WORLD_SIZE is {size}, but the processes cannot be joined ({_first_line(error)}); "
             "start them by torchrun"
         ) from error
-    yield World(distributed.get_rank(), size)
+    yield world
     # Not after an error: the others may be gone, and NCCL would wait for them.
     distributed.destroy_process_group()
 
