@@ -256,17 +256,19 @@ def test_every_item_is_exactly_one_process_s(size, count):
     assert sorted(i for world in worlds for i in world.share(count)) == list(range(count))
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    """The training command in two processes of the real launcher."""
+def torchrun(errors: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """The training command in two processes of the real launcher, which write to `errors`.
+
+    To a file, as a loader whose process was killed may live on and would keep a pipe open.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "deepcrf_ext.train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    with errors.open("w") as file:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment)
 
 
-def process_of(launcher: subprocess.Popen[str], rank: int) -> int:
+def process_of(launcher: subprocess.Popen[bytes], rank: int) -> int:
     """The process that a launcher started as this rank."""
     for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
@@ -276,8 +278,9 @@ def process_of(launcher: subprocess.Popen[str], rank: int) -> int:
 
 def test_torchrun(data, tmp_path):
     """The real launcher, a process of it killed, and going on."""
-    run = tmp_path / "run"
-    first = torchrun(*options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1"))
+    run, log = tmp_path / "run", tmp_path / "errors.txt"
+    more = ["--epochs", "100000", "--data.workers", "1"]
+    first = torchrun(log, *options(tmp_path, data, run, *more))
     try:
         end = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() or len(lines(run, "train")) < STEPS_PER_EPOCH:
@@ -285,17 +288,17 @@ def test_torchrun(data, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.1)
         os.kill(process_of(first, 1), signal.SIGKILL)
-        errors = first.communicate(timeout=60)[1]
+        first.wait(timeout=60)
     finally:
         first.kill()
     assert first.returncode != 0
+    errors = log.read_text()
     assert "error: process 0 of 2 lost another one" in errors
     assert f"all can go on with --resume {run}" in errors
     step = load_checkpoint(run / "last.pt")["step"]
     epochs = str(step // STEPS_PER_EPOCH + 1)
-    second = torchrun("--resume", str(run), "--epochs", epochs)
-    errors = second.communicate(timeout=180)[1]
-    assert second.returncode == 0, errors
+    second = torchrun(log, "--resume", str(run), "--epochs", epochs)
+    assert second.wait(timeout=180) == 0, log.read_text()
     assert lines(run, "train")[-1]["step"] == step + STEPS_PER_EPOCH
 
 
