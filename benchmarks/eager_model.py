@@ -83,7 +83,7 @@ class EagerCRF:
     def _edges_of(self, name: str, batch: int, height: int, width: int) -> Edges:
         key = (name, batch, height, width)
         if key not in self._edges:
-            device = self.model.pyramid.mean.device
+            device = self.model.device
             graph = relation_graph(self.model.config.relations[name], *key[1:], device)
             first, second = graph.edge_index()
             self._edges[key] = (first, second)

@@ -31,7 +31,7 @@ def predict_rows(
     model: DeepCRF, image: Tensor, rows: dict[str, Row], amp: bool | None
 ) -> dict[str, Tensor]:
     """Marginals, float32 [K, H, W], of an image [3, H, W] by row; networks run once."""
-    device = model.pyramid.mean.device
+    device = model.device
     names = dict.fromkeys(name for row in rows.values() for name in row.potentials)
     with autocast(device, amp):
         energies = model.energies(image[None].to(device), names)
