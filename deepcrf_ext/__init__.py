@@ -6,20 +6,20 @@ operators. `deepcrf_ext.reference` holds the same operators in plain PyTorch.
 """
 
 from deepcrf_ext import reference
-from deepcrf_ext.dense_crf_params import (
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+from deepcrf_ext.ops.dense_crf_params import (
     DenseCRFParams,
     unary_from_labels,
     unary_from_probabilities,
 )
-from deepcrf_ext.errors import InputError
-from deepcrf_ext.graph import EdgeGraph, RangeBox
-from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
 from deepcrf_ext.ops.pairwise_nll import pairwise_nll
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice, permutohedral_filter
+from deepcrf_ext.ops.potentials import FactoredPotential, TablePotential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
-from deepcrf_ext.potentials import FactoredPotential, TablePotential
 
 __version__ = "0.1.0"
 

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from deepcrf_ext.dense_crf_params import gaussian_features
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
+from deepcrf_ext.ops.dense_crf_params import gaussian_features
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 Array = NDArray[np.float32]

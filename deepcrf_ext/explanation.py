@@ -13,7 +13,7 @@ from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, to_tensors
 from deepcrf_ext.device import autocast
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Row
 from deepcrf_ext.models.deep_crf import node_labels
-from deepcrf_ext.potentials import FactoredPotential
+from deepcrf_ext.ops.potentials import FactoredPotential
 
 _CHUNK_VALUES = 1 << 24  # of the energies or hidden units of edges that exist at a time
 

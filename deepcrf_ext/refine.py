@@ -15,9 +15,9 @@ from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 from torch.nn import functional
 
-from deepcrf_ext.dense_crf_params import PRESETS, DenseCRFParams, unary_from_probabilities
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams, unary_from_probabilities
 
 NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name != "compatibility")
 """The parameters that options and files hold."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcrf_ext.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 Array: TypeAlias = NDArray[np.float64]
 Edge: TypeAlias = tuple[int, int, Array]  # (p, q, V_pq [K, K])

@@ -21,8 +21,8 @@ from deepcrf_ext import (
     unary_from_labels,
     unary_from_probabilities,
 )
-from deepcrf_ext.dense_crf_params import PRESETS
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_crf_marginals
+from deepcrf_ext.ops.dense_crf_params import PRESETS
 
 SMALL = DenseCRFParams(bilateral_sxy=20)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import deepcrf_ext.densecrf as ours
 from deepcrf_ext import DenseCRFParams, dense_crf
-from deepcrf_ext.dense_crf_params import PRESETS
+from deepcrf_ext.ops.dense_crf_params import PRESETS
 
 H, W, K = 26, 33, 4
 

@@ -15,12 +15,12 @@ from torch.nn import functional
 import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.data import IGNORE_INDEX
-from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.relations import relation_graph
 from deepcrf_ext.models.vgg import VGGBlocks
-from deepcrf_ext.potentials import FactoredPotential
+from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.ops.potentials import FactoredPotential
 from deepcrf_ext.refine import DenseCRFSettings, refine
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.models.features import FeatureNet
-from deepcrf_ext.potentials import FactoredPotential
+from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.ops.potentials import FactoredPotential
 
 
 class UnaryNet(nn.Module):

@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 
 from deepcrf_ext.config import RelationConfig
-from deepcrf_ext.graph import EdgeGraph, RangeBox
+from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 
 
 def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_iterations
-from deepcrf_ext.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._argument_checks import check_iterations
+from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
     filter_dtype,
     permutohedral_apply,
 )
-from deepcrf_ext.tensor_checks import check_device, check_dtype, check_floating, check_tensor
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_iterations, check_unary
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import factored_tensors, graph_tensors, prepare, prepare_graph
+from deepcrf_ext.ops._argument_checks import check_iterations, check_unary
+from deepcrf_ext.ops._flat_tensors import factored_tensors, graph_tensors, prepare, prepare_graph
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
-from deepcrf_ext.potentials import FactoredPotential, Potential, TablePotential
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
 
 _GRAPH_TENSORS = 5
 _POTENTIAL_TENSORS = 4

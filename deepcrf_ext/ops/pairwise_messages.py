@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_marginals, check_potential
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import (
+from deepcrf_ext.ops._argument_checks import check_marginals, check_potential
+from deepcrf_ext.ops._flat_tensors import (
     empty_gradients,
     factored_tensors,
     graph_tensors,
     prepare,
     prepare_graph,
 )
-from deepcrf_ext.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 
 def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_potential, check_reduction, checked_labels
-from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._arguments import (
+from deepcrf_ext.ops._argument_checks import check_potential, check_reduction, checked_labels
+from deepcrf_ext.ops._flat_tensors import (
     compute_dtype,
     contiguous,
     empty_gradients,
@@ -26,7 +25,8 @@ from deepcrf_ext.ops._arguments import (
     prepare_graph,
 )
 from deepcrf_ext.ops._pairwise_nll_chunks import losses_and_gradients
-from deepcrf_ext.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 MOST_FUSED_ENERGIES = 1 << 23
 """On CUDA, the fused kernel serves up to so many energies, E · K²; it computes each of them three

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.tensor_checks import check_device, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 
 NUM_LATTICE_TENSORS = 7
 

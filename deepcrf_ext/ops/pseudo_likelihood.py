@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcrf_ext.checks import check_reduction, check_unary, checked_labels
+from deepcrf_ext.ops._argument_checks import check_reduction, check_unary, checked_labels
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
-from deepcrf_ext.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 
 def pseudo_likelihood_nll(

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_iterations
-from deepcrf_ext.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
+from deepcrf_ext.ops._argument_checks import check_iterations
+from deepcrf_ext.ops._tensor_checks import check_floating, check_tensor
+from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
-from deepcrf_ext.tensor_checks import check_floating, check_tensor
 
 Filter = Callable[[Tensor], Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepcrf_ext.checks import check_marginals, check_potential
-from deepcrf_ext.potentials import Potential
+from deepcrf_ext.ops._argument_checks import check_marginals, check_potential
+from deepcrf_ext.ops.potentials import Potential
 
 
 def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:

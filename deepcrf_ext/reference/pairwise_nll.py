@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from deepcrf_ext.checks import check_potential, check_reduction, checked_labels
-from deepcrf_ext.potentials import Potential
+from deepcrf_ext.ops._argument_checks import check_potential, check_reduction, checked_labels
+from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.reference.reduction import reduce_losses
 
 

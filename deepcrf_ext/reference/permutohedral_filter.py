@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from deepcrf_ext.tensor_checks import check_device, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 
 
 class PermutohedralLattice:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deepcrf_ext.checks import check_reduction, check_unary, checked_labels
-from deepcrf_ext.potentials import Potential
+from deepcrf_ext.ops._argument_checks import check_reduction, check_unary, checked_labels
+from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.reference.reduction import reduce_losses
 
 

@@ -28,7 +28,7 @@ from deepcrf_ext.models.deep_crf import (
     node_weights,
     weighted_mean,
 )
-from deepcrf_ext.potentials import Potential
+from deepcrf_ext.ops.potentials import Potential
 
 
 class Loss(Protocol):

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from deepcrf_ext.graph import EdgeGraph
-from deepcrf_ext.tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops.graph import EdgeGraph
 
 
 @dataclass(frozen=True, eq=False)

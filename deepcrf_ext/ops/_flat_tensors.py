@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepcrf_ext.graph import EdgeGraph
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.potentials import FactoredPotential
+from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.ops.potentials import FactoredPotential
 
 FactoredTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 

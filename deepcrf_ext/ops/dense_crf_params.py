@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.tensor_checks import check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import check_floating, check_tensor
 
 
 def _is_number(value: Any) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.potentials import FactoredPotential, Potential, TablePotential
-from deepcrf_ext.tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
 
 REDUCTIONS = ("mean", "sum", "none")
 
