@@ -21,8 +21,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_checkpoint, load_weights
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.comparison_report import Curve, plot, read_curve, table
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset

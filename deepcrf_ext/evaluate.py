@@ -12,9 +12,10 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from deepcrf_ext import cli, visualise
+from deepcrf_ext import visualise
 from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, read_ahead
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.distributed import ALONE, World, join

@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image, shrink
 from deepcrf_ext.device import autocast, choose_device

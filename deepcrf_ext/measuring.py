@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import deepcrf_ext
-from deepcrf_ext import cli
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError

@@ -24,8 +24,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.optim import SGD
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF

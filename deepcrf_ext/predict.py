@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from deepcrf_ext import cli, visualise
+from deepcrf_ext import visualise
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import read_image, shrink, write_labels
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError

@@ -14,8 +14,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.data.reduced import Reduced

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import find_checkpoint, load_checkpoint
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.distributed import LostProcessError, World, join

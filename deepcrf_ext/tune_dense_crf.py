@@ -18,9 +18,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext import cli, visualise
+from deepcrf_ext import visualise
 from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.measuring import add_measuring_options, open_split, output_folder, provenance

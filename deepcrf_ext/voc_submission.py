@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from deepcrf_ext import cli
 from deepcrf_ext.checkpoint import load_model
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.device import choose_device

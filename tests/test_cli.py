@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from deepcrf_ext import cli
+from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.errors import InputError, TrainingError
 
 
