@@ -31,8 +31,8 @@ from typing import Any
 import torch
 
 import deepcrf_ext
-from deepcrf_ext.measuring import package_commit
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.records.provenance import package_commit
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_SHARE = 0.6  # a contender that would need more of the machine's memory is left out

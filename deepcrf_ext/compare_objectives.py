@@ -21,7 +21,6 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext.checkpoint import load_checkpoint, load_weights
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.comparison_report import Curve, plot, read_curve, table
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
@@ -29,10 +28,11 @@ from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.device import choose_device
 from deepcrf_ext.distributed import LostProcessError
 from deepcrf_ext.errors import InputError, TrainingError
-from deepcrf_ext.reproduction.steps import Steps, write_text
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights
+from deepcrf_ext.records.run_folder import create_run_folder, write_config
+from deepcrf_ext.records.steps import Steps, write_text
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.loader import epoch_batches
-from deepcrf_ext.training.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.stages import Stage, first_epochs
 from deepcrf_ext.training.trainer import Trainer
 from deepcrf_ext.training.validation import validate

@@ -14,15 +14,20 @@ from tqdm import tqdm
 
 from deepcrf_ext import visualise
 from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, read_ahead
 from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.distributed import ALONE, World, join
-from deepcrf_ext.measuring import add_measuring_options, open_split, output_folder, provenance
 from deepcrf_ext.metrics import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, DeepCRF, Row
 from deepcrf_ext.predict import label_pixels, named_row
+from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.provenance import (
+    add_measuring_options,
+    open_split,
+    output_folder,
+    provenance,
+)
 from deepcrf_ext.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and

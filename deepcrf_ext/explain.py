@@ -14,7 +14,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image, shrink
@@ -26,9 +25,15 @@ from deepcrf_ext.explanation import (
     compatibility,
     explain_node,
 )
-from deepcrf_ext.measuring import add_measuring_options, open_split, output_folder, provenance
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.predict import named_row, upsample_labels
+from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.provenance import (
+    add_measuring_options,
+    open_split,
+    output_folder,
+    provenance,
+)
 
 _DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
 _COMPATIBILITY = """Draw, for each relation, which labels it puts together ("what sits above what"),

@@ -24,13 +24,18 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.optim import SGD
 
-from deepcrf_ext.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.records.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.training.optimiser import make_optimiser
-from deepcrf_ext.training.run_folder import create_run_folder
 from deepcrf_ext.training.stages import plan_stages
 
 _DESCRIPTION = """Merges runs that trained different potentials of one model into one run folder.

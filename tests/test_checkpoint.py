@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_run import write_run
 
-from deepcrf_ext.checkpoint import FORMAT, find_checkpoint, load_checkpoint, load_model
-from deepcrf_ext.checkpoint import save_checkpoint as save
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.checkpoint import FORMAT, find_checkpoint, load_checkpoint, load_model
+from deepcrf_ext.records.checkpoint import save_checkpoint as save
 
 
 @pytest.fixture

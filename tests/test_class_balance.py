@@ -11,11 +11,11 @@ from tiny_run import write_camvid
 from torch.nn import functional
 
 import deepcrf_ext as dc
-from deepcrf_ext.checkpoint import load_checkpoint
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.deep_crf import node_labels
+from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.objectives import make_losses

@@ -14,12 +14,12 @@ from tiny_run import write_camvid
 
 from deepcrf_ext import compare_objectives as command
 from deepcrf_ext import comparison_report
-from deepcrf_ext.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.comparison_report import Curve, Point
-from deepcrf_ext.measuring import package_commit
-from deepcrf_ext.reproduction import steps
+from deepcrf_ext.records import steps
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.records.provenance import package_commit
+from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.interrupt import StopRequest
-from deepcrf_ext.training.run_folder import MetricsLog
 from deepcrf_ext.training.trainer import Trainer
 
 TINY = """

@@ -13,7 +13,6 @@ import torch
 from tiny_run import NUM_CLASSES, write_run
 
 from deepcrf_ext import EdgeGraph, FactoredPotential, explanation, reference
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.explain import main
@@ -25,6 +24,7 @@ from deepcrf_ext.explanation import (
 )
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.models.deep_crf import node_labels
+from deepcrf_ext.records.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")

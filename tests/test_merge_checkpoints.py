@@ -9,7 +9,7 @@ import torch
 from tiny_run import write_camvid
 
 from deepcrf_ext import merge_checkpoints, train
-from deepcrf_ext.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,6 @@ from tiny_run import write_run
 from torch.nn import functional
 
 from deepcrf_ext import DenseCRFParams, reference
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.predict import (
@@ -28,6 +27,7 @@ from deepcrf_ext.predict import (
     predict_image,
     upsample_labels,
 )
+from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import DenseCRFSettings
 
 

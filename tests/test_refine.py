@@ -13,8 +13,8 @@ import yaml
 from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFLattices, DenseCRFParams, InputError
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.ops.dense_crf_params import PRESETS
+from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import DenseCRFSettings, refine
 
 

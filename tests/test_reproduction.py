@@ -14,9 +14,9 @@ from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import ROWS
+from deepcrf_ext.records.steps import Steps
 from deepcrf_ext.refine import DenseCRFSettings
 from deepcrf_ext.reproduction import examples, plots
-from deepcrf_ext.reproduction.steps import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_run import write_camvid
 
-from deepcrf_ext.checkpoint import load_checkpoint
 from deepcrf_ext.config import (
     DataConfig,
     ModelConfig,
@@ -23,9 +22,10 @@ from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluate import main as evaluate
 from deepcrf_ext.models import ROWS, DeepCRF
+from deepcrf_ext.records.checkpoint import load_checkpoint
+from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.train import parse_new_run
 from deepcrf_ext.training.interrupt import StopRequest
-from deepcrf_ext.training.run_folder import MetricsLog
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.trainer import Trainer
 

@@ -20,15 +20,15 @@ import yaml
 from tiny_run import lines, write_learnable_camvid
 
 from deepcrf_ext import train as command
-from deepcrf_ext.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
     make_optimiser,
     set_learning_rate,
 )
-from deepcrf_ext.training.run_folder import MetricsLog
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,12 +16,12 @@ from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFParams, tune_dense_crf
 from deepcrf_ext.boundary import BoundaryF1
-from deepcrf_ext.checkpoint import load_model
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import main as evaluate_main
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import ROWS
 from deepcrf_ext.ops.dense_crf_params import PRESETS
+from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.tune_dense_crf import BOUNDS, Problem, best_trial, draw, main
 

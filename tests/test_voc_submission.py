@@ -12,13 +12,13 @@ from PIL import Image
 from test_data_voc import TEST, TRAIN, VAL, write_list
 from tiny_run import write_run
 
-from deepcrf_ext.checkpoint import load_model, save_checkpoint
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.images import read_labels, voc_palette
 from deepcrf_ext.data.voc import CLASSES
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.predict import predict_image
+from deepcrf_ext.records.checkpoint import load_model, save_checkpoint
 from deepcrf_ext.voc_submission import main
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

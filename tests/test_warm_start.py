@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_run import write_camvid
 
-from deepcrf_ext.checkpoint import load_checkpoint
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
 

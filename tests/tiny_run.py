@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-from deepcrf_ext.checkpoint import save_checkpoint
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.records.checkpoint import save_checkpoint
 
 NUM_CLASSES = 11
 

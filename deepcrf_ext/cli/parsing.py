@@ -26,7 +26,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def add_checkpoint_option(parser: ArgumentParser) -> None:
-    """Adds --checkpoint, which `deepcrf_ext.checkpoint.load_model` takes."""
+    """Adds --checkpoint, which `deepcrf_ext.records.checkpoint.load_model` takes."""
     parser.add_argument(
         "--checkpoint",
         type=Path,

@@ -14,8 +14,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepcrf_ext.records.steps import write_text
 from deepcrf_ext.reproduction import examples, plots
-from deepcrf_ext.reproduction.steps import write_text
 from deepcrf_ext.visualise import confusion_plot
 
 

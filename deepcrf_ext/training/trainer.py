@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.device import autocast, choose_device
@@ -21,6 +20,8 @@ from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.batch_norm import share_batches
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches, loaders_needed
@@ -30,7 +31,6 @@ from deepcrf_ext.training.optimiser import (
     make_optimiser,
     set_learning_rate,
 )
-from deepcrf_ext.training.run_folder import MetricsLog
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.validation import validate
 

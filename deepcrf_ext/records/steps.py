@@ -12,8 +12,8 @@ from typing import Any
 
 from deepcrf_ext.env import environment
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.measuring import package_commit
-from deepcrf_ext.whole_files import write_whole
+from deepcrf_ext.records.provenance import package_commit
+from deepcrf_ext.records.whole_files import write_whole
 
 
 class Steps:
