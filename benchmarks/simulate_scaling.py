@@ -32,10 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepcrf_ext.config import TrainConfig, preset
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.distributed import ALONE, World, join
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.batch_norm import BatchNorm
 from deepcrf_ext.models.relations import relation_box
+from deepcrf_ext.parallel.batch_norm import BatchNorm
+from deepcrf_ext.parallel.world import ALONE, World, join
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from deepcrf_ext.data import IGNORE_INDEX
-from deepcrf_ext.distributed import World
+from deepcrf_ext.parallel.world import World
 
 TOLERANCE = 0.0075
 """Of the image's diagonal, as in Csurka et al."""

@@ -16,10 +16,10 @@ from deepcrf_ext import visualise
 from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, read_ahead
-from deepcrf_ext.device import autocast, choose_device
-from deepcrf_ext.distributed import ALONE, World, join
 from deepcrf_ext.metrics import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.parallel.device import autocast, choose_device
+from deepcrf_ext.parallel.world import ALONE, World, join
 from deepcrf_ext.predict import label_pixels, named_row
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import (

@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, to_tensors
-from deepcrf_ext.device import autocast
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Row
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.ops.potentials import FactoredPotential
+from deepcrf_ext.parallel.device import autocast
 
 _CHUNK_VALUES = 1 << 24  # of the energies or hidden units of edges that exist at a time
 

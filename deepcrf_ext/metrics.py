@@ -15,7 +15,7 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from deepcrf_ext.data import IGNORE_INDEX
-from deepcrf_ext.distributed import World
+from deepcrf_ext.parallel.world import World
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from deepcrf_ext import visualise
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import read_image, shrink, write_labels
-from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import (
     DenseCRFSettings,

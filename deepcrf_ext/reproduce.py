@@ -18,9 +18,9 @@ from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.data.reduced import Reduced
-from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.records.steps import Steps, read_json, write_text

@@ -15,8 +15,8 @@ from jsonargparse import ArgumentParser
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.distributed import LostProcessError, World, join
 from deepcrf_ext.errors import TrainingError
+from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.interrupt import StopRequest

@@ -22,11 +22,11 @@ from deepcrf_ext import visualise
 from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, to_tensors
-from deepcrf_ext.device import autocast, choose_device
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
+from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.predict import named_row, upsample_labels
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import (

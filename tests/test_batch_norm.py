@@ -9,8 +9,8 @@ import torch
 from processes import run_processes
 from torch import nn
 
-from deepcrf_ext.distributed import World, join
-from deepcrf_ext.models.batch_norm import BatchNorm, share_batches
+from deepcrf_ext.parallel.batch_norm import BatchNorm, share_batches
+from deepcrf_ext.parallel.world import World, join
 
 C = 5
 SIZES = ((3, 4, 6), (1, 7, 2))  # images, height and width of the maps of each process

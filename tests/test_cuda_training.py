@@ -13,7 +13,7 @@ from tiny_run import write_camvid
 
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.distributed import ALONE
+from deepcrf_ext.parallel.world import ALONE
 from deepcrf_ext.training.trainer import Trainer
 from deepcrf_ext.training.validation import validate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.parallel.device import choose_device
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tiny_run import lines, write_learnable_camvid, write_run
 from deepcrf_ext import evaluate, train
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.distributed import GradientSum, World, join
+from deepcrf_ext.parallel.world import GradientSum, World, join
 from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer

@@ -36,7 +36,7 @@ def add_checkpoint_option(parser: ArgumentParser) -> None:
 
 
 def add_device_option(parser: ArgumentParser) -> None:
-    """Adds --device, which `deepcrf_ext.device.choose_device` takes."""
+    """Adds --device, which `deepcrf_ext.parallel.device.choose_device` takes."""
     parser.add_argument(
         "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
     )

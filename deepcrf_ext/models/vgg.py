@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.models.batch_norm import BatchNorm
+from deepcrf_ext.parallel.batch_norm import BatchNorm
 
 
 class ScaleNorm(nn.ModuleList):

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.distributed import ALONE, World
+from deepcrf_ext.parallel.world import ALONE, World
 
 
 def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE) -> Tensor:

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, TrainTransform
-from deepcrf_ext.distributed import ALONE, LostProcessError, World
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.parallel.world import ALONE, LostProcessError, World
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.device import autocast, choose_device
-from deepcrf_ext.distributed import ALONE, GradientSum, World
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.batch_norm import share_batches
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
+from deepcrf_ext.parallel.batch_norm import share_batches
+from deepcrf_ext.parallel.device import autocast, choose_device
+from deepcrf_ext.parallel.world import ALONE, GradientSum, World
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.class_balance import median_frequency_weights

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, read_ahead, to_tensors
-from deepcrf_ext.device import autocast
-from deepcrf_ext.distributed import World
 from deepcrf_ext.metrics import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.parallel.device import autocast
+from deepcrf_ext.parallel.world import World
 from deepcrf_ext.visualise import colour, picture_grid
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from deepcrf_ext.distributed import ALONE, World
+from deepcrf_ext.parallel.world import ALONE, World
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from deepcrf_ext.device import choose_device
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.parallel.device import choose_device
 
 T = TypeVar("T")
 _BUCKET = 1 << 24  # elements that are sent at a time
