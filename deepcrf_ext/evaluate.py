@@ -13,10 +13,10 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from deepcrf_ext import visualise
-from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, read_ahead
-from deepcrf_ext.metrics import Scores, SegmentationMetrics
+from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
+from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, DeepCRF, Row
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, World, join

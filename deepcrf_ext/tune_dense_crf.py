@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepcrf_ext import visualise
-from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, to_tensors
-from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams

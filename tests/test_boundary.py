@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deepcrf_ext.boundary import TOLERANCE, BoundaryF1
+from deepcrf_ext.evaluation.boundaries import TOLERANCE, BoundaryF1
 
 Labels = NDArray[np.integer]
 

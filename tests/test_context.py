@@ -11,7 +11,7 @@ from deepcrf_ext.config import DataConfig, ModelConfig, RelationConfig, TrainCon
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.scenes import Scenes
 from deepcrf_ext.evaluate import evaluate
-from deepcrf_ext.metrics import Scores
+from deepcrf_ext.evaluation.regions import Scores
 from deepcrf_ext.models import Row
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer

@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny_run import NUM_CLASSES, write_camvid, write_run
 
-from deepcrf_ext.boundary import BoundaryF1, BoundaryScores
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import (
     before_and_after,
@@ -23,7 +22,8 @@ from deepcrf_ext.evaluate import (
     format_table,
     main,
 )
-from deepcrf_ext.metrics import Scores, SegmentationMetrics
+from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
+from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, Row
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import package_commit

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcrf_ext.metrics import Scores, SegmentationMetrics
+from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 
 
 def count_pixels(predictions, truths, num_classes):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import ROWS
 from deepcrf_ext.records.steps import Steps
 from deepcrf_ext.refine import DenseCRFSettings

@@ -15,10 +15,10 @@ import torch
 from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFParams, tune_dense_crf
-from deepcrf_ext.boundary import BoundaryF1
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import main as evaluate_main
-from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import ROWS
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model

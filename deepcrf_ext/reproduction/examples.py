@@ -12,7 +12,7 @@ import torch
 
 from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset
 from deepcrf_ext.evaluate import evaluate
-from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.predict import predict_image
 from deepcrf_ext.refine import DenseCRFSettings

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, read_ahead, to_tensors
-from deepcrf_ext.metrics import SegmentationMetrics
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.parallel.world import World
