@@ -18,12 +18,12 @@ from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image, shrink
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.explain_pictures import compatibility_picture, node_picture
-from deepcrf_ext.explanation import (
+from deepcrf_ext.explanation.analysis import (
     NodeExplanation,
     compatibility,
     explain_node,
 )
+from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.predict import named_row, upsample_labels

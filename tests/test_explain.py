@@ -16,7 +16,7 @@ from deepcrf_ext import EdgeGraph, FactoredPotential, explanation, reference
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.explain import main
-from deepcrf_ext.explanation import (
+from deepcrf_ext.explanation.analysis import (
     compatibility,
     explain_node,
     log_ratio_to_chance,

@@ -1,4 +1,4 @@
-"""Pictures of `deepcrf_ext.explanation`: compatibility tables, and a node with its neighbours."""
+"""Pictures of `deepcrf_ext.explanation.analysis`: compatibility tables, and a node with its neighbours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from deepcrf_ext.explanation import Compatibility, NodeExplanation, log_ratio_to_chance
+from deepcrf_ext.explanation.analysis import Compatibility, NodeExplanation, log_ratio_to_chance
 from deepcrf_ext.visualise import Image, Labels, overlay
 
 _DPI = 120
