@@ -12,14 +12,15 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from deepcrf_ext import visualise
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, read_ahead
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.models.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, World, join
+from deepcrf_ext.pictures import labels as visualise
 from deepcrf_ext.predict import label_pixels, named_row
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import (
@@ -28,7 +29,6 @@ from deepcrf_ext.records.provenance import (
     output_folder,
     provenance,
 )
-from deepcrf_ext.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and
 after the CRF. Prints a table and writes evaluation.json (all scores, confusion matrices, settings,

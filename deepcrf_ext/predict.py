@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from deepcrf_ext import visualise
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import read_image, shrink, write_labels
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.refine import (
+from deepcrf_ext.models.refine import (
     DenseCRFSettings,
     add_dense_crf_options,
     dense_crf_settings,
     refine,
 )
+from deepcrf_ext.parallel.device import autocast, choose_device
+from deepcrf_ext.pictures import labels as visualise
+from deepcrf_ext.records.checkpoint import load_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Files that are taken from a folder, in any case. A file named alone may be any image."""

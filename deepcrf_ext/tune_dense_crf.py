@@ -18,15 +18,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext import visualise
 from deepcrf_ext.cli import parsing as cli
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings, build_lattices, pixel_energies
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
 from deepcrf_ext.parallel.device import autocast, choose_device
+from deepcrf_ext.pictures import labels as visualise
 from deepcrf_ext.predict import named_row, upsample_labels
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import (
@@ -35,7 +36,6 @@ from deepcrf_ext.records.provenance import (
     output_folder,
     provenance,
 )
-from deepcrf_ext.refine import NUMBERS, DenseCRFSettings, build_lattices, pixel_energies
 
 _DESCRIPTION = """Search the parameters of the dense CRF (row full) for a trained model.
 

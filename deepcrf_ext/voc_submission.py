@@ -18,10 +18,10 @@ from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.models.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.predict import named_row, predict_image
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
 
 COMPETITIONS = {
     "comp5": "trained on VOC's own annotation alone",

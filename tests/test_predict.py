@@ -19,6 +19,7 @@ from torch.nn import functional
 from deepcrf_ext import DenseCRFParams, reference
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.predict import (
     find_images,
     main,
@@ -28,7 +29,6 @@ from deepcrf_ext.predict import (
     upsample_labels,
 )
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.refine import DenseCRFSettings
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import yaml
 from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFLattices, DenseCRFParams, InputError
+from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.refine import DenseCRFSettings, refine
 
 
 def problem() -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,9 +20,9 @@ from deepcrf_ext.evaluate import main as evaluate_main
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import ROWS
+from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.tune_dense_crf import BOUNDS, Problem, best_trial, draw, main
 
 

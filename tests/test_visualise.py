@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcrf_ext import visualise
+from deepcrf_ext.pictures import labels as visualise
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 CLASSES = ("red", "green", "blue")

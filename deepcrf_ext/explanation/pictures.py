@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from deepcrf_ext.explanation.analysis import Compatibility, NodeExplanation, log_ratio_to_chance
-from deepcrf_ext.visualise import Image, Labels, overlay
+from deepcrf_ext.pictures.labels import Image, Labels, overlay
 
 _DPI = 120
 _COLOURS = "RdBu"

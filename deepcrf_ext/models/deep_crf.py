@@ -17,18 +17,18 @@ from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
+from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.relations import relation_graph
 from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.ops.graph import EdgeGraph
 from deepcrf_ext.ops.potentials import FactoredPotential
-from deepcrf_ext.refine import DenseCRFSettings, refine
 
 
 @dataclass(frozen=True)
 class Row:
     """Which potentials a prediction uses; without a unary every label costs the same.
 
-    With `dense_crf`, a dense CRF over pixels follows (`deepcrf_ext.refine`).
+    With `dense_crf`, a dense CRF over pixels follows (`deepcrf_ext.models.refine`).
     """
 
     unary: str | None

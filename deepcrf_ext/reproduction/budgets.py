@@ -11,7 +11,7 @@ import torch
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.refine import DenseCRFSettings
+from deepcrf_ext.models.refine import DenseCRFSettings
 
 BUDGETS: dict[str, str] = {
     "tiny": "a few minutes on two CPU cores: few and small images",

@@ -14,9 +14,9 @@ from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset
 from deepcrf_ext.evaluate import evaluate
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.pictures.labels import colour, write_picture
 from deepcrf_ext.predict import predict_image
-from deepcrf_ext.refine import DenseCRFSettings
-from deepcrf_ext.visualise import colour, write_picture
 
 KINDS: dict[str, str] = {
     "gains": "Largest gains",

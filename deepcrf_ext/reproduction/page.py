@@ -14,9 +14,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepcrf_ext.pictures.labels import confusion_plot
 from deepcrf_ext.records.steps import write_text
 from deepcrf_ext.reproduction import examples, plots
-from deepcrf_ext.visualise import confusion_plot
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:

@@ -16,7 +16,7 @@ from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.parallel.world import World
-from deepcrf_ext.visualise import colour, picture_grid
+from deepcrf_ext.pictures.labels import colour, picture_grid
 
 
 def validation_rows(model: DeepCRF) -> dict[str, Row]:
