@@ -22,10 +22,10 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing as cli
-from deepcrf_ext.comparison_report import Curve, plot, read_curve, table
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.paper.objectives_report import Curve, plot, read_curve, table
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.parallel.world import LostProcessError
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights

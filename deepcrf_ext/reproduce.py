@@ -21,13 +21,13 @@ from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF, Row
 from deepcrf_ext.models.refine import add_dense_crf_options, dense_crf_settings
+from deepcrf_ext.paper import examples
+from deepcrf_ext.paper.budgets import BUDGETS, Plan, recipe
+from deepcrf_ext.paper.page import write_report
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.records.steps import Steps, read_json, write_text
-from deepcrf_ext.reproduction import examples
-from deepcrf_ext.reproduction.budgets import BUDGETS, Plan, recipe
-from deepcrf_ext.reproduction.page import write_report
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.trainer import Trainer
 

@@ -13,8 +13,8 @@ import torch
 from tiny_run import write_camvid
 
 from deepcrf_ext import compare_objectives as command
-from deepcrf_ext import comparison_report
-from deepcrf_ext.comparison_report import Curve, Point
+from deepcrf_ext.paper import objectives_report as comparison_report
+from deepcrf_ext.paper.objectives_report import Curve, Point
 from deepcrf_ext.records import steps
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.records.provenance import package_commit

@@ -11,7 +11,7 @@ import torch
 from dense_problems import scene
 from numpy.typing import NDArray
 
-import deepcrf_ext.densecrf as ours
+import deepcrf_ext.pydensecrf as ours
 from deepcrf_ext import DenseCRFParams, dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 

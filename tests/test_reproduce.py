@@ -22,9 +22,9 @@ from deepcrf_ext.config import preset
 from deepcrf_ext.data import DATASETS, open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.models import ROWS
+from deepcrf_ext.paper import examples
+from deepcrf_ext.paper.budgets import BUDGETS, Plan
 from deepcrf_ext.records.steps import read_json
-from deepcrf_ext.reproduction import examples
-from deepcrf_ext.reproduction.budgets import BUDGETS, Plan
 from deepcrf_ext.train import parse_new_run
 from deepcrf_ext.training.trainer import Trainer
 

@@ -15,8 +15,8 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import ROWS
 from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.paper import examples, plots
 from deepcrf_ext.records.steps import Steps
-from deepcrf_ext.reproduction import examples, plots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

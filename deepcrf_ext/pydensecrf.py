@@ -1,7 +1,7 @@
 """The interface of pydensecrf on this package's dense CRF: existing scripts change their imports.
 
-    import deepcrf_ext.densecrf as dcrf                          # was: pydensecrf.densecrf
-    from deepcrf_ext.densecrf import unary_from_softmax          # was: pydensecrf.utils
+    import deepcrf_ext.pydensecrf as dcrf                          # was: pydensecrf.densecrf
+    from deepcrf_ext.pydensecrf import unary_from_softmax          # was: pydensecrf.utils
 
 Energies, features, kernels, compatibilities (a number w is Potts, -w on the diagonal; an array [K]
 a diagonal; an array [K, K], made symmetric) and normalisations mean what they mean there, and

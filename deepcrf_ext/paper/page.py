@@ -14,9 +14,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepcrf_ext.paper import examples, plots
 from deepcrf_ext.pictures.labels import confusion_plot
 from deepcrf_ext.records.steps import write_text
-from deepcrf_ext.reproduction import examples, plots
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -39,7 +39,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         return f"data:image/{kind};base64,{data}"
 
     environment = Environment(
-        loader=PackageLoader("deepcrf_ext.reproduction", "."),
+        loader=PackageLoader("deepcrf_ext.paper", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
