@@ -33,9 +33,9 @@ sanitize: install
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests DEEPCRF_EXTENSION_FOLDER=build/sanitized/module \
 	OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n auto -p extension_folder -k "not cuda and not compile" \
-	  tests/test_operators.py tests/test_pairwise_nll.py tests/test_pairwise_messages.py \
-	  tests/test_mean_field.py tests/test_pseudo_likelihood.py tests/test_range_box_edges.py \
-	  tests/test_permutohedral_filter.py tests/test_dense_crf.py
+	  tests/ops/test_operators.py tests/ops/test_pairwise_nll.py tests/ops/test_pairwise_messages.py \
+	  tests/ops/test_mean_field.py tests/ops/test_pseudo_likelihood.py tests/ops/test_range_box_edges.py \
+	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py
 
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'

@@ -1,4 +1,4 @@
-"""Pictures of `deepcrf_ext.explanation.analysis`: compatibility tables, and a node with its neighbours."""
+"""Pictures of `explanation.analysis`: compatibility tables, and a node with its neighbours."""
 
 from __future__ import annotations
 

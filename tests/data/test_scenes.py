@@ -57,7 +57,7 @@ def test_a_fresh_process_renders_the_same() -> None:
         "    s = Scenes(split, 3)[5]\n"
         "    print(hashlib.sha256(s.image.tobytes() + s.labels.tobytes()).hexdigest())"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

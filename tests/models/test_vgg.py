@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from vgg_weights import VGG_SHAPED, vgg_state
 
 from deepcrf_ext.config import ModelConfig, preset
 from deepcrf_ext.errors import InputError
@@ -17,15 +18,6 @@ from deepcrf_ext.models.vgg import Block6, VGGBlocks
 from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
 
 TINY = ModelConfig(widths=(4, 6), convs=(1, 2), pooled_blocks=2, head_widths=(5, 3), hidden=8)
-VGG_SHAPED = ModelConfig(
-    widths=(2, 3, 4, 5, 6),
-    convs=(2, 2, 3, 3, 3),
-    pooled_blocks=5,
-    head_widths=(7, 4),
-    batch_norm=False,
-    hidden=4,
-    potentials=("unary", "surrounding"),
-)
 
 
 def test_paper_part_is_vgg16_with_a_convolutional_block_6():
@@ -110,23 +102,6 @@ def test_features_are_one_network_over_all_scales():
         columns = torch.arange(width) * small.shape[3] // width
         grown = small[:, :, rows][:, :, :, columns].permute(0, 2, 3, 1)
         torch.testing.assert_close(features[..., 3 * level : 3 * level + 3], grown)
-
-
-def vgg_state() -> dict[str, torch.Tensor]:
-    """A state dict of torchvision's layout whose shapes fit VGG_SHAPED."""
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, torch.Tensor] = {}
-    channels, keys = 3, iter(CONV_KEYS)
-    for width, convs in zip(VGG_SHAPED.widths, VGG_SHAPED.convs, strict=True):
-        for _ in range(convs):
-            key = next(keys)
-            state[f"{key}.weight"] = torch.randn(width, channels, 3, 3, generator=generator)
-            state[f"{key}.bias"] = torch.randn(width, generator=generator)
-            channels = width
-    state["classifier.0.weight"] = torch.randn(7, channels * 49, generator=generator)
-    state["classifier.0.bias"] = torch.randn(7, generator=generator)
-    state["classifier.6.weight"] = torch.randn(10, 7, generator=generator)
-    return state
 
 
 def test_vgg_weights_reach_every_potential(tmp_path):

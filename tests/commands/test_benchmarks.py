@@ -13,7 +13,7 @@ import torch
 
 import deepcrf_ext as dc
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CASE = "5x6 K=3 D=8 float32"
 
 

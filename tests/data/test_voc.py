@@ -9,22 +9,17 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
+from voc_lists import TEST, TRAIN, VAL, write_list
 
 from deepcrf_ext.data import open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.data.voc import read_names, read_sbd_labels
 from deepcrf_ext.errors import InputError
 
-TRAIN, VAL, TEST = ["2007_000032", "2007_000129"], ["2007_000033", "2008_000002"], ["2010_000001"]
 SBD_TRAIN, SBD_VAL = ["2008_000003", "2007_000033"], ["2008_000008", "2007_000032"]
 AUGMENTED = ["2007_000032", "2007_000129", "2008_000003", "2008_000008"]
 OFFICIAL = np.array([[0, 1, 15, 20, 255]] * 4, np.uint8)  # labels of VOC's own annotation
 ADDED = np.array([[0, 2, 15, 20, 7]] * 4, np.uint8)  # labels of SBD's
-
-
-def write_list(path: Path, names: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names))
 
 
 @pytest.fixture

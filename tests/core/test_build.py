@@ -14,7 +14,7 @@ import pytest
 
 from deepcrf_ext.ops import _backend
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 
 EDGES_CHECK = """

@@ -262,7 +262,7 @@ def test_every_recipe_fits(data, budget, tmp_path):
 
 
 def test_the_small_camvid_recipe_is_its_config_file(tmp_path):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     arguments = ["--data", "camvid", "--root", str(tmp_path), "--budget", "small"]
     plan, _ = command.parse([*arguments, "--output", str(tmp_path / "o")])
     written = parse_new_run(

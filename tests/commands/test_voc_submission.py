@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data_voc import TEST, TRAIN, VAL, write_list
 from tiny_run import write_run
+from voc_lists import TEST, TRAIN, VAL, write_list
 
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from deepcrf_ext.data import open_dataset

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_models_vgg import VGG_SHAPED, vgg_state
 from torch.nn import functional
+from vgg_weights import VGG_SHAPED, vgg_state
 
 from deepcrf_ext.config import ModelConfig, TrainConfig, preset
 from deepcrf_ext.data import open_dataset

@@ -1,0 +1,35 @@
+"""A model with the layers of VGG-16, narrowed, and random weights in torchvision's names for it."""
+
+from __future__ import annotations
+
+import torch
+
+from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.vgg_init import CONV_KEYS
+
+VGG_SHAPED = ModelConfig(
+    widths=(2, 3, 4, 5, 6),
+    convs=(2, 2, 3, 3, 3),
+    pooled_blocks=5,
+    head_widths=(7, 4),
+    batch_norm=False,
+    hidden=4,
+    potentials=("unary", "surrounding"),
+)
+
+
+def vgg_state() -> dict[str, torch.Tensor]:
+    """A state dict of torchvision's layout whose shapes fit VGG_SHAPED."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    channels, keys = 3, iter(CONV_KEYS)
+    for width, convs in zip(VGG_SHAPED.widths, VGG_SHAPED.convs, strict=True):
+        for _ in range(convs):
+            key = next(keys)
+            state[f"{key}.weight"] = torch.randn(width, channels, 3, 3, generator=generator)
+            state[f"{key}.bias"] = torch.randn(width, generator=generator)
+            channels = width
+    state["classifier.0.weight"] = torch.randn(7, channels * 49, generator=generator)
+    state["classifier.0.bias"] = torch.randn(7, generator=generator)
+    state["classifier.6.weight"] = torch.randn(10, 7, generator=generator)
+    return state
