@@ -16,7 +16,7 @@ from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.models.potential_nets import PairwiseNet
-from deepcrf_ext.models.relations import relation_graph
+from deepcrf_ext.nn.grid_graphs import relation_graph
 
 Edges = tuple[Tensor, Tensor]
 

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcrf_ext.config import TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.relations import relation_box
+from deepcrf_ext.nn.relations import relation_box
 from deepcrf_ext.parallel.batch_norm import BatchNorm
 from deepcrf_ext.parallel.world import ALONE, World, join
 from deepcrf_ext.training.loader import epoch_batches

@@ -18,8 +18,8 @@ from deepcrf_ext.data import IGNORE_INDEX
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
-from deepcrf_ext.models.relations import relation_graph
 from deepcrf_ext.models.vgg import VGGBlocks
+from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.ops.graph import EdgeGraph
 from deepcrf_ext.ops.potentials import FactoredPotential
 

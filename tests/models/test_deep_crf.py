@@ -9,7 +9,8 @@ from torch.nn import functional
 from deepcrf_ext import EdgeGraph, RangeBox, reference
 from deepcrf_ext.config import ModelConfig, RelationConfig
 from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.relations import relation_box, relation_graph
+from deepcrf_ext.nn.grid_graphs import relation_graph
+from deepcrf_ext.nn.relations import relation_box
 
 K = 4
 TINY = ModelConfig(widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=8)

@@ -9,7 +9,8 @@ from deepcrf_ext import EdgeGraph, RangeBox
 from deepcrf_ext.config import ModelConfig, RelationConfig, from_dict, paper_relations, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.relations import relation_box, relation_graph
+from deepcrf_ext.nn.grid_graphs import relation_graph
+from deepcrf_ext.nn.relations import relation_box
 from deepcrf_ext.train import parse_new_run
 
 RELATIONS = {

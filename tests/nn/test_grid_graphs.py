@@ -6,7 +6,7 @@ import torch
 
 from deepcrf_ext import TablePotential, pairwise_messages
 from deepcrf_ext.config import RelationConfig
-from deepcrf_ext.models.relations import GraphCache, relation_graph
+from deepcrf_ext.nn.grid_graphs import GraphCache, relation_graph
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 
 BOX = RangeBox(-1, 1, -1, 1)

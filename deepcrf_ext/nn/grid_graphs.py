@@ -1,30 +1,15 @@
-"""Relations between the nodes of a grid as edge graphs (paper, section 3.2)."""
+"""The graphs of relations over grids of nodes, kept for the next call."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import replace
 from threading import Lock
 
 import torch
 
-from deepcrf_ext.config import RelationConfig
-from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
-
-
-def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:
-    """The box of neighbours on a grid of height x width nodes."""
-    if relation.offsets is not None:
-        return RangeBox(*relation.offsets, step=relation.step)
-    size = {"box_width": relation.width, "box_height": relation.height}
-    if relation.kind == "surrounding":
-        box = RangeBox.surrounding(height, width, size=relation.width)
-    elif relation.kind == "above_below":
-        box = RangeBox.above_below(height, width, **size)
-    else:
-        box = RangeBox.left_right(height, width, **size)
-    return replace(box, step=relation.step)
+from deepcrf_ext.nn.relations import RelationConfig, relation_box
+from deepcrf_ext.ops.graph import EdgeGraph
 
 
 class GraphCache:

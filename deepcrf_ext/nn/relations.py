@@ -1,0 +1,77 @@
+"""Relations between the nodes of a grid: which pairs of them have energies (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops.graph import RangeBox
+
+
+@dataclass(frozen=True)
+class RelationConfig:
+    """One kind of neighbourhood: the nodes q that a node p is joined to.
+
+    Args:
+        kind: "surrounding" is a square centred on the node, "above_below" a box that ends at the
+            node with the upper node as p, "left_right" a box beside the node with the left node as
+            p, "offsets" a box of fixed offsets in nodes.
+        width: Width of the box as a fraction of the short side of the node grid.
+        height: Height of the box as a fraction of the short side of the node grid (a surrounding
+            box is square).
+        offsets: For kind "offsets": top, bottom, left, right, inclusive offsets of q from p; rows
+            grow downward.
+        step: A dilated box: only neighbours whose offsets, of rows and of columns, are multiples
+            of it.
+    """
+
+    kind: Literal["surrounding", "above_below", "left_right", "offsets"]
+    width: float = 0.4
+    height: float = 0.4
+    offsets: tuple[int, int, int, int] | None = None
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.kind == "offsets") != (self.offsets is not None):
+            raise InputError(
+                f"relation of kind {self.kind!r}: offsets go with kind 'offsets' and only with it"
+            )
+        if self.offsets is not None:
+            top, bottom, left, right = self.offsets
+            if top > bottom or left > right:
+                raise InputError(
+                    f"relation: offsets {self.offsets} must be top <= bottom, left <= right"
+                )
+        if self.kind == "surrounding" and self.width != self.height:
+            raise InputError(
+                f"surrounding relation: width {self.width} and height {self.height} must be equal"
+            )
+        if self.width <= 0 or self.height <= 0:
+            raise InputError(
+                f"relation: width {self.width} and height {self.height} must be positive"
+            )
+        if self.step < 1:
+            raise InputError(f"relation: step {self.step} must be at least 1")
+
+
+def paper_relations() -> dict[str, RelationConfig]:
+    """The paper's two (section 3.2): a square of 0.4 and a box of 0.3 x 0.4 of the short side."""
+    return {
+        "surrounding": RelationConfig("surrounding", 0.4, 0.4),
+        "above_below": RelationConfig("above_below", 0.3, 0.4),
+    }
+
+
+def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:
+    """The box of neighbours on a grid of height x width nodes."""
+    if relation.offsets is not None:
+        return RangeBox(*relation.offsets, step=relation.step)
+    size = {"box_width": relation.width, "box_height": relation.height}
+    if relation.kind == "surrounding":
+        box = RangeBox.surrounding(height, width, size=relation.width)
+    elif relation.kind == "above_below":
+        box = RangeBox.above_below(height, width, **size)
+    else:
+        box = RangeBox.left_right(height, width, **size)
+    return replace(box, step=relation.step)
