@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from deepcrf_ext.ops import _forks  # noqa: F401 - for what it does at every fork
+
 
 @functools.cache
 def native() -> ModuleType:
