@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
 
@@ -54,12 +55,9 @@ def check_unary(unary: Any, potentials: Any) -> None:
         check_device(name, potential.device, unary.device, "unary")
 
 
-def check_iterations(iterations: Any) -> None:
-    """Check that `iterations` is an int >= 0."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations: got {type(iterations).__name__}, must be an int")
-    if iterations < 0:
-        raise ValueError(f"iterations: got {iterations}, must be at least 0")
+def checked_iterations(iterations: Any) -> int:
+    """`iterations` as an int >= 0."""
+    return checked_int("iterations", iterations, at_least=0)
 
 
 def check_reduction(reduction: Any) -> None:
@@ -70,15 +68,14 @@ def check_reduction(reduction: Any) -> None:
 
 def checked_labels(
     labels: Any, num_nodes: int, num_labels: int, ignore_index: Any, device: torch.device
-) -> Tensor:
-    """Check `labels` [N] of any integer dtype and return them as int64.
+) -> tuple[Tensor, int]:
+    """Check `labels` [N] of any integer dtype; return them as int64, and `ignore_index` as an int.
 
     Every label must be `ignore_index` or lie in `0..num_labels-1`. CPU labels are looked at
     at once. On other devices, and in compiled code, the check runs with the work and raises what
     `torch.nn.functional.cross_entropy` raises there: a `RuntimeError` or a device assertion.
     """
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}, must be an int")
+    ignore_index = checked_int("ignore_index", ignore_index)
     check_tensor("labels", labels, "N", {"N": num_nodes})
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
@@ -91,4 +88,4 @@ def checked_labels(
     elif bad.any():
         node = int(bad.nonzero()[0])
         raise ValueError(f"labels: got {int(labels[node])} at node {node}, {rule}")
-    return labels
+    return labels, ignore_index

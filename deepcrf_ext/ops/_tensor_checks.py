@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DEVICE_TYPES = ("cpu", "cuda")
+
 
 def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> None:
     """Check that `value` is a tensor whose shape is spelt by the letters of `shape`.
@@ -38,9 +41,14 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
 
 
 def check_floating(name: str, value: Tensor) -> None:
-    """Check that `value` has a floating-point dtype."""
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: got dtype {value.dtype}, must be a floating-point dtype")
+    """Check that `value` has a dtype that the operators compute in, on a device they run on."""
+    if value.dtype not in FLOATING_DTYPES:
+        raise TypeError(
+            f"{name}: got dtype {value.dtype}, must be a floating-point dtype: float16, bfloat16, "
+            "float32 or float64"
+        )
+    if value.device.type not in DEVICE_TYPES:
+        raise ValueError(f"{name}: got device {value.device}, must be a cpu or cuda device")
 
 
 def check_dtype(name: str, dtype: torch.dtype, wanted: torch.dtype, owner: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._argument_checks import check_iterations
+from deepcrf_ext.ops._argument_checks import checked_iterations
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.ops.permutohedral_filter import (
@@ -107,7 +107,7 @@ def dense_crf(
     check_image(image)
     check_tensor("image", image, "B 3 H W", {**sizes, "3": 3})
     check_device("image", image.device, unary.device, "unary")
-    check_iterations(iterations)
+    iterations = checked_iterations(iterations)
     if lattices is None:
         lattices = DenseCRFLattices.build(image, params)
     elif lattices.shape != image.shape or lattices.widths != _widths(params):

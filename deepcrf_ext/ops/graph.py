@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._tensor_checks import DEVICE_TYPES
 from deepcrf_ext.ops.range_box_edges import range_box_edges
 
 _MAX_NODES = 2**31 - 1  # targets are int32
@@ -18,6 +19,8 @@ _MAX_NODES = 2**31 - 1  # targets are int32
 def _whole(value: int, name: str) -> int:
     """`value` as a Python int; TypeError naming it where it is not a whole number."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
@@ -44,6 +47,8 @@ def _grid_size(height: int, width: int) -> tuple[int, int]:
 def _usable_device(device: torch.device | str) -> torch.device:
     """`device` with its index, checked to be usable."""
     device = torch.device(device)
+    if device.type not in (*DEVICE_TYPES, "meta"):
+        raise ValueError(f"device must be a cpu or cuda device, got '{device}'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._argument_checks import check_iterations, check_unary
+from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
 from deepcrf_ext.ops._flat_tensors import factored_tensors, graph_tensors, prepare, prepare_graph
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
@@ -37,7 +37,7 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     check_unary(unary, potentials)
-    check_iterations(iterations)
+    iterations = checked_iterations(iterations)
     factored = [p for p in potentials if isinstance(p, FactoredPotential)]
     if len(factored) == len(potentials) and not _needs_gradient(unary, factored):
         return mean_field_factored(

@@ -58,7 +58,7 @@ def pairwise_nll(
     """
     check_potential("potential", potential)
     check_reduction(reduction)
-    labels = checked_labels(
+    labels, ignore_index = checked_labels(
         labels, potential.graph.num_nodes, potential.num_labels, ignore_index, potential.device
     )
     graph = graph_tensors(potential.graph)

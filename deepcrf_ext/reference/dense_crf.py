@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._argument_checks import check_iterations
+from deepcrf_ext.ops._argument_checks import checked_iterations
 from deepcrf_ext.ops._tensor_checks import check_floating, check_tensor
 from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
@@ -43,7 +43,7 @@ def dense_crf(
     check_tensor("unary", unary, "B K H W", sizes)
     check_floating("unary", unary)
     check_tensor("image", image, "B 3 H W", sizes)
-    check_iterations(iterations)
+    iterations = checked_iterations(iterations)
     height, width = image.shape[2:]
     results = []
     for energies, one in zip(unary.flatten(2).mT, image, strict=True):

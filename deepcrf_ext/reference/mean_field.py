@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deepcrf_ext.ops._argument_checks import check_iterations, check_unary
+from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
 from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 
@@ -29,7 +29,7 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     check_unary(unary, potentials)
-    check_iterations(iterations)
+    iterations = checked_iterations(iterations)
     marginals = (-unary).softmax(1)
     for _ in range(iterations):
         energies = unary

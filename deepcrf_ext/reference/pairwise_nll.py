@@ -32,7 +32,7 @@ def pairwise_nll(
     check_potential("potential", potential)
     check_reduction(reduction)
     num_labels = potential.num_labels
-    labels = checked_labels(
+    labels, ignore_index = checked_labels(
         labels, potential.graph.num_nodes, num_labels, ignore_index, potential.device
     )
     first, second = potential.graph.edge_index()

@@ -40,7 +40,7 @@ def pseudo_likelihood_nll(
     check_unary(unary, potentials)
     check_reduction(reduction)
     num_nodes, num_labels = unary.shape
-    labels = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
+    labels, ignore_index = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
     known = labels != ignore_index
     labels = labels.where(known, 0)
 

@@ -187,6 +187,12 @@ ONE = torch.tensor([0])
         (lambda: RangeBox(1, 0, 0, 0), ValueError, "top must be at most bottom = 0, got 1"),
         (lambda: RangeBox(0, 0, 3, 2), ValueError, "left must be at most right = 2, got 3"),
         (lambda: RangeBox(0.5, 1, 0, 0), TypeError, "top must be an integer, got 0.5"),
+        (lambda: RangeBox(0, True, 0, 0), TypeError, "bottom must be an integer, got True"),
+        (
+            lambda: EdgeGraph.from_range_box(3, 3, RangeBox(0, 1, 0, 1), device="mps"),
+            ValueError,
+            "device must be a cpu or cuda device, got 'mps'",
+        ),
         (lambda: RangeBox.surrounding(4, 4, size=0), ValueError, "size must be a positive number"),
         (
             lambda: RangeBox.above_below(4, 4, box_height=float("nan")),
