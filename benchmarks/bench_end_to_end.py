@@ -113,7 +113,7 @@ def make_call(job: Job, contender: str, device: str, folder: Path) -> Callable[[
     model = DeepCRF(config.model, dataset.num_classes).to(device).eval()
     photo = np.random.default_rng(0).integers(0, 256, (*PHOTO[job.preset], 3), dtype=np.uint8)
     if contender == "deepcrf_ext":
-        return lambda: predict_image(model, photo, model.crf_row())
+        return lambda: predict_image(model, photo, model.default_variant())
     eager = EagerCRF(model)
     pixels = torch.from_numpy(photo).permute(2, 0, 1)
     return lambda: eager.predict(pixels.to(device).float()).cpu()

@@ -12,7 +12,7 @@ from contenders import add_messages, edge_energies
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcrf_ext.data import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.models.potential_nets import PairwiseNet
@@ -52,7 +52,7 @@ class EagerCRF:
     def predict(self, image: Tensor) -> Tensor:
         """Labels [H, W] of an image [3, H, W] by the unary and all relations."""
         pyramid = self._pyramid(image[None])
-        row = self.model.crf_row()
+        row = self.model.default_variant()
         assert row.unary is not None
         output = self._run(row.unary, pyramid)[1]
         grid, unary = output.shape[:3], output.flatten(0, 2)
@@ -77,7 +77,7 @@ class EagerCRF:
         return [F.interpolate(normal, size, mode="bilinear") for size in sizes]
 
     def _run(self, name: str, pyramid: list[Tensor]) -> tuple[torch.nn.Module, Tensor]:
-        network = self.model.parts[self.model.potential_names.index(name)]
+        network = self.model.potentials[name]
         return network, network(pyramid[:1] if name == "unary_1scale" else pyramid)
 
     def _edges_of(self, name: str, batch: int, height: int, width: int) -> Edges:

@@ -106,7 +106,7 @@ def count_potentials(config: TrainConfig, num_classes: int) -> list[Potential]:
         model = DeepCRF(config.model, num_classes)
     height, width = model.grid_size(*config.data.crop)
     potentials = []
-    for potential, network in zip(model.potential_names, model.parts, strict=True):
+    for potential, network in model.potentials.items():
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
             pyramid = [torch.empty(1, 3, *size) for size in model.pyramid.sizes(*config.data.crop)]
             network.to_empty(device="cpu")

@@ -21,7 +21,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError, TrainingError
@@ -120,7 +120,7 @@ class Settings:
 
 def make_parser() -> ArgumentParser:
     """The options: those of the comparison and the settings of training that modes share."""
-    parser = cli.make_parser("python -m deepcrf_ext.compare_objectives", DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.compare_objectives", DESCRIPTION)
     parser.add_argument(
         "--modes",
         type=dict[str, ObjectiveName | tuple[PhaseConfig, ...]],
@@ -155,9 +155,9 @@ def make_resume_parser() -> ArgumentParser:
 def parse_settings(argv: Sequence[str]) -> Settings:
     """The settings of a comparison. Raises InputError for options that do not fit."""
     parser = make_parser()
-    preset = PRESETS[cli.parse(parser, argv).model.preset]
+    preset = PRESETS[parsing.parse(parser, argv).model.preset]
     parser.set_defaults({name: v for name, v in preset.items() if name not in NOT_SHARED})
-    values = vars(cli.parse(parser, argv))
+    values = vars(parsing.parse(parser, argv))
     names = [field.name for field in fields(TrainConfig) if field.name not in NOT_SHARED]
     train = TrainConfig(**{name: values[name] for name in names}, warm_start=0.0)
     if train.output is None:
@@ -365,14 +365,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return compare(settings, command)
 
     def resumed() -> int:
-        options = cli.parse(make_resume_parser(), arguments)
+        options = parsing.parse(make_resume_parser(), arguments)
         file = options.resume / "config.yaml"
         if not file.is_file():
             raise InputError(f"resume: {options.resume} is not the folder of a comparison")
         settings = parse_settings(["--config", str(file), "--output", str(options.resume)])
         return compare(settings, command)
 
-    return cli.run_command(resumed if _is_resume(arguments) else body)
+    return parsing.run_command(resumed if _is_resume(arguments) else body)
 
 
 def _is_resume(arguments: Sequence[str]) -> bool:

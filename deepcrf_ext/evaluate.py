@@ -12,23 +12,25 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import (
+    add_dense_crf_options,
+    add_measuring_options,
+    dense_crf_settings,
+    open_split,
+    output_folder,
+)
 from deepcrf_ext.data import SegmentationDataset, read_ahead
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
-from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, World, join
-from deepcrf_ext.pictures import labels as visualise
-from deepcrf_ext.predict import label_pixels, named_row
+from deepcrf_ext.pictures.scores import class_plot, confusion_plot
+from deepcrf_ext.predict import label_pixels, named_variant
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.records.provenance import (
-    add_measuring_options,
-    open_split,
-    output_folder,
-    provenance,
-)
+from deepcrf_ext.records.provenance import provenance
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and
 after the CRF. Prints a table and writes evaluation.json (all scores, confusion matrices, settings,
@@ -57,18 +59,18 @@ class Evaluation:
     row_seconds: dict[str, float]
 
 
-def before_and_after(model: DeepCRF) -> dict[str, Row]:
+def before_and_after(model: DeepCRF) -> dict[str, Variant]:
     """The unary alone (if the model has one) and all its potentials.
 
-    They are called as in `DeepCRF.rows`, or by the names of their potentials if not there.
+    They are called as in `DeepCRF.variants`, or by the names of their potentials if not there.
     """
-    crf = model.crf_row()
-    rows = [Row(crf.unary), crf] if crf.unary is not None and crf.relations else [crf]
-    names = {row: name for name, row in model.rows().items()}
+    crf = model.default_variant()
+    rows = [Variant(crf.unary), crf] if crf.unary is not None and crf.relations else [crf]
+    names = {row: name for name, row in model.variants().items()}
     return {names.get(row, "+".join(row.potentials)): row for row in rows}
 
 
-def choose_rows(model: DeepCRF, names: Sequence[str] | None) -> dict[str, Row]:
+def choose_variants(model: DeepCRF, names: Sequence[str] | None) -> dict[str, Variant]:
     """Rows by name: None gives `before_and_after`, "all" every row the model has potentials for.
 
     Raises InputError for an unknown row and for one whose potentials the model lacks.
@@ -76,15 +78,15 @@ def choose_rows(model: DeepCRF, names: Sequence[str] | None) -> dict[str, Row]:
     if not names:
         return before_and_after(model)
     if "all" in names:
-        return model.rows() or before_and_after(model)
-    return {name: named_row(model, name) for name in names}
+        return model.variants() or before_and_after(model)
+    return {name: named_variant(model, name) for name in names}
 
 
 @torch.inference_mode()
 def evaluate(
     model: DeepCRF,
     dataset: SegmentationDataset,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Variant],
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
     world: World = ALONE,
@@ -180,13 +182,13 @@ def _now(device: torch.device) -> float:
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.evaluate", _DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.evaluate", _DESCRIPTION)
     add_measuring_options(parser, "measure", "evaluate-DATASET-SPLIT")
     parser.add_argument(
         "--rows",
         nargs="+",
         type=str,
-        help=f"Rows of the ablation: any of {', '.join(ROWS)}; pairwise-NAME of any other; "
+        help=f"Rows of the ablation: any of {', '.join(VARIANTS)}; pairwise-NAME of any other; "
         'or "all" that the checkpoint has the networks for. full ends in a dense CRF over pixels. '
         "Default: the unary alone and the whole CRF without a dense one.",
     )
@@ -195,7 +197,7 @@ def _parser() -> ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> None:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     with join(arguments.device) as world:
         _evaluate(arguments, argv, world)
 
@@ -203,7 +205,7 @@ def _run(argv: Sequence[str]) -> None:
 def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    rows = choose_rows(model, arguments.rows)
+    rows = choose_variants(model, arguments.rows)
     uses_dense_crf = any(row.dense_crf for row in rows.values())
     dense_crf = dense_crf_settings(arguments, uses_dense_crf, "--rows full, or all")
     dataset = open_split(arguments, config, metadata)
@@ -224,11 +226,11 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     }
     (folder / "evaluation.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     ious = {name: scores.iou for name, scores in result.scores.items()}
-    visualise.class_plot(ious, classes, "IoU, %", folder / "iou.png")
+    class_plot(ious, classes, "IoU, %", folder / "iou.png")
     f1s = {name: scores.f1 for name, scores in result.boundaries.items()}
-    visualise.class_plot(f1s, classes, "boundary F1, %", folder / "boundary_f1.png")
+    class_plot(f1s, classes, "boundary F1, %", folder / "boundary_f1.png")
     confusions = {name: scores.confusion for name, scores in result.scores.items()}
-    visualise.confusion_plot(confusions, classes, folder / "confusion.png")
+    confusion_plot(confusions, classes, folder / "confusion.png")
     print(format_table(result.scores, result.boundaries, classes))
     times = [f"networks {1000 * result.network_seconds:.1f}"]
     times += [f"{name} {1000 * seconds:.1f}" for name, seconds in result.row_seconds.items()]
@@ -238,7 +240,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return cli.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import add_measuring_options, open_split, output_folder
 from deepcrf_ext.config import RelationConfig
-from deepcrf_ext.data import IGNORE_INDEX, Sample, read_image, shrink
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data import Sample, read_image, shrink
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.explanation.analysis import (
     NodeExplanation,
@@ -24,16 +26,11 @@ from deepcrf_ext.explanation.analysis import (
     explain_node,
 )
 from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.predict import named_row, upsample_labels
+from deepcrf_ext.predict import named_variant, upsample_labels
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.records.provenance import (
-    add_measuring_options,
-    open_split,
-    output_folder,
-    provenance,
-)
+from deepcrf_ext.records.provenance import provenance
 
 _DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
 _COMPATIBILITY = """Draw, for each relation, which labels it puts together ("what sits above what"),
@@ -96,7 +93,7 @@ def explanation_record(
 
 def _relations(model: DeepCRF) -> dict[str, RelationConfig]:
     """The relations that a model has networks for; raises InputError where there is none."""
-    names = model.crf_row().relations
+    names = model.default_variant().relations
     if not names:
         raise InputError("--checkpoint: the model has no pairwise potentials to explain")
     return {name: model.config.relations[name] for name in names}
@@ -173,7 +170,7 @@ def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
 def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.default_variant() if arguments.row is None else named_variant(model, arguments.row)
     if row.unary is None or not row.relations or model.config.iterations < 1:
         raise InputError("--row: the row must have a unary, relations and mean-field iterations")
     sample, truth = _sample(arguments, config, metadata)
@@ -187,7 +184,7 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
             energies = model.energies(pixels, row.potentials)
         before, after = (
             upsample_labels(model.marginals(energies, chosen)[0], (height, width)).cpu().numpy()
-            for chosen in (Row(row.unary), row)
+            for chosen in (Variant(row.unary), row)
         )
     _, rows, columns = energies.grid
     node = (int((y + 0.5) * rows / height), int((x + 0.5) * columns / width))
@@ -220,10 +217,10 @@ def _parser() -> ArgumentParser:
         prog="python -m deepcrf_ext.explain", description=_DESCRIPTION, exit_on_error=False
     )
     commands = parser.add_subcommands(dest="command")
-    table = cli.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)
+    table = parsing.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)
     add_measuring_options(table, "average over", "compatibility-DATASET-SPLIT")
     commands.add_subcommand("compatibility", table, help="which labels go together")
-    image = cli.make_parser("python -m deepcrf_ext.explain image", _IMAGE)
+    image = parsing.make_parser("python -m deepcrf_ext.explain image", _IMAGE)
     image.add_argument("image", nargs="?", type=Path | None, help="Image file to explain.")
     image.add_argument("--index", type=int | None, help="Image of the split, from 0, instead.")
     image.add_argument("--at", type=str, required=True, help="The pixel: x,y from the top left.")
@@ -247,14 +244,14 @@ def _parser() -> ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> None:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     chosen = arguments[arguments.command]
     (_run_compatibility if arguments.command == "compatibility" else _run_image)(chosen, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return cli.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.optim import SGD
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
@@ -80,7 +80,7 @@ def _build(config: TrainConfig, num_classes: int) -> tuple[DeepCRF, SGD]:
 
 def _parameters(model: DeepCRF, potential: str) -> list[Tensor]:
     """The parameters and buffers of a potential's network, in an order that all models share."""
-    network = model.parts[model.potential_names.index(potential)]
+    network = model.potentials[potential]
     return [*network.parameters(), *network.buffers()]
 
 
@@ -129,14 +129,14 @@ def merge(paths: Sequence[Path]) -> tuple[TrainConfig, dict[str, Any]]:
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.merge_checkpoints", _DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.merge_checkpoints", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, or checkpoint files.")
     parser.add_argument("--output", type=Path, required=True, help="Run folder to create.")
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     config, state = merge(arguments.runs)
     folder = create_run_folder(replace(config, output=arguments.output))
     save_checkpoint(folder / "last.pt", state)
@@ -145,7 +145,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return cli.run_command(lambda: _run(argv))
+    return parsing.run_command(lambda: _run(argv))
 
 
 if __name__ == "__main__":

@@ -20,18 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import (
+    add_checkpoint_option,
+    add_dense_crf_options,
+    add_device_option,
+    dense_crf_settings,
+)
 from deepcrf_ext.data import read_image, shrink, write_labels
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.refine import (
-    DenseCRFSettings,
-    add_dense_crf_options,
-    dense_crf_settings,
-    refine,
-)
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.pictures import labels as visualise
+from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.records.checkpoint import load_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -69,7 +70,7 @@ def upsample_labels(marginals: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def label_pixels(
-    marginals: Tensor, image: Tensor, row: Row, dense_crf: DenseCRFSettings | None = None
+    marginals: Tensor, image: Tensor, row: Variant, dense_crf: DenseCRFSettings | None = None
 ) -> Tensor:
     """The likeliest label of every pixel of an image, after the dense CRF if the row has one.
 
@@ -82,14 +83,16 @@ def label_pixels(
     return upsample_labels(marginals, (image.shape[1], image.shape[2]))
 
 
-def named_row(model: DeepCRF, name: str) -> Row:
-    """A row of `DeepCRF.rows` by name; raises InputError if the model does not have it."""
-    rows = model.rows()
+def named_variant(model: DeepCRF, name: str) -> Variant:
+    """A row of `DeepCRF.variants` by name; raises InputError if the model does not have it."""
+    rows = model.variants()
     if name in rows:
         return rows[name]
-    if name not in ROWS:
-        raise InputError(f"row {name!r} is unknown; must be one of {', '.join({**ROWS, **rows})}")
-    missing = [p for p in ROWS[name].potentials if p not in model.potential_names]
+    if name not in VARIANTS:
+        raise InputError(
+            f"row {name!r} is unknown; must be one of {', '.join({**VARIANTS, **rows})}"
+        )
+    missing = [p for p in VARIANTS[name].potentials if p not in model.potential_names]
     raise InputError(
         f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
         f"it has the rows {', '.join(rows) or 'none'}"
@@ -108,7 +111,7 @@ class Prediction:
 def predict_image(
     model: DeepCRF,
     image: npt.NDArray[np.uint8],
-    row: str | Row,
+    row: str | Variant,
     max_size: int | None = None,
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
@@ -116,7 +119,7 @@ def predict_image(
     """Segments one image of any size.
 
     image: uint8 [H, W, 3] RGB.
-    row: which potentials to use: a name of `deepcrf_ext.models.ROWS`, or a `Row`.
+    row: which potentials to use: a name of `deepcrf_ext.models.VARIANTS`, or a `Variant`.
     max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
         its labels grow back to its own size. None never shrinks: memory grows with the square of
         the number of pixels, since neighbourhoods are fractions of the image.
@@ -134,7 +137,7 @@ def predict_image(
         torch.from_numpy(picture).to(device).permute(2, 0, 1)
         for picture in (image, shrink(image, max_size))
     )
-    chosen = named_row(model, row) if isinstance(row, str) else row
+    chosen = named_variant(model, row) if isinstance(row, str) else row
     with autocast(device, amp):
         energies = model.energies(seen[None].float(), chosen.potentials)
     marginals = model.marginals(energies, chosen)[0]
@@ -227,24 +230,25 @@ def _write_legend(
     path: Path, classes: Sequence[str], palette: npt.NDArray[np.uint8], overwrite: bool
 ) -> None:
     """Writes the colours of the classes; raises InputError where a legend of others would go."""
-    picture = visualise.legend(classes, palette)
+    picture = legend(classes, palette)
     if not overwrite and path.exists() and not np.array_equal(read_image(path), picture):
         raise InputError(
             f"--output: {path} is of other classes; choose another folder, or give --overwrite to "
             "replace it"
         )
-    visualise.write_picture(path, picture)
+    write_picture(path, picture)
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.predict", _DESCRIPTION)
     parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
-    cli.add_checkpoint_option(parser)
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
     parser.add_argument(
         "--row",
         type=str | None,
-        help=f"Potentials to use, one of {', '.join(ROWS)}. Default: every one of the checkpoint.",
+        help=f"Potentials to use, one of {', '.join(VARIANTS)}. Default: every one of the "
+        "checkpoint.",
     )
     parser.add_argument(
         "--dense-crf",
@@ -277,15 +281,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace results that exist; never an input image."
     )
-    cli.add_device_option(parser)
+    add_device_option(parser)
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
-    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.default_variant() if arguments.row is None else named_variant(model, arguments.row)
     row = replace(row, dense_crf=row.dense_crf or arguments.dense_crf)
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
@@ -302,8 +306,8 @@ def _run(argv: Sequence[str] | None) -> int:
             continue
         prediction = predict_image(model, image, row, arguments.max_size, config.amp, dense_crf)
         write_labels(target.labels, prediction.labels, palette)
-        tinted = visualise.overlay(image, prediction.labels, palette, arguments.alpha)
-        visualise.write_picture(target.overlay, tinted)
+        tinted = overlay(image, prediction.labels, palette, arguments.alpha)
+        write_picture(target.overlay, tinted)
         if target.marginals is not None:
             np.savez_compressed(
                 target.marginals,
@@ -312,12 +316,12 @@ def _run(argv: Sequence[str] | None) -> int:
                 size=np.array(image.shape[:2]),
             )
     print(f"{len(images) - failed} of {len(images)} images segmented into {arguments.output}")
-    return 0 if not failed else 1 if failed < len(images) else cli.EXIT_INPUT
+    return 0 if not failed else 1 if failed < len(images) else parsing.EXIT_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 (some images left out) or 2 (bad input)."""
-    return cli.run_command(lambda: _run(argv))
+    return parsing.run_command(lambda: _run(argv))
 
 
 if __name__ == "__main__":

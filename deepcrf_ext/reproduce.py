@@ -14,13 +14,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import add_dense_crf_options, add_device_option, dense_crf_settings
 from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import DeepCRF, Row
-from deepcrf_ext.models.refine import add_dense_crf_options, dense_crf_settings
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.paper import examples
 from deepcrf_ext.paper.budgets import BUDGETS, Plan, recipe
 from deepcrf_ext.paper.page import write_report
@@ -65,7 +65,7 @@ class Reproduction:
     def __init__(self, plan: Plan, folder: Path, command: str) -> None:
         self.plan = replace(plan, train=replace(plan.train, output=folder / "train"))
         self.folder, self.command = folder, command
-        self.rows = plan.rows()
+        self.rows = plan.variants()
         self.steps = Steps(folder / "steps", command)
         file = folder / "plan.json"
         if file.exists():
@@ -162,7 +162,7 @@ class Reproduction:
             ),
         }
 
-    def _row(self, split: str, name: str, row: Row) -> dict[str, Any]:
+    def _row(self, split: str, name: str, row: Variant) -> dict[str, Any]:
         """Measures a row on a split."""
         model, metadata = self._model
         dataset = self._dataset(split)
@@ -205,7 +205,7 @@ def _gains(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | N
     }
 
 
-def describe(row: Row) -> str:
+def describe(row: Variant) -> str:
     """The potentials of a row in words."""
     unary = {None: "no unary", "unary": "unary", "unary_1scale": "unary, largest scale only"}
     parts = [
@@ -216,7 +216,7 @@ def describe(row: Row) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.reproduce", _DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.reproduce", _DESCRIPTION)
     parser.add_argument("--data", required=True, help=f"Data set, one of {', '.join(DATASETS)}.")
     budgets = "; ".join(f"{name}: {text}" for name, text in BUDGETS.items())
     parser.add_argument("--budget", default="tiny", help=f"How much is spent ({budgets}).")
@@ -229,7 +229,7 @@ def _parser() -> ArgumentParser:
         default=["val"],
         help="Splits to measure. Settings are to be chosen on val; give test once they are.",
     )
-    cli.add_device_option(parser)
+    add_device_option(parser)
     for name, text in _CUTS.items():
         parser.add_argument(f"--{name}", type=PositiveInt | None, help=text)
     parser.add_argument(
@@ -246,12 +246,12 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     Raises InputError for options that do not fit.
     """
     parser = _parser()
-    first = cli.parse(parser, argv)
+    first = parsing.parse(parser, argv)
     for name, value, known in (("data", first.data, DATASETS), ("budget", first.budget, BUDGETS)):
         if value not in known:
             raise InputError(f"{name} is {value!r}; must be one of {', '.join(known)}")
     parser.set_defaults(recipe(first.data, first.budget))
-    options = cli.parse(parser, argv)
+    options = parsing.parse(parser, argv)
     data = options.train.data
     if data.dataset != first.data or data.root is not None:
         raise InputError("train.data: dataset and root are the options --data and --root")
@@ -292,7 +292,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for bad input, 130 or 143 when stopped."""
-    return cli.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import TrainingError
@@ -33,7 +33,7 @@ machines: torchrun --nproc-per-node N -m deepcrf_ext.train, each process on its 
 
 def make_parser() -> ArgumentParser:
     """The options of a new run: every field of `TrainConfig`, and --config."""
-    parser = cli.make_parser("python -m deepcrf_ext.train", DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.train", DESCRIPTION)
     parser.add_class_arguments(TrainConfig)
     parser.add_argument(
         "--resume",
@@ -61,14 +61,14 @@ def parse_new_run(argv: Sequence[str]) -> TrainConfig:
     Raises InputError for options that do not fit.
     """
     parser = make_parser()
-    parser.set_defaults(PRESETS[cli.parse(parser, argv).model.preset])
-    values = vars(cli.parse(parser, argv))
+    parser.set_defaults(PRESETS[parsing.parse(parser, argv).model.preset])
+    values = vars(parsing.parse(parser, argv))
     return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
 
 
 def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
     """Settings and checkpoint of a run to continue. Raises InputError for what does not fit."""
-    options = cli.parse(make_resume_parser(), argv)
+    options = parsing.parse(make_resume_parser(), argv)
     path = find_checkpoint(options.resume)
     config = replace(from_dict(load_checkpoint(path)["config"]), output=path.parent)
     given = {name: options[name] for name in ("epochs", "device") if options[name] is not None}
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return train(*parse_resume(arguments))
         return train(parse_new_run(arguments))
 
-    return cli.run_command(body)
+    return parsing.run_command(body)
 
 
 if __name__ == "__main__":

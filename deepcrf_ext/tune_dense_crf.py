@@ -18,24 +18,20 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import add_measuring_options, open_split, output_folder
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings, build_lattices, pixel_energies
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
 from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.pictures import labels as visualise
-from deepcrf_ext.predict import named_row, upsample_labels
+from deepcrf_ext.pictures.scores import search_plot
+from deepcrf_ext.predict import named_variant, upsample_labels
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.records.provenance import (
-    add_measuring_options,
-    open_split,
-    output_folder,
-    provenance,
-)
+from deepcrf_ext.records.provenance import provenance
 
 _DESCRIPTION = """Search the parameters of the dense CRF (row full) for a trained model.
 
@@ -105,7 +101,7 @@ class Problem:
     def __init__(
         self,
         model: DeepCRF,
-        row: Row,
+        row: Variant,
         dataset: SegmentationDataset,
         indices: Sequence[int],
         amp: bool | None = None,
@@ -245,7 +241,7 @@ def _write(
     }
     (folder / "trials.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "dense_crf.json").write_text(json.dumps(best.settings.as_dict(), indent=1) + "\n")
-    visualise.search_plot(
+    search_plot(
         {name: [getattr(trial.settings.params, name) for trial in trials] for name in NUMBERS},
         [getattr(trial.scores, objective) for trial in trials],
         getattr(before, objective),
@@ -271,7 +267,7 @@ def _report(before: Scores, trials: list[Trial], objective: Objective) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.tune_dense_crf", _DESCRIPTION)
+    parser = parsing.make_parser("python -m deepcrf_ext.tune_dense_crf", _DESCRIPTION)
     add_measuring_options(parser, "search on", "tune-DATASET-SPLIT")
     parser.add_argument(
         "--row",
@@ -311,10 +307,10 @@ def _parser() -> ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> None:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    row = model.crf_row() if arguments.row is None else named_row(model, arguments.row)
+    row = model.default_variant() if arguments.row is None else named_variant(model, arguments.row)
     dataset = open_split(arguments, config, metadata)
     folder = output_folder(arguments, "tune")
     count = min(arguments.images, len(dataset))
@@ -346,7 +342,7 @@ def _run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return cli.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,20 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import (
+    add_checkpoint_option,
+    add_dense_crf_options,
+    add_device_option,
+    dense_crf_settings,
+)
 from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, DeepCRF, Row
-from deepcrf_ext.models.refine import DenseCRFSettings, add_dense_crf_options, dense_crf_settings
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.parallel.device import choose_device
-from deepcrf_ext.predict import named_row, predict_image
+from deepcrf_ext.predict import named_variant, predict_image
 from deepcrf_ext.records.checkpoint import load_model
 
 COMPETITIONS = {
@@ -37,7 +43,7 @@ whole or not at all."""
 
 def write_archive(
     model: DeepCRF,
-    row: Row,
+    row: Variant,
     dataset: SegmentationDataset,
     folder: str,
     path: Path,
@@ -72,8 +78,8 @@ def write_archive(
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser("python -m deepcrf_ext.voc_submission", _DESCRIPTION)
-    cli.add_checkpoint_option(parser)
+    parser = parsing.make_parser("python -m deepcrf_ext.voc_submission", _DESCRIPTION)
+    add_checkpoint_option(parser)
     parser.add_argument(
         "--root", type=Path, required=True, help="VOC2012, VOCdevkit, or the folder above."
     )
@@ -86,7 +92,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--row",
         type=str | None,
-        help=f"Potentials to use, one of {', '.join(ROWS)}. Default: the last row that the "
+        help=f"Potentials to use, one of {', '.join(VARIANTS)}. Default: the last row that the "
         "checkpoint offers.",
     )
     add_dense_crf_options(parser)
@@ -99,12 +105,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the archive if it exists."
     )
-    cli.add_device_option(parser)
+    add_device_option(parser)
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = cli.parse(_parser(), argv)
+    arguments = parsing.parse(_parser(), argv)
     output: Path = arguments.output
     if arguments.competition not in COMPETITIONS:
         raise InputError(
@@ -119,13 +125,13 @@ def _run(argv: Sequence[str] | None) -> None:
             f"checkpoint: {arguments.checkpoint} was trained for {len(metadata['classes'])} "
             f"classes ({', '.join(metadata['classes'])}), not for VOC's"
         )
-    rows = model.rows()
+    rows = model.variants()
     if arguments.row is not None:
-        name, row = arguments.row, named_row(model, arguments.row)
+        name, row = arguments.row, named_variant(model, arguments.row)
     elif rows:
         name, row = list(rows.items())[-1]
     else:
-        name, row = "all potentials", model.crf_row()
+        name, row = "all potentials", model.default_variant()
     dense_crf = dense_crf_settings(arguments, row.dense_crf, "--row full")
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"
@@ -135,7 +141,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return cli.run_command(lambda: _run(argv))
+    return parsing.run_command(lambda: _run(argv))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -23,23 +22,6 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         "--config", action="config", help="YAML file of settings; options after it override it."
     )
     return parser
-
-
-def add_checkpoint_option(parser: ArgumentParser) -> None:
-    """Adds --checkpoint, which `deepcrf_ext.records.checkpoint.load_model` takes."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
-    )
-
-
-def add_device_option(parser: ArgumentParser) -> None:
-    """Adds --device, which `deepcrf_ext.parallel.device.choose_device` takes."""
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
-    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deepcrf_ext.config.train import TrainConfig
 from deepcrf_ext.errors import InputError
@@ -26,13 +26,65 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The settings back from `to_dict`. Raises InputError naming a value that does not fit."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig, "run")
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The settings back from `to_dict`; what is left out has the default.
+
+    Raises InputError naming a value that does not fit.
+    """
     try:
-        parsed = parser.instantiate(parser.parse_object({"run": values}))
-    except Exception as error:
-        raise InputError(f"settings: {' '.join(str(error).split())}") from error
-    config: TrainConfig = parsed["run"]
+        config: TrainConfig = _of_type(TrainConfig, values, "")
+    except InputError as error:
+        raise InputError(f"settings: {error}") from error
     return config
+
+
+def _of_type(kind: Any, value: Any, name: str) -> Any:
+    """A plain value as what a type hint says. Raises InputError, calling the value `name`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        prefix = f"{name}." if name else ""
+        for key in value:
+            if key not in hints:
+                raise InputError(f"{prefix}{key}: unknown, must be one of {', '.join(hints)}")
+        fitting = {key: _of_type(hints[key], item, f"{prefix}{key}") for key, item in value.items()}
+        try:
+            return kind(**fitting)  # type: ignore[operator]
+        except TypeError as error:  # one without a default is left out
+            raise InputError(f"{name}: {error}") from error
+    if origin in (Union, UnionType):
+        for option in arguments:
+            try:
+                return _of_type(option, value, name)
+            except InputError:
+                continue
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_of_type(k, item, f"{name}[{i}]") for i, (k, item) in enumerate(pairs))
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _of_type(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if type(value) is kind:
+        return value
+    raise InputError(f"{name or 'settings'}: got {value!r}, must be {_in_words(kind)}")
+
+
+def _in_words(kind: Any) -> str:
+    """A type hint for people who set it in a file."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, arguments))
+    if origin is tuple:
+        return f"a list of {', '.join(_in_words(k) for k in arguments if k is not ...)}"
+    if origin is dict or dataclasses.is_dataclass(kind):
+        return "a mapping"
+    return "null" if kind is NoneType else str(getattr(kind, "__name__", kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepcrf_ext.data.base import IGNORE_INDEX, Sample, SegmentationDataset
+from deepcrf_ext.data.base import Sample, SegmentationDataset
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.data.images import read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.read_ahead import read_ahead
@@ -15,7 +15,6 @@ from deepcrf_ext.errors import InputError
 
 __all__ = [
     "DATASETS",
-    "IGNORE_INDEX",
     "Sample",
     "SegmentationDataset",
     "TrainTransform",

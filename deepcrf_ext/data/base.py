@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.images import read_image, read_labels
 from deepcrf_ext.errors import InputError
-
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

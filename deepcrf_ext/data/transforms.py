@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from deepcrf_ext.data.base import IGNORE_INDEX, Sample
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data.base import Sample
 
 # The mean colour of ImageNet, RGB 0..255, rounded; about zero once a model normalises its input.
 PAD_COLOUR = (124, 116, 104)

@@ -1,0 +1,1 @@
+"""Predictions and how good they are: of regions, outlines and probabilities; searches."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepcrf_ext.data import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.parallel.world import World
 
 TOLERANCE = 0.0075

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from deepcrf_ext.data import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.parallel.world import World
 
 

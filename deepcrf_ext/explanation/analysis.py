@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, to_tensors
-from deepcrf_ext.models import CRFEnergies, DeepCRF, Row
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.ops.potentials import FactoredPotential
 from deepcrf_ext.parallel.device import autocast
@@ -163,7 +164,7 @@ class NodeExplanation:
 
 @torch.inference_mode()
 def explain_node(
-    model: DeepCRF, energies: CRFEnergies, row: Row, node: tuple[int, int]
+    model: DeepCRF, energies: CRFEnergies, row: Variant, node: tuple[int, int]
 ) -> NodeExplanation:
     """Takes the last mean-field update of a node apart, neighbour by neighbour: exact.
 

@@ -1,5 +1,5 @@
 """The deep CRF and its networks."""
 
-from deepcrf_ext.models.deep_crf import ROWS, CRFEnergies, DeepCRF, Row
+from deepcrf_ext.models.deep_crf import VARIANTS, CRFEnergies, DeepCRF, Variant
 
-__all__ = ["ROWS", "CRFEnergies", "DeepCRF", "Row"]
+__all__ = ["VARIANTS", "CRFEnergies", "DeepCRF", "Variant"]

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig, paper_relations
-from deepcrf_ext.data import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.features import ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
@@ -25,10 +26,11 @@ from deepcrf_ext.ops.potentials import FactoredPotential
 
 
 @dataclass(frozen=True)
-class Row:
-    """Which potentials a prediction uses; without a unary every label costs the same.
+class Variant:
+    """Which potentials of a model a prediction uses: a row of the paper's ablation, or another.
 
-    With `dense_crf`, a dense CRF over pixels follows (`deepcrf_ext.models.refine`).
+    Without a unary every label costs the same. With `dense_crf`, a dense CRF over pixels follows
+    (`deepcrf_ext.models.refine`).
     """
 
     unary: str | None
@@ -41,15 +43,15 @@ class Row:
         return self.relations if self.unary is None else (self.unary, *self.relations)
 
 
-ROWS: dict[str, Row] = {
-    "unary-1scale": Row("unary_1scale"),
-    "unary-3scales": Row("unary"),
-    "pairwise-1": Row(None, ("surrounding",)),
-    "pairwise-2": Row(None, ("above_below",)),
-    "1unary+2pair": Row("unary", ("surrounding", "above_below")),
-    "full": Row("unary", ("surrounding", "above_below"), dense_crf=True),
+VARIANTS: dict[str, Variant] = {
+    "unary-1scale": Variant("unary_1scale"),
+    "unary-3scales": Variant("unary"),
+    "pairwise-1": Variant(None, ("surrounding",)),
+    "pairwise-2": Variant(None, ("above_below",)),
+    "1unary+2pair": Variant("unary", ("surrounding", "above_below")),
+    "full": Variant("unary", ("surrounding", "above_below"), dense_crf=True),
 }
-"""The rows of the paper's ablation by name."""
+"""The variants of the paper's ablation by name, what `--row` and `--rows` take."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class DeepCRF(nn.Module):
         num_classes: K.
 
     Attributes:
+        potentials: the network of each potential by name.
         class_weights: None, or float32 [K], how much each class counts in the losses: a node as its
             label, an edge as the geometric mean of its two labels. Not part of the state.
     """
@@ -134,16 +137,19 @@ class DeepCRF(nn.Module):
             raise ValueError(f"num_classes is {num_classes}; it must be 1 to {IGNORE_INDEX}")
         self.config = config
         self.num_classes = num_classes
-        self.potential_names = config.potentials or config.all_potentials()
+        self.potential_names = tuple(dict.fromkeys(config.potentials or config.all_potentials()))
         self.pyramid = ImagePyramid(config.scales)
         self.blocks = VGGBlocks(config, len(config.scales)) if config.share_blocks else None
-        networks: list[nn.Module] = []
+        self.potentials = nn.ModuleDict()
         seed = int(torch.randint(2**31, (), device="cpu"))
         for name in self.potential_names:
             kind = PairwiseNet if name in config.relations else UnaryNet
             with _random_numbers_of(name, seed):
-                networks.append(kind(config, num_classes, self._num_scales(name)))
-        self.parts = nn.ModuleList(networks)
+                network = kind(config, num_classes, self._num_scales(name))
+            try:
+                self.potentials[name] = network
+            except KeyError as error:  # a dot, or what a module calls something else by
+                raise InputError(f"model.relations: {name!r} cannot be a name") from error
         self.register_buffer("class_weights", None, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -161,8 +167,7 @@ class DeepCRF(nn.Module):
 
     def parameters_of(self, names: Iterable[str]) -> list[nn.Parameter]:
         """The parameters of the networks of the named potentials."""
-        networks = (self.parts[self.potential_names.index(name)] for name in names)
-        return [parameter for network in networks for parameter in network.parameters()]
+        return [parameter for name in names for parameter in self.potentials[name].parameters()]
 
     def can_warm_start(self) -> bool:
         """Whether there is a unary for the relations to start from, and a relation."""
@@ -170,33 +175,46 @@ class DeepCRF(nn.Module):
 
     def start_relations_from_unary(self) -> None:
         """Starts the network of every relation from the unary's (`PairwiseNet.start_from`)."""
-        unary = self.parts[self.potential_names.index("unary")]
+        unary = self.potentials["unary"]
         assert isinstance(unary, UnaryNet)
-        for network in self.parts:
+        for network in self.potentials.values():
             if isinstance(network, PairwiseNet):
                 network.start_from(unary)
 
-    def rows(self) -> dict[str, Row]:
-        """The rows of the ablation that this model has all potentials for.
+    def variants(self) -> dict[str, Variant]:
+        """The variants that this model has all potentials for, by name.
 
-        These are of `ROWS`; further relations give rows of their own, `pairwise-NAME`, and one with
-        all of them, as `1unary+3pair`.
+        These are of `VARIANTS`; further relations give variants of their own, `pairwise-NAME`, and
+        one with all of them, as `1unary+3pair`.
         """
         have = set(self.potential_names)
-        rows = {name: row for name, row in ROWS.items() if have.issuperset(row.potentials)}
-        crf = self.crf_row()
+        variants = {
+            name: variant
+            for name, variant in VARIANTS.items()
+            if have.issuperset(variant.potentials)
+        }
+        crf = self.default_variant()
         for relation in crf.relations:
             if relation not in paper_relations():
-                rows[f"pairwise-{relation}"] = Row(None, (relation,))
-        if crf.unary == "unary" and crf.relations and crf not in rows.values():
-            rows[f"1unary+{len(crf.relations)}pair"] = crf
-        return rows
+                variants[f"pairwise-{relation}"] = Variant(None, (relation,))
+        if crf.unary == "unary" and crf.relations and crf not in variants.values():
+            variants[f"1unary+{len(crf.relations)}pair"] = crf
+        return variants
 
-    def crf_row(self) -> Row:
+    def name_of(self, variant: Variant) -> str:
+        """What a variant is called in options, logs, tables and pictures.
+
+        Its name in `variants`, or the names of its potentials if it is not there, as
+        `unary_1scale+above_below`.
+        """
+        names = {known: name for name, known in self.variants().items()}
+        return names.get(variant, "+".join(variant.potentials))
+
+    def default_variant(self) -> Variant:
         """The unary (if there is one) with every relation of this model, without a dense CRF."""
         names = self.potential_names
         unary = next((name for name in ("unary", "unary_1scale") if name in names), None)
-        return Row(unary, tuple(name for name in names if name in self.config.relations))
+        return Variant(unary, tuple(name for name in names if name in self.config.relations))
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Piecewise negative log-likelihood of each potential (paper, section 5), scalars.
@@ -285,7 +303,7 @@ class DeepCRF(nn.Module):
         """Unary energies [N, K] or a pairwise potential, and the grid (B, h, w)."""
         if name not in self.potential_names:
             raise ValueError(f"potential {name!r} is not one of {', '.join(self.potential_names)}")
-        network = self.parts[self.potential_names.index(name)]
+        network = self.potentials[name]
         output = network(inputs[: self._num_scales(name)])
         if not isinstance(network, PairwiseNet):
             batch, height, width, _ = output.shape
@@ -295,9 +313,11 @@ class DeepCRF(nn.Module):
         graph = relation_graph(relation, batch, height, width, output[0].device)
         return None, network.potential(graph, *output), (batch, height, width)
 
-    def crf(self, energies: CRFEnergies, row: str | Row) -> tuple[Tensor, list[FactoredPotential]]:
-        """A row's unary energies [N, K], zeros where it has none, and pairwise potentials."""
-        chosen = self._row(row)
+    def crf(
+        self, energies: CRFEnergies, variant: str | Variant
+    ) -> tuple[Tensor, list[FactoredPotential]]:
+        """A variant's unary energies [N, K], zeros where it has none, and pairwise potentials."""
+        chosen = self._variant(variant)
         potentials = [energies.pairwise[name] for name in chosen.relations]
         if chosen.unary is not None:
             return energies.unaries[chosen.unary], potentials
@@ -305,18 +325,18 @@ class DeepCRF(nn.Module):
         return torch.zeros(size, device=self.device), potentials
 
     def marginals(
-        self, energies: CRFEnergies, row: str | Row, iterations: int | None = None
+        self, energies: CRFEnergies, variant: str | Variant, iterations: int | None = None
     ) -> Tensor:
-        """Mean-field marginals of a row's potentials on the node grid, float32 [B, K, h, w].
+        """Mean-field marginals of a variant's potentials on the node grid, float32 [B, K, h, w].
 
         A dense CRF needs pixels, so it is not part of them.
 
         Args:
-            energies: what `energies` returned for at least the row's potentials.
-            row: a name of `ROWS`, or a row.
+            energies: what `energies` returned for at least the variant's potentials.
+            variant: a name of `variants`, or a variant.
             iterations: mean-field iterations (default: the model's).
         """
-        unary, potentials = self.crf(energies, row)
+        unary, potentials = self.crf(energies, variant)
         batch, height, width = energies.grid
         steps = self.config.iterations if iterations is None else iterations
         nodes = dc.mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
@@ -325,16 +345,16 @@ class DeepCRF(nn.Module):
     def predict(
         self,
         images: Tensor,
-        row: str | Row,
+        variant: str | Variant,
         size: tuple[int, int] | None = None,
         dense_crf: DenseCRFSettings | None = None,
     ) -> Tensor:
         """Marginals [B, K, H, W] float32, grown bilinearly to `size` (default: the images').
 
-        A row with a dense CRF is refined by it, with the settings `dense_crf` (default: those of
-        `DenseCRFSettings`); `size` must then be the images'.
+        A variant with a dense CRF is refined by it, with the settings `dense_crf` (default: those
+        of `DenseCRFSettings`); `size` must then be the images'.
         """
-        chosen = self._row(row)
+        chosen = self._variant(variant)
         pixels = (images.shape[2], images.shape[3])
         if chosen.dense_crf and size not in (None, pixels):
             raise ValueError(f"size is {size}; with a dense CRF it must be the images', {pixels}")
@@ -343,13 +363,13 @@ class DeepCRF(nn.Module):
             return refine(nodes, images, dense_crf)
         return functional.interpolate(nodes, size or pixels, mode="bilinear", align_corners=False)
 
-    def _row(self, row: str | Row) -> Row:
-        if isinstance(row, str):
-            rows = {**ROWS, **self.rows()}
-            if row not in rows:
-                raise ValueError(f"row {row!r} is not one of {', '.join(rows)}")
-            row = rows[row]
-        missing = [name for name in row.potentials if name not in self.potential_names]
+    def _variant(self, variant: str | Variant) -> Variant:
+        if isinstance(variant, str):
+            known = {**VARIANTS, **self.variants()}
+            if variant not in known:
+                raise ValueError(f"variant: got {variant!r}, must be one of {', '.join(known)}")
+            variant = known[variant]
+        missing = [name for name in variant.potentials if name not in self.potential_names]
         if missing:
-            raise ValueError(f"row needs the potential {missing[0]!r}, which this model lacks")
-        return row
+            raise ValueError(f"variant: needs the potential {missing[0]!r}, which this model lacks")
+        return variant

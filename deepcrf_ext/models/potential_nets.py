@@ -18,13 +18,13 @@ class UnaryNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
         super().__init__()
-        self.part = FeatureNet(config, num_scales)
-        self.hidden = nn.Linear(self.part.channels, config.hidden)
+        self.features = FeatureNet(config, num_scales)
+        self.hidden = nn.Linear(self.features.channels, config.hidden)
         self.output = nn.Linear(config.hidden, num_classes)
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Energies [B, h, w, K], float32."""
-        hidden = self.hidden(self.part(scales)).relu()
+        hidden = self.hidden(self.features(scales)).relu()
         with torch.autocast(hidden.device.type, enabled=False):
             energies: Tensor = self.output(hidden.float())
         return energies
@@ -39,11 +39,11 @@ class PairwiseNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
         super().__init__()
-        self.part = FeatureNet(config, num_scales)
-        features = self.part.channels
-        self.source = nn.Linear(features, config.pairwise_hidden)
-        self.target = nn.Linear(features, config.pairwise_hidden, bias=False)
-        bound = (2 * features) ** -0.5
+        self.features = FeatureNet(config, num_scales)
+        channels = self.features.channels
+        self.source = nn.Linear(channels, config.pairwise_hidden)
+        self.target = nn.Linear(channels, config.pairwise_hidden, bias=False)
+        bound = (2 * channels) ** -0.5
         for parameter in (self.source.weight, self.source.bias, self.target.weight):
             nn.init.uniform_(parameter, -bound, bound)
         bound = config.pairwise_hidden**-0.5
@@ -61,7 +61,7 @@ class PairwiseNet(nn.Module):
         alone, as many q alone. Training then adds what the labels say of each other. Further
         units start without a say. Needs ``pairwise_hidden >= 2 * hidden``.
         """
-        self.part.load_state_dict(unary.part.state_dict())
+        self.features.load_state_dict(unary.features.state_dict())
         count = unary.hidden.out_features
         first, second = slice(0, count), slice(count, 2 * count)
         for parameter in (self.source.weight, self.target.weight, self.source.bias):
@@ -77,7 +77,7 @@ class PairwiseNet(nn.Module):
 
     def forward(self, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The two projections of every node, each float32 [B, h, w, D]."""
-        features = self.part(scales)
+        features = self.features(scales)
         return self.source(features).float(), self.target(features).float()
 
     def potential(self, graph: EdgeGraph, source: Tensor, target: Tensor) -> FactoredPotential:

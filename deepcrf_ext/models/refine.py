@@ -1,17 +1,14 @@
-"""The dense CRF behind a model's marginals: its settings as options and files hold them, and the
-step from the grid of nodes to pixels."""
+"""The dense CRF behind a model's marginals: its settings as files hold them, and the step from the
+grid of nodes to pixels."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,10 +43,7 @@ class DenseCRFSettings:
             raise InputError(
                 f"dense CRF: {source} is neither a file nor one of {', '.join(PRESETS)}"
             )
-        try:
-            values = _parse(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
+        values = _parse(path)
         if not isinstance(values, Mapping):
             raise InputError(f"{path}: must hold some of {', '.join(NUMBERS)}, iterations")
         return cls._of_mapping(values, str(path))
@@ -75,11 +69,20 @@ class DenseCRFSettings:
         return {**numbers, "iterations": self.iterations}
 
 
-def _parse(text: str) -> Any:
+def _parse(path: Path) -> Any:
+    """What a JSON or YAML file holds. Raises InputError if it is neither."""
     try:
+        text = path.read_text()
         return json.loads(text)  # YAML reads 1e-05, which JSON writers give, as a string
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not YAML or JSON: {error}") from error
     except json.JSONDecodeError:
+        import yaml  # settings in YAML alone need it
+
+    try:
         return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
 
 
 def refine(
@@ -126,38 +129,3 @@ def build_lattices(image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         return DenseCRFLattices.build(image, params)
     except ValueError as error:
         raise InputError(f"dense CRF: {error}") from error
-
-
-def add_dense_crf_options(parser: ArgumentParser) -> None:
-    """Adds --dense-crf-params and --dense-crf-iterations to a command."""
-    parser.add_argument(
-        "--dense-crf-params",
-        type=dict[str, Any] | str | None,
-        metavar="PRESET|FILE|{...}",
-        help=f"Parameters of the dense CRF: a preset ({', '.join(PRESETS)}), a file that "
-        "deepcrf_ext.tune_dense_crf wrote, or some of them in braces, as "
-        "'{bilateral_sxy: 40, bilateral_srgb: 5}'. They are gaussian_sxy and bilateral_sxy (widths "
-        "in pixels), bilateral_srgb (width in units of RGB 0..255), gaussian_weight and "
-        "bilateral_weight. Default: pydensecrf.",
-    )
-    parser.add_argument(
-        "--dense-crf-iterations",
-        type=NonNegativeInt | None,
-        help="Mean-field iterations of the dense CRF. Default: those of the parameters' file, "
-        f"else {DenseCRFSettings.iterations}.",
-    )
-
-
-def dense_crf_settings(arguments: Namespace, used: bool, needs: str) -> DenseCRFSettings:
-    """The settings that the options give.
-
-    used: whether the command runs a dense CRF; if not, the options raise InputError, saying that
-    they go with `needs`.
-    """
-    source, iterations = arguments.dense_crf_params, arguments.dense_crf_iterations
-    if not used:
-        for option, value in (("params", source), ("iterations", iterations)):
-            if value is not None:
-                raise InputError(f"--dense-crf-{option} goes with {needs}")
-    settings = DenseCRFSettings() if source is None else DenseCRFSettings.read(source)
-    return settings if iterations is None else replace(settings, iterations=iterations)

@@ -1,1 +1,1 @@
-"""The parts of `python -m deepcrf_ext.reproduce`."""
+"""The experiments of the paper and around it: what is run, and the reports about it."""

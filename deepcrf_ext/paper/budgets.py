@@ -10,7 +10,7 @@ import torch
 
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 
 BUDGETS: dict[str, str] = {
@@ -118,20 +118,20 @@ class Plan:
     max_side: int | None
     dense_crf: DenseCRFSettings
 
-    def rows(self) -> dict[str, Row]:
-        """The rows that the trained model offers (`DeepCRF.rows`); not empty.
+    def variants(self) -> dict[str, Variant]:
+        """The variants that the trained model offers (`DeepCRF.variants`); not empty.
 
         Raises InputError if there is none.
         """
         with torch.device("meta"):  # the networks without their weights
             model = DeepCRF(self.train.model, 1)
-        rows = model.rows()
-        if not rows:
+        variants = model.variants()
+        if not variants:
             raise InputError(
                 f"train.model.potentials: {', '.join(model.potential_names)} make none of the rows "
-                f"{', '.join(ROWS)}"
+                f"{', '.join(VARIANTS)}"
             )
-        return rows
+        return variants
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""

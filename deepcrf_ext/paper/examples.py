@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.evaluate import evaluate
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.pictures.labels import colour, write_picture
 from deepcrf_ext.predict import predict_image
@@ -34,7 +35,7 @@ def measure(
     model: DeepCRF,
     dataset: SegmentationDataset,
     name: str,
-    row: Row,
+    row: Variant,
     amp: bool | None,
     dense_crf: DenseCRFSettings,
 ) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def choose(
 def draw(
     model: DeepCRF,
     dataset: SegmentationDataset,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Variant],
     chosen: Mapping[str, Sequence[int]],
     folder: Path,
     amp: bool | None,

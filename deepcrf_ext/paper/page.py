@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deepcrf_ext.paper import examples, plots
-from deepcrf_ext.pictures.labels import confusion_plot
+from deepcrf_ext.pictures.scores import confusion_plot
 from deepcrf_ext.records.steps import write_text
 
 

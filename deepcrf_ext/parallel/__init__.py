@@ -1,0 +1,1 @@
+"""Devices, the processes that work together, and batch normalisation over them."""

@@ -1,0 +1,1 @@
+"""Files of a run: checkpoints, logs, finished steps, and what made them."""

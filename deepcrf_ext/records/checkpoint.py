@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
@@ -70,7 +72,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
+    if any(key.startswith("parts.") for key in state.get("model", ())):
+        state["model"] = _weights_by_name(state)
     return state
+
+
+def _weights_by_name(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint that numbered its potentials, in the order of its settings.
+
+    Until version 0.1.0 `potentials.surrounding.features.head.0.weight` was called, say,
+    `parts.2.part.head.0.weight`.
+    """
+    model = from_dict(state["config"]).model
+    names = dict(enumerate(model.potentials or model.all_potentials()))
+
+    def today(key: str) -> str:
+        match = re.fullmatch(r"parts\.(\d+)\.(part\.)?(.+)", key)
+        if match is None or int(match[1]) not in names:
+            return key
+        features = "features." if match[2] else ""
+        return f"potentials.{names[int(match[1])]}.{features}{match[3]}"
+
+    return {today(key): value for key, value in state["model"].items()}
 
 
 def load_model(

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deepcrf_ext.env import environment
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.provenance import package_commit
 from deepcrf_ext.records.whole_files import write_whole
 

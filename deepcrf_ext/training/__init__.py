@@ -1,1 +1,1 @@
-"""The parts of the training command."""
+"""Training: data in batches, objectives, optimiser, stages and the loop over them."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ObjectiveName
-from deepcrf_ext.data import IGNORE_INDEX
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.deep_crf import (
     node_labels,
     node_nll,
@@ -69,7 +69,7 @@ class PotentialLoss:
 class CRFLoss:
     """A loss of the nodes of a CRF whose potentials train together."""
 
-    row: Row
+    row: Variant
     objective: ObjectiveName
     name: str = "crf"
 
@@ -122,11 +122,11 @@ def make_losses(
     """The losses of a step that trains these potentials of a model.
 
     Piecewise there is one for each of them. Otherwise there is one for the CRF of the model
-    (`DeepCRF.crf_row`, which must be among them) and one for each further unary.
+    (`DeepCRF.default_variant`, which must be among them) and one for each further unary.
     """
     if objective == "piecewise":
         return tuple(PotentialLoss(name) for name in potentials)
-    row = model.crf_row()
+    row = model.default_variant()
     others = (name for name in potentials if name not in row.potentials)
     return (CRFLoss(row, objective), *(PotentialLoss(name) for name in others))
 

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepcrf_ext.data import IGNORE_INDEX, SegmentationDataset, read_ahead, to_tensors
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data import SegmentationDataset, read_ahead, to_tensors
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.parallel.world import World
 from deepcrf_ext.pictures.labels import colour, picture_grid
 
 
-def validation_rows(model: DeepCRF) -> dict[str, Row]:
+def validation_rows(model: DeepCRF) -> dict[str, Variant]:
     """What is compared: "unary" and "crf", as far as the model has their potentials."""
-    crf = model.crf_row()
-    rows = {} if crf.unary is None else {"unary": Row(crf.unary)}
+    crf = model.default_variant()
+    rows = {} if crf.unary is None else {"unary": Variant(crf.unary)}
     return {**rows, "crf": crf} if crf.relations else rows
 
 
 @torch.no_grad()
 def predict_rows(
-    model: DeepCRF, image: Tensor, rows: dict[str, Row], amp: bool | None
+    model: DeepCRF, image: Tensor, rows: dict[str, Variant], amp: bool | None
 ) -> dict[str, Tensor]:
     """Marginals, float32 [K, H, W], of an image [3, H, W] by row; networks run once."""
     device = model.device

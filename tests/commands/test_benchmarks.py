@@ -224,7 +224,7 @@ def test_plain_model_computes_what_the_package_computes() -> None:
     labels[0, :9] = 255
     photo = torch.randint(256, (30, 26, 3), dtype=torch.uint8)
     expected_loss = sum(model.losses(images, labels).values())
-    expected_labels = predict_image(model, photo.numpy(), model.crf_row(), amp=False).labels
+    expected_labels = predict_image(model, photo.numpy(), model.default_variant(), amp=False).labels
     assert len(set(expected_labels.ravel().tolist())) > 1
     eager = EagerCRF(model)
     torch.testing.assert_close(eager.loss(images, labels), expected_loss)

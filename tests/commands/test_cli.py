@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from deepcrf_ext.cli import parsing as cli
+from deepcrf_ext.cli import parsing
 from deepcrf_ext.errors import InputError, TrainingError
 
 
@@ -26,7 +26,7 @@ from deepcrf_ext.errors import InputError, TrainingError
     ],
 )
 def test_bad_values_are_told_plainly(arguments, message):
-    parser = cli.make_parser("program", "")
+    parser = parsing.make_parser("program", "")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--size", type=PositiveInt | None)
     parser.add_argument("--box", type=tuple[int, int] | None)
@@ -34,7 +34,7 @@ def test_bad_values_are_told_plainly(arguments, message):
     parser.add_argument("--either", type=Literal["a", "b"] | bool, default="a")
     parser.add_argument("--alpha", type=ClosedUnitInterval, default=0.5)
     with pytest.raises(InputError) as caught:
-        cli.parse(parser, arguments)
+        parsing.parse(parser, arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -52,12 +52,12 @@ def test_errors_are_one_line_and_a_code(error, code, line, capsys):
     def body() -> None:
         raise error
 
-    assert cli.run_command(body) == code
+    assert parsing.run_command(body) == code
     assert capsys.readouterr() == ("", line)
 
 
 def test_an_error_of_the_system_names_the_file(tmp_path: Path, capsys):
     file = tmp_path / "file"
     file.touch()
-    assert cli.run_command((file / "below").mkdir) == 2
+    assert parsing.run_command((file / "below").mkdir) == 2
     assert capsys.readouterr().err == f"error: {file / 'below'}: Not a directory\n"

@@ -12,6 +12,7 @@ import torch
 import deepcrf_ext
 from deepcrf_ext import env
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.records.environment import _loaded_openmp_runtimes
 
 
 def test_command_reports_versions_and_the_extension() -> None:
@@ -32,7 +33,7 @@ def test_command_reports_versions_and_the_extension() -> None:
 
 def test_one_openmp_runtime_serves_torch_and_the_extension() -> None:
     in_use = _backend.native().openmp_runtime()
-    torch_runtimes = [path for path in env._loaded_openmp_runtimes() if "torch" in path]
+    torch_runtimes = [path for path in _loaded_openmp_runtimes() if "torch" in path]
     assert torch_runtimes in ([], [in_use])
 
 

@@ -17,14 +17,14 @@ from tiny_run import NUM_CLASSES, write_camvid, write_run
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import (
     before_and_after,
-    choose_rows,
+    choose_variants,
     evaluate,
     format_table,
     main,
 )
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
-from deepcrf_ext.models import ROWS, Row
+from deepcrf_ext.models import VARIANTS, Variant
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import package_commit
 
@@ -38,8 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run):
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")
-    expected = {name: SegmentationMetrics(NUM_CLASSES) for name in ROWS}
-    boundaries = {name: BoundaryF1(NUM_CLASSES) for name in ROWS}
+    expected = {name: SegmentationMetrics(NUM_CLASSES) for name in VARIANTS}
+    boundaries = {name: BoundaryF1(NUM_CLASSES) for name in VARIANTS}
     with torch.no_grad():
         for index in range(len(dataset)):
             image, truth = to_tensors(dataset[index])
@@ -48,10 +48,10 @@ def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run)
                 metric.update(labels, truth)
                 boundaries[name].update(labels.numpy(), truth.numpy())
     calls = []
-    for name, part in zip(model.potential_names, model.parts, strict=True):
-        part.register_forward_hook(lambda *_, name=name: calls.append(name))
-    result = evaluate(model, dataset, choose_rows(model, ["all"]), amp=False)
-    assert list(result.scores) == list(ROWS)
+    for name, network in model.potentials.items():
+        network.register_forward_hook(lambda *_, name=name: calls.append(name))
+    result = evaluate(model, dataset, choose_variants(model, ["all"]), amp=False)
+    assert list(result.scores) == list(VARIANTS)
     for name, metric in expected.items():
         np.testing.assert_array_equal(
             result.scores[name].confusion, metric.compute().confusion, err_msg=name
@@ -66,15 +66,15 @@ def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run)
 def test_rows_before_and_after(tmp_path, run):
     model, _, _ = load_model(run)
     names = ["unary-3scales", "1unary+2pair"]
-    assert before_and_after(model) == {name: ROWS[name] for name in names}
+    assert before_and_after(model) == {name: VARIANTS[name] for name in names}
     part, _, _ = load_model(
         write_run(tmp_path / "part", tmp_path / "data", potentials=("unary_1scale", "above_below"))
     )
     assert before_and_after(part) == {
-        "unary-1scale": Row("unary_1scale"),
-        "unary_1scale+above_below": Row("unary_1scale", ("above_below",)),
+        "unary-1scale": Variant("unary_1scale"),
+        "unary_1scale+above_below": Variant("unary_1scale", ("above_below",)),
     }
-    assert list(choose_rows(part, ["all"])) == ["unary-1scale", "pairwise-2"]
+    assert list(choose_variants(part, ["all"])) == ["unary-1scale", "pairwise-2"]
 
 
 def test_command_writes_table_json_and_plots(run, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_command_writes_table_json_and_plots(run, tmp_path, capsys):
     assert code == 0
     assert printed.splitlines()[2].startswith("sky ")
     report = json.loads((output / "evaluation.json").read_text())
-    assert list(report["rows"]) == list(ROWS)
+    assert list(report["rows"]) == list(VARIANTS)
     assert report["data"] == {
         "dataset": "camvid",
         "root": report["config"]["data"]["root"],

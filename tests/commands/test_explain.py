@@ -22,7 +22,7 @@ from deepcrf_ext.explanation.analysis import (
     log_ratio_to_chance,
     node_messages,
 )
-from deepcrf_ext.models import DeepCRF, Row
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.records.checkpoint import load_model
 
@@ -57,7 +57,7 @@ def test_log_odds_in_the_end_are_the_unarys_and_all_gains() -> None:
     model = DeepCRF(config, 5).eval()
     with torch.no_grad():
         energies = model.energies(torch.rand(1, 3, 24, 30) * 255)
-        row = model.crf_row()
+        row = model.default_variant()
         end, begin = model.marginals(energies, row)[0], model.marginals(energies, row, 0)[0]
     _, height, width = energies.grid
     changed = 0
@@ -78,7 +78,7 @@ def test_log_odds_in_the_end_are_the_unarys_and_all_gains() -> None:
     with pytest.raises(ValueError, match="grid"):
         explain_node(model, energies, row, (0, 999))
     with pytest.raises(ValueError, match="unary"):
-        explain_node(model, energies, Row(None, ("surrounding",)), (0, 0))
+        explain_node(model, energies, Variant(None, ("surrounding",)), (0, 0))
 
 
 def test_compatibility_is_the_mean_over_all_edges(run: Path, monkeypatch) -> None:

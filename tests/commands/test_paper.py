@@ -13,7 +13,7 @@ from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
-from deepcrf_ext.models import ROWS
+from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.paper import examples, plots
 from deepcrf_ext.records.steps import Steps
@@ -56,7 +56,7 @@ def test_measuring_gives_the_scores_of_each_image():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "evaluate", evaluate)
-        result = examples.measure(None, dataset, name, ROWS[name], None, DenseCRFSettings())
+        result = examples.measure(None, dataset, name, VARIANTS[name], None, DenseCRFSettings())
     assert result["image_iou"][0] == 1
     for iou, (labels, truth) in zip(result["image_iou"], calls, strict=True):
         classes = sorted({*labels.unique().tolist(), *truth.unique().tolist()})

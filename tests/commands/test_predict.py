@@ -23,7 +23,7 @@ from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.predict import (
     find_images,
     main,
-    named_row,
+    named_variant,
     output_names,
     predict_image,
     upsample_labels,
@@ -275,7 +275,7 @@ def test_row_without_its_networks_names_them(tmp_path):
         write_run(tmp_path / "run", tmp_path / "data", potentials=("unary", "surrounding"))
     )
     with pytest.raises(InputError, match=r"needs the potentials above_below.*has the rows unary-3"):
-        named_row(model, "1unary+2pair")
+        named_variant(model, "1unary+2pair")
 
 
 def test_help_explains_the_outputs():

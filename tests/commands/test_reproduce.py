@@ -21,7 +21,7 @@ from deepcrf_ext import reproduce as command
 from deepcrf_ext.config import preset
 from deepcrf_ext.data import DATASETS, open_dataset
 from deepcrf_ext.data.reduced import Reduced
-from deepcrf_ext.models import ROWS
+from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.paper import examples
 from deepcrf_ext.paper.budgets import BUDGETS, Plan
 from deepcrf_ext.records.steps import read_json
@@ -46,7 +46,11 @@ train:
   warm_start: 0.5
   amp: false
 """
-STEPS = ["train", *(f"evaluate-val-{row}" for row in ROWS), f"pictures-val-{list(ROWS)[-1]}"]
+STEPS = [
+    "train",
+    *(f"evaluate-val-{row}" for row in VARIANTS),
+    f"pictures-val-{list(VARIANTS)[-1]}",
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,7 @@ class _Page(HTMLParser):
 def test_results_hold_every_row_with_its_command(finished, settings):
     results = json.loads((finished / "results.json").read_text())
     rows = results["splits"]["val"]["rows"]
-    assert list(rows) == list(ROWS)
+    assert list(rows) == list(VARIANTS)
     for name, row in rows.items():
         result = row["result"]
         matrix = np.array(result["scores"]["confusion"])
@@ -146,11 +150,11 @@ def test_report_shows_every_row_class_and_picture(finished):
     results = json.loads((finished / "results.json").read_text())
     measured = results["splits"]["val"]
     summary, classes, steps = page.tables
-    assert [line[0].strip() for line in summary[1:]] == list(ROWS)
+    assert [line[0].strip() for line in summary[1:]] == list(VARIANTS)
     for line, row in zip(summary[1:], measured["rows"].values(), strict=True):
         assert line[1].strip() == f"{100 * row['result']['scores']['mean_iou']:.1f}"
     assert [line[0].strip() for line in classes[1:]] == results["classes"]
-    assert [cell.strip() for cell in classes[0][1:]] == list(ROWS)
+    assert [cell.strip() for cell in classes[0][1:]] == list(VARIANTS)
     assert [line[0].strip() for line in steps[1:]] == STEPS
     shown = measured["examples"]["result"]["images"]
     assert len(page.sources) == 5 * len(shown) > 0
@@ -164,7 +168,7 @@ def test_pictures_show_the_chosen_images(finished):
     for entry in found["images"]:
         sample = dataset[entry["index"]]
         files = {title: finished / found["folder"] / f for title, f in entry["pictures"].items()}
-        assert list(files) == ["image", "truth", "unary-3scales", list(ROWS)[-1], "difference"]
+        assert list(files) == ["image", "truth", "unary-3scales", list(VARIANTS)[-1], "difference"]
         truth = cv2.imread(str(files["truth"]))[..., ::-1]
         np.testing.assert_array_equal(truth, dataset.palette[sample.labels])
         photo = cv2.imread(str(files["image"]))[..., ::-1].astype(int)
@@ -253,7 +257,7 @@ def test_every_recipe_fits(data, budget, tmp_path):
     )
     assert folder == tmp_path / "o"
     assert plan.train.data.dataset == data
-    assert list(plan.rows()) == list(ROWS)
+    assert list(plan.variants()) == list(VARIANTS)
     assert (plan.train.model.preset == "paper") == (budget == "paper")
     preset_model = preset(plan.train.model.preset).model
     assert plan.train.model.relations == preset_model.relations

@@ -221,7 +221,7 @@ def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, 
     run.mkdir()
     torch.save(state, run / "last.pt")
     assert command.main(["--resume", str(run)]) == 2
-    assert "last.pt: parts." in capsys.readouterr().err
+    assert "last.pt: potentials." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -255,10 +255,11 @@ def test_learning_rate_groups_and_schedules():
     new, initialised = optimiser.param_groups
     assert (new["lr"], initialised["lr"]) == (1e-3, 1e-4)
     slow = {id(p) for p in initialised["params"]}
-    for part in model.parts:
-        vgg = {id(p) for p in [*part.part.blocks.parameters(), *part.part.head[0].parameters()]}
+    for network in model.potentials.values():
+        features = network.features
+        vgg = {id(p) for p in [*features.blocks.parameters(), *features.head[0].parameters()]}
         assert vgg <= slow
-        assert not slow & ({id(p) for p in part.parameters()} - vgg)
+        assert not slow & ({id(p) for p in network.parameters()} - vgg)
     assert len(slow) + len(new["params"]) == len(list(model.parameters()))
     rates = []
     for step in range(20):

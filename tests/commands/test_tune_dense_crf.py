@@ -19,7 +19,7 @@ from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import main as evaluate_main
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
-from deepcrf_ext.models import ROWS
+from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
@@ -37,7 +37,7 @@ def test_scores_are_those_of_the_models_prediction(
 ) -> None:
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")
-    problem = Problem(model, ROWS["1unary+2pair"], dataset, [0, 2], amp=False)
+    problem = Problem(model, VARIANTS["1unary+2pair"], dataset, [0, 2], amp=False)
     other = DenseCRFParams(2, 1, 8, 40, 6)
     settings = [
         DenseCRFSettings(params, 3)

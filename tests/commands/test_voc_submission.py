@@ -103,7 +103,7 @@ def test_competition_and_default_row(run, voc, tmp_path, capsys):
             FOLDER.replace("comp6", "comp5")
         }
     model, _, _ = load_model(run)
-    assert f"by the row {list(model.rows())[-1]}:" in capsys.readouterr().out
+    assert f"by the row {list(model.variants())[-1]}:" in capsys.readouterr().out
 
 
 def test_an_archive_is_not_replaced_by_chance(run, voc, tmp_path, capsys):

@@ -46,7 +46,7 @@ def images() -> torch.Tensor:
 def test_features_are_sliding_maxima_of_every_scales_own_block_6(
     model: DeepCRF, images: torch.Tensor
 ) -> None:
-    part = model.parts[0].part
+    part = model.potentials[model.potential_names[0]].features
     heads = [part.head, *part.further_heads]
     assert len(heads) == 3
     expected = []
@@ -90,7 +90,9 @@ def test_shared_blocks_run_once_a_scale(model: DeepCRF, images: torch.Tensor) ->
 
 
 def test_potentials_share_the_blocks_and_nothing_else(model: DeepCRF) -> None:
-    owned = [id(p) for module in (model.blocks, *model.parts) for p in module.parameters()]
+    owned = [
+        id(p) for module in (model.blocks, *model.potentials.values()) for p in module.parameters()
+    ]
     assert len(owned) == len(set(owned)) == len(list(model.parameters()))
     state = model.state_dict()
     assert any(key.startswith("blocks.") for key in state)
@@ -143,8 +145,8 @@ def test_vgg_weights_reach_the_shared_blocks_and_every_block_6(tmp_path) -> None
     initialise_from_vgg16(model, str(tmp_path / "vgg16.pth"))
     for key, conv in zip(CONV_KEYS, model.blocks.convs(), strict=True):
         assert torch.equal(conv.weight, state[f"{key}.weight"])
-    for network in model.parts:
-        for head in (network.part.head, *network.part.further_heads):
+    for network in model.potentials.values():
+        for head in (network.features.head, *network.features.further_heads):
             fc6 = state["classifier.0.weight"].view_as(head.fc6().weight)
             assert torch.equal(head.fc6().weight, fc6)
 
@@ -153,7 +155,8 @@ def test_networks_of_both_presets_at_full_width() -> None:
     """The node grid is at stride 16 of the largest scale; every scale gives 512 x 3 features."""
     with torch.device("meta"):
         model = DeepCRF(preset("cvpr16").model, 21)
-        features = model.parts[0].part(model.inputs(torch.empty(1, 3, 320, 480)))
+        first = model.potentials[model.potential_names[0]]
+        features = first.features(model.inputs(torch.empty(1, 3, 320, 480)))
     assert features.shape == (1, 24, 36, 3 * 3 * 512)
 
 
@@ -161,8 +164,9 @@ def test_networks_of_both_presets_at_full_width() -> None:
 def test_batch_norm_can_be_added_to_the_published_networks(name: str) -> None:
     with torch.device("meta"):
         model = DeepCRF(replace(preset(name).model, batch_norm=True), 21)
-        features = model.parts[-1].part(model.inputs(torch.empty(2, 3, 96, 128)))
-    assert features.shape[3] == model.parts[-1].source.in_features
+        last = model.potentials[model.potential_names[-1]]
+        features = last.features(model.inputs(torch.empty(2, 3, 96, 128)))
+    assert features.shape[3] == last.source.in_features
     convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     norms = [m for m in model.modules() if isinstance(m, ScaleNorm)]
     assert len(convs) == len(norms)

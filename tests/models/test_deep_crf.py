@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from deepcrf_ext import EdgeGraph, RangeBox, reference
 from deepcrf_ext.config import ModelConfig, RelationConfig
-from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.relations import relation_box
 
@@ -29,16 +30,16 @@ def images() -> torch.Tensor:
 
 def test_networks_share_nothing(model):
     assert model.potential_names == ("unary", "unary_1scale", "surrounding", "above_below")
-    owned = [id(p) for part in model.parts for p in part.parameters()]
+    owned = [id(p) for network in model.potentials.values() for p in network.parameters()]
     assert len(owned) == len(set(owned)) == len(list(model.parameters()))
 
 
 def test_pairwise_network_is_a_perceptron_on_concatenated_features(model, images):
     pyramid = model.pyramid(images)
-    network = model.parts[model.potential_names.index("above_below")]
+    network = model.potentials["above_below"]
     energies = model.energies(images, ["above_below"])
     potential = energies.pairwise["above_below"]
-    features = network.part(pyramid).flatten(0, 2)
+    features = network.features(pyramid).flatten(0, 2)
     first, second = potential.graph.edge_index()
     pairs = torch.cat([features[first], features[second]], dim=1)
     weight = torch.cat([network.source.weight, network.target.weight], dim=1)
@@ -87,8 +88,8 @@ def test_each_loss_trains_its_own_network_alone(model, images):
     for index, loss in enumerate(model.losses(images, labels).values()):
         model.zero_grad()
         loss.backward()
-        for other, part in enumerate(model.parts):
-            for parameter in part.parameters():
+        for other, network in enumerate(model.potentials.values()):
+            for parameter in network.parameters():
                 assert (parameter.grad is not None) == (other == index)
 
 
@@ -99,10 +100,10 @@ def test_all_ignored_is_zero_loss_with_gradients(model, images):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_marginals_are_mean_field_over_the_rows_potentials(model, images, name):
     energies = model.energies(images)
-    row = ROWS[name]
+    row = VARIANTS[name]
     unary = energies.unaries[row.unary] if row.unary else torch.zeros(144, K)
     potentials = [energies.pairwise[relation] for relation in row.relations]
     expected = reference.mean_field(unary, potentials, iterations=2)
@@ -130,9 +131,9 @@ def test_rows_of_a_model_with_some_potentials(images):
         potentials=("left", "unary"),
     )  # fmt: skip
     model = DeepCRF(config, K)
-    assert list(model.rows()) == ["unary-3scales", "pairwise-left", "1unary+1pair"]
-    assert model.crf_row() == Row("unary", ("left",))
-    assert model.predict(images, model.crf_row()).shape == (2, K, 30, 26)
+    assert list(model.variants()) == ["unary-3scales", "pairwise-left", "1unary+1pair"]
+    assert model.default_variant() == Variant("unary", ("left",))
+    assert model.predict(images, model.default_variant()).shape == (2, K, 30, 26)
     with pytest.raises(ValueError, match="surrounding"):
         model.predict(images, "pairwise-1")
     with pytest.raises(ValueError, match="pairwise-9"):
@@ -170,3 +171,10 @@ def test_convolutions_in_bfloat16_leave_energies_in_float32(model, images):
         torch.testing.assert_close(
             potential.energies(), exact.pairwise[name].energies(), rtol=0.05, atol=0.05
         )
+
+
+@pytest.mark.parametrize("name", ["left.right", "type", "keys"])
+def test_a_relation_that_no_module_can_be_called_is_refused(name):
+    config = ModelConfig(relations={name: RelationConfig("surrounding")}, potentials=(name,))
+    with pytest.raises(InputError, match=f"model.relations: '{name}'"):
+        DeepCRF(config, K)

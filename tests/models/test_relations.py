@@ -8,7 +8,7 @@ import torch
 from deepcrf_ext import EdgeGraph, RangeBox
 from deepcrf_ext.config import ModelConfig, RelationConfig, from_dict, paper_relations, to_dict
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, DeepCRF, Row
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.relations import relation_box
 from deepcrf_ext.train import parse_new_run
@@ -109,11 +109,11 @@ def test_every_relation_has_a_row_and_all_of_them_one() -> None:
         relations=RELATIONS,
     )
     model = DeepCRF(config, 3).eval()
-    rows = model.rows()
-    assert list(rows)[: len(ROWS)] == [*ROWS]
-    assert rows["pairwise-far"] == Row(None, ("far",))
-    assert rows["1unary+5pair"] == Row("unary", tuple(RELATIONS))
-    assert len(rows) == len(ROWS) + 4
+    rows = model.variants()
+    assert list(rows)[: len(VARIANTS)] == [*VARIANTS]
+    assert rows["pairwise-far"] == Variant(None, ("far",))
+    assert rows["1unary+5pair"] == Variant("unary", tuple(RELATIONS))
+    assert len(rows) == len(VARIANTS) + 4
     images, labels = torch.rand(1, 3, 20, 26) * 255, torch.zeros(1, 20, 26, dtype=torch.int64)
     losses = model.losses(images, labels)
     assert all(losses[name] > 0 for name in RELATIONS)

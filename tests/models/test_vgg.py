@@ -109,8 +109,8 @@ def test_vgg_weights_reach_every_potential(tmp_path):
     torch.save(state, tmp_path / "vgg16.pth")
     model = DeepCRF(VGG_SHAPED, 3)
     initialise_from_vgg16(model, str(tmp_path / "vgg16.pth"))
-    for network in model.parts:
-        convs = [*network.part.blocks.convs(), network.part.head.fc6()]
+    for network in model.potentials.values():
+        convs = [*network.features.blocks.convs(), network.features.head.fc6()]
         for key, conv in zip(CONV_KEYS, convs[:-1], strict=True):
             assert torch.equal(conv.weight, state[f"{key}.weight"])
             assert torch.equal(conv.bias, state[f"{key}.bias"])
@@ -120,7 +120,8 @@ def test_vgg_weights_reach_every_potential(tmp_path):
             maps.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"]
         )
         torch.testing.assert_close(convs[-1](maps)[:, :, 3, 3], connected)
-    assert model.parts[0].part.head[0].weight is not model.parts[1].part.head[0].weight
+    first, second, *_ = model.potentials.values()
+    assert first.features.head[0].weight is not second.features.head[0].weight
 
 
 def test_vgg_weights_that_do_not_fit(tmp_path):

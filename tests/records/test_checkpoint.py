@@ -54,6 +54,42 @@ def test_model_comes_back_as_it_was(run):
     assert torch.equal(model.predict(image, "1unary+2pair"), again.predict(image, "1unary+2pair"))
 
 
+@pytest.mark.parametrize("potentials", [None, ("above_below", "unary")])
+def test_numbered_potentials_of_earlier_versions_are_read_by_name(potentials, tmp_path):
+    """The order of the numbers was that of the settings."""
+    run = write_run(tmp_path / "run", tmp_path / "camvid", potentials=potentials)
+    expected = load_model(run)[0]
+    state = load_checkpoint(run / "last.pt")
+    numbers = {name: str(index) for index, name in enumerate(expected.potential_names)}
+
+    def earlier(key: str) -> str:
+        _, name, *rest = key.split(".")
+        rest = ["part" if word == "features" else word for word in rest]
+        return ".".join(["parts", numbers[name], *rest])
+
+    old = {earlier(key): value for key, value in state["model"].items()}
+    assert any(key.startswith("parts.1.part.head.0.") for key in old)
+    save(run / "last.pt", {**state, "model": old})
+    found = load_model(run)[0].state_dict()
+    assert list(found) == list(expected.state_dict())
+    assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
+    save(run / "last.pt", {**state, "model": {**old, "parts.9.bias": torch.zeros(1)}})
+    with pytest.raises(InputError, match=r"parts\.9\.bias has \(1,\), the model needs nothing"):
+        load_model(run)
+
+
+def test_potentials_in_another_order_are_loaded_by_name(run):
+    state = load_checkpoint(run / "last.pt")
+    names = ["above_below", "unary_1scale", "surrounding", "unary"]
+    state["config"]["model"]["potentials"] = names
+    save(run / "other.pt", state)
+    model, other = load_model(run)[0], load_model(run / "other.pt")[0]
+    assert list(other.potentials) == names != list(model.potentials)
+    image = torch.rand(1, 3, 20, 30) * 255
+    found, expected = (net.predict(image, "1unary+2pair") for net in (other, model))
+    torch.testing.assert_close(found, expected)
+
+
 def test_best_is_preferred(run):
     state = load_checkpoint(run / "last.pt")
     save(run / "best.pt", {**state, "epoch": 1})
@@ -98,7 +134,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
 def test_weights_of_another_number_of_classes(run):
     state = load_checkpoint(run / "last.pt")
     save(run / "last.pt", {**state, "classes": state["classes"][:7]})
-    with pytest.raises(InputError, match=r"last\.pt: parts\.\d.*the model needs"):
+    with pytest.raises(InputError, match=r"last\.pt: potentials\..*the model needs"):
         load_model(run)
 
 

@@ -159,7 +159,7 @@ def test_losses_of_a_whole_crf_weigh_its_nodes(model: DeepCRF, objective: Object
     (loss, *_) = make_losses(objective, model, model.potential_names)
     nodes = node_labels(labels, model.grid_size(30, 26))
     energies = model.energies(images)
-    unary, potentials = model.crf(energies, model.crf_row())
+    unary, potentials = model.crf(energies, model.default_variant())
     if objective == "end_to_end":
         chances = dc.mean_field(unary, potentials, model.config.iterations)
         values = functional.nll_loss(chances.log(), nodes, ignore_index=255, reduction="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from deepcrf_ext.config import (
     PRESETS,
     DataConfig,
     ModelConfig,
+    PhaseConfig,
     RelationConfig,
     from_dict,
     preset,
@@ -74,6 +76,37 @@ def test_from_dict_names_what_does_not_fit():
     values["model"]["colour"] = 3
     with pytest.raises(InputError, match="colour"):
         from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 2.5, "epochs: got 2.5, must be int"),
+        ("epochs", True, "epochs: got True, must be int"),
+        ("amp", "yes", "amp: got 'yes', must be bool or null"),
+        ("batch_size", 0, "batch_size"),
+        ("data.dataset", "imagenet", "data.dataset: got 'imagenet', must be one of scenes"),
+        ("data.crop", [3], "data.crop: got [3], must be a list of int, int or null"),
+        ("model.widths", [16, "wide"], "model.widths[1]: got 'wide', must be int"),
+        ("model.relations", {"left": {"width": 0.5}}, "model.relations.left: "),
+        ("model.relations", {"left": {"kind": "under"}}, "model.relations.left.kind: got 'under'"),
+        ("model", 3, "model: got 3, must be a mapping"),
+    ],
+)
+def test_from_dict_takes_no_value_of_another_type(name, value, message):
+    values = to_dict(preset("small"))
+    group, _, key = name.rpartition(".")
+    (values[group] if group else values)[key] = value
+    with pytest.raises(InputError, match=f"^settings: {re.escape(message)}"):
+        from_dict(values)
+
+
+def test_from_dict_reads_phases_and_whole_numbers_for_floats():
+    phases = [{"objective": "piecewise", "share": 1}, {"objective": "end_to_end"}]
+    config = from_dict({"objective": phases, "optim": {"lr": 1}, "warm_start": 0})
+    assert config.objective == (PhaseConfig("piecewise", 1.0), PhaseConfig("end_to_end"))
+    assert (config.optim.lr, type(config.optim.lr)) == (1.0, float)
+    assert from_dict(to_dict(config)) == config
 
 
 def test_options_override_file_and_file_overrides_preset(tmp_path):

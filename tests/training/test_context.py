@@ -12,7 +12,7 @@ from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.scenes import Scenes
 from deepcrf_ext.evaluate import evaluate
 from deepcrf_ext.evaluation.regions import Scores
-from deepcrf_ext.models import Row
+from deepcrf_ext.models import Variant
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
 
@@ -54,7 +54,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     trainer = Trainer(config, train, val)
     folder: Path = tmp_path_factory.mktemp("run")
     assert trainer.fit(folder, StopRequest())
-    rows = {"unary": Row("unary"), "crf": trainer.model.crf_row()}
+    rows = {"unary": Variant("unary"), "crf": trainer.model.default_variant()}
     return evaluate(trainer.model.eval(), test, rows, amp=False).scores
 
 

@@ -17,7 +17,7 @@ from deepcrf_ext import EdgeGraph, TablePotential, mean_field, reference
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import ROWS, DeepCRF
+from deepcrf_ext.models import VARIANTS, DeepCRF
 from deepcrf_ext.training.objectives import make_losses, mean_field_nll
 from deepcrf_ext.training.trainer import Trainer
 
@@ -81,7 +81,7 @@ def test_crf_loss_is_what_the_oracle_says_and_trains_all_of_the_crf(
     objective: ObjectiveName,
 ) -> None:
     model, pyramid, labels = tiny_crf()
-    row = ROWS["1unary+2pair"]
+    row = VARIANTS["1unary+2pair"]
     energies = model.energies_of(pyramid, row.potentials)
     assert energies.grid == (2, 3, 4)
     unary = energies.unaries["unary"]
@@ -101,8 +101,8 @@ def test_crf_loss_is_what_the_oracle_says_and_trains_all_of_the_crf(
     loss = crf.mean(model, pyramid, labels)
     assert float(loss.detach()) == pytest.approx(losses.sum() / sum(valid), rel=1e-5)
     own, wanted = gradients(model, loss), gradients(model, plain)
-    for index, name in enumerate(model.potential_names):
-        for key in (key for key in own if key.startswith(f"parts.{index}.")):
+    for name in model.potential_names:
+        for key in (key for key in own if key.startswith(f"potentials.{name}.")):
             assert (own[key] is None) == (wanted[key] is None) == (name == "unary_1scale")
             if own[key] is not None:
                 scale = float(wanted[key].abs().max())

@@ -21,7 +21,7 @@ from deepcrf_ext.config import (
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluate import main as evaluate
-from deepcrf_ext.models import ROWS, DeepCRF
+from deepcrf_ext.models import VARIANTS, DeepCRF
 from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.train import parse_new_run
@@ -155,14 +155,14 @@ def test_every_row_is_predicted_after_any_objective(finished: Path, tmp_path: Pa
     arguments = ["--checkpoint", str(finished), "--rows", "all", "--output", str(tmp_path / "out")]
     assert evaluate(arguments) == 0
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert set(result["rows"]) >= set(ROWS)
+    assert set(result["rows"]) >= set(VARIANTS)
 
 
 @pytest.mark.parametrize("objective", ["pseudo_likelihood", "end_to_end"])
 def test_a_crf_loss_that_is_not_finite_is_named(root: Path, tmp_path: Path, objective: str) -> None:
     trainer = make_trainer(root, objective=objective, warm_start=0.0)
     with torch.no_grad():
-        trainer.model.parts[2].bias.fill_(float("nan"))
+        list(trainer.model.potentials.values())[2].bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match="the loss of crf is nan at step 1"):
         trainer.fit(tmp_path, StopRequest())
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 0

@@ -42,7 +42,7 @@ def test_relations_start_as_the_product_of_two_unaries() -> None:
 def test_relations_keep_networks_of_their_own() -> None:
     model = DeepCRF(MODEL, 4)
     model.start_relations_from_unary()
-    parameters = [id(p) for part in model.parts for p in part.parameters()]
+    parameters = [id(p) for network in model.potentials.values() for p in network.parameters()]
     assert len(set(parameters)) == len(parameters)
     storages = {p.data_ptr() for p in model.parameters()}
     assert len(storages) == len(parameters)
@@ -70,7 +70,7 @@ def make_trainer(root: Path, model: ModelConfig = MODEL, epochs: int = 4) -> Tra
 def test_unaries_train_first_and_everything_afterwards(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
     trainer = make_trainer(root)
-    relations = [trainer.model.parts[2], trainer.model.parts[3]]
+    relations = list(trainer.model.potentials.values())[2:4]
     before = [p.clone() for part in relations for p in part.parameters()]
     steps: list[tuple[int, tuple[str, ...], bool]] = []
     step = trainer.step
