@@ -20,7 +20,6 @@ set(DEEPCRF_CUDA_SOURCES
     cuda/pairwise_messages_backward.cu
     cuda/mean_field.cu
     cuda/pairwise_nll.cu
-    cuda/pairwise_nll_fused.cu
     cuda/permutohedral_lattice.cu
     cuda/permutohedral_filter.cu
     cuda/dense_crf.cu)

@@ -6,19 +6,6 @@ namespace deepcrf {
 
 namespace {
 
-bool factored_fits(const py::tuple& potential) {
-  const Tensor source(potential[0], "source");
-  DEEPCRF_MAKE_CURRENT(source.device());  // its shared memory is what counts
-  return DEEPCRF_CUDA_VALUE(pairwise_nll_factored_fits,
-                            factored_potential(potential, source.size(0)));
-}
-
-int64_t factored_backward_workspace(const py::tuple& graph, const py::tuple& potential) {
-  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
-  return DEEPCRF_CUDA_VALUE(pairwise_nll_factored_backward_workspace, view,
-                            factored_potential(potential, view.num_nodes));
-}
-
 void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
                            const py::object& labels, int64_t ignore_index, const py::object& losses,
                            int num_threads, uintptr_t stream) {
@@ -28,15 +15,14 @@ void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = loss_dtype(factored.dtype, device);
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
-  DEEPCRF_LAUNCH(device, pairwise_nll_factored, view, factored, truth, out,
-                 execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored, view, factored, truth, out,
+                          execution_context(num_threads, stream));
 }
 
 void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                     const py::object& labels, int64_t ignore_index,
                                     const py::object& edge_weight, const py::object& losses,
-                                    const py::tuple& gradient, const py::object& workspace,
-                                    int num_threads, uintptr_t stream) {
+                                    const py::tuple& gradient, int num_threads, uintptr_t stream) {
   const Device device = Tensor(losses, "losses").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -46,9 +32,8 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
       factored_gradient(gradient, factored, dtype, view.num_nodes, device);
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
-  DEEPCRF_LAUNCH(device, pairwise_nll_factored_backward, view, factored, truth, weight, out,
-                 gradients, ctx);
+  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored_backward, view, factored, truth, weight,
+                          out, gradients, execution_context(num_threads, stream));
 }
 
 void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
@@ -83,16 +68,13 @@ void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energ
 }  // namespace
 
 void bind_pairwise_nll(py::module_& module) {
-  module.def("pairwise_nll_factored_fits", &factored_fits, py::arg("potential"));
-  module.def("pairwise_nll_factored_backward_workspace", &factored_backward_workspace,
-             py::arg("graph"), py::arg("potential"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
              py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored_backward", &pairwise_nll_factored_backward, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"),
-             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("workspace"),
-             py::arg("num_threads"), py::arg("stream"));
+             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("num_threads"),
+             py::arg("stream"));
   module.def("pairwise_nll_table", &pairwise_nll_table, py::arg("graph"), py::arg("energies"),
              py::arg("labels"), py::arg("ignore_index"), py::arg("losses"), py::arg("num_threads"),
              py::arg("stream"));

@@ -12,16 +12,25 @@ EdgeChunk edge_chunk(int64_t first, int64_t count, int64_t num_edges) {
   return {first, count};
 }
 
+// Columns of a matrix whose rows hold at least `columns` values and are padded.
+int64_t row_pitch(const Tensor& matrix, const char* name, int64_t columns) {
+  matrix.expect_shape({-1, -1});
+  const int64_t pitch = matrix.size(1);
+  DEEPCRF_CHECK(pitch >= columns && pitch % 8 == 0, name, ": got rows of ", pitch,
+                ", must be a multiple of 8 and at least ", columns);
+  return pitch;
+}
+
 void edge_hidden(const py::tuple& graph, const py::tuple& potential, int64_t first_edge,
                  const py::object& hidden, int num_threads, uintptr_t stream) {
   const Tensor out(hidden, "hidden");
   const Device device = out.device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
-  out.expect_shape({-1, factored.num_features});
+  const int64_t pitch = row_pitch(out, "hidden", factored.num_features + 1);
   const EdgeChunk chunk = edge_chunk(first_edge, out.size(0), view.num_edges);
-  void* data = untyped(hidden, "hidden", factored.dtype, device, {chunk.count, -1});
-  DEEPCRF_LAUNCH_CUDA_ONLY(device, edge_hidden, view, factored, chunk, data,
+  void* data = untyped(hidden, "hidden", factored.dtype, device, {chunk.count, pitch});
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, edge_hidden, view, factored, chunk, pitch, data,
                            execution_context(num_threads, stream));
 }
 
@@ -33,13 +42,13 @@ void chunk_losses(const py::tuple& graph, const py::object& labels, int64_t igno
   const Device device = table.device();
   const DType dtype = table.dtype();
   const GraphView view = graph_view(graph, device);
-  table.expect_shape({-1, num_labels * num_labels});
+  const int64_t pitch = row_pitch(table, "energies", num_labels * num_labels);
   const EdgeChunk chunk = edge_chunk(first_edge, table.size(0), view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
-  DEEPCRF_LAUNCH_CUDA_ONLY(device, chunk_losses, view, dtype, num_labels, truth, chunk, weight,
-                           table.untyped_data(), out, differentiate,
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, chunk_losses, view, dtype, num_labels, pitch, truth, chunk,
+                           weight, table.untyped_data(), out, differentiate,
                            execution_context(num_threads, stream));
 }
 
@@ -50,15 +59,19 @@ void reduce_edges(const py::tuple& graph, int64_t first_edge, const py::object& 
   const Device device = values.device();
   const DType dtype = values.dtype();
   const GraphView view = graph_view(graph, device);
-  values.expect_shape({-1, -1});
-  const int64_t N = view.num_nodes, D = values.size(1);
+  const Tensor sums_of_source(grad_source, "grad_source");
+  const int64_t N = view.num_nodes;
+  sums_of_source.expect_shape({N, -1});
+  const int64_t D = sums_of_source.size(1);
+  const int64_t pitch = row_pitch(values, "hidden", D);
   const EdgeChunk chunk = edge_chunk(first_edge, values.size(0), view.num_edges);
   const DType sums = dtype == DType::float64 ? DType::float64 : DType::float32;
-  const void* of_hidden = untyped(grad_hidden, "grad_hidden", dtype, device, {chunk.count, D});
+  const void* of_hidden = untyped(grad_hidden, "grad_hidden", dtype, device, {chunk.count, pitch});
   void* of_source = untyped(grad_source, "grad_source", sums, device, {N, D});
   void* of_target = untyped(grad_target, "grad_target", sums, device, {N, D});
-  DEEPCRF_LAUNCH_CUDA_ONLY(device, reduce_edges, view, dtype, D, chunk, values.untyped_data(),
-                           of_hidden, of_source, of_target, execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, reduce_edges, view, dtype, D, pitch, chunk,
+                           values.untyped_data(), of_hidden, of_source, of_target,
+                           execution_context(num_threads, stream));
 }
 
 }  // namespace

@@ -5,6 +5,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <set>
 #include <utility>
 
 #include "core/checks.h"
@@ -18,41 +21,66 @@ inline void check(cudaError_t status, const char* what) {
   }
 }
 
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
+// What a device can hold, asked for once.
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes;  // that a block may ask for, static and dynamic together
+};
+
+inline DeviceLimits device_limits(int device) {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  DeviceLimits limits = {};
+  check(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  check(
+      cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      "cudaDeviceGetAttribute");
+  known[device] = limits;
+  return limits;
+}
+
 // Blocks for a grid-stride kernel over `items` items with `items_per_block` a pass: enough for all,
 // at most what the device holds at once, at least one.
 inline unsigned int grid_size(int64_t items, int64_t items_per_block) {
   constexpr int64_t kBlocksPerMultiprocessor = 32;
-  int device = 0;
-  int multiprocessors = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
   const int64_t wanted = (items + items_per_block - 1) / items_per_block;
-  const int64_t most = multiprocessors * kBlocksPerMultiprocessor;
+  const int64_t most = device_limits(current_device()).multiprocessors * kBlocksPerMultiprocessor;
   const int64_t blocks = wanted < most ? wanted : most;
   return static_cast<unsigned int>(blocks > 0 ? blocks : 1);
 }
 
-// Shared memory that a block of the current device may ask for.
-inline int64_t most_shared_bytes() {
-  int device = 0;
-  int bytes = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "cudaDeviceGetAttribute");
-  return bytes;
+// Lets a kernel have all the dynamic shared memory of the current device. Once a kernel and device,
+// and never less: the setting is the process's, and a launch of another thread may stand between a
+// setting of its own and its launch.
+inline void allow_shared_memory(const char* name, const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const int device = current_device();
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device}) > 0) return;
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, kernel), name);
+  const int most =
+      device_limits(device).shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+  allowed.insert({kernel, device});
 }
 
 // Launches and checks: launch("name", kernel, grid, block, shared_bytes, stream, arguments...).
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, void* stream, Arguments&&... arguments) {
-  constexpr size_t kSharedBytesOfAnyKernel = 48 * 1024;
-  if (shared_bytes > kSharedBytesOfAnyKernel) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          name);
-  }
+  if (shared_bytes > 0) allow_shared_memory(name, reinterpret_cast<const void*>(kernel));
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

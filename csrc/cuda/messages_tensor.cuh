@@ -10,7 +10,7 @@
 #pragma once
 
 #include "cuda/messages.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/mma.cuh"
 
 namespace deepcrf::cuda {
 

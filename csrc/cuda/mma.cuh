@@ -19,6 +19,10 @@
 
 namespace deepcrf::cuda {
 
+// Row and column in a 16 x 8 product of element `part` of a lane's fragment d.
+__device__ inline int fragment_row(int part) { return threadIdx.x % 32 / 4 + part / 2 * 8; }
+__device__ inline int fragment_column(int part) { return threadIdx.x % 4 * 2 + part % 2; }
+
 // Two floats as one register of bfloat16: `low` in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

@@ -8,28 +8,30 @@ namespace deepcrf::cuda {
 
 namespace {
 
-// Losses of a chunk of edges and, where `gradient` is given, dL/denergies. One warp an edge.
+// Losses of a chunk of edges and, where `gradient` is given, dL/denergies, zeros past K * K. One
+// warp an edge.
 template <class T>
 __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chunk, int num_labels,
-                              const T* energies,     // [C, K * K]
+                              int pitch,             // of rows of energies, at least K * K
+                              const T* energies,     // [C, pitch]
                               const T* edge_weight,  // [E], or null: all ones
                               T* losses,             // [E]
-                              T* gradient) {         // [C, K * K], or null; may be the energies
+                              T* gradient) {         // [C, pitch], or null; may be the energies
   using A = Accumulator<T>;
   const int pairs = num_labels * num_labels;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
     const int64_t e = chunk.first + i;
     const int64_t first = labels.labels[row_of(graph.row_offsets, graph.num_nodes, e)];
     const int64_t second = labels.labels[graph.targets[e]];
-    T* out = gradient == nullptr ? nullptr : gradient + i * pairs;
+    T* out = gradient == nullptr ? nullptr : gradient + i * pitch;
     if (first == labels.ignore_index || second == labels.ignore_index) {
       if (lane_index() == 0) losses[e] = T(A(0));
       if (out != nullptr) {
-        for (int pair = lane_index(); pair < pairs; pair += kWarpSize) out[pair] = T(A(0));
+        for (int pair = lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
       }
       continue;
     }
-    const T* row = energies + i * pairs;
+    const T* row = energies + i * pitch;
     const int truth = static_cast<int>(first) * num_labels + static_cast<int>(second);
     const A truth_energy = row[truth];
     A lowest = INFINITY;
@@ -51,38 +53,44 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
       const A probability = exponential(lowest - A(row[pair])) / sum;
       out[pair] = T(weight * ((pair == truth ? A(1) : A(0)) - probability));
     }
+    for (int pair = pairs + lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
   }
 }
 
 template <class T>
 void launch_losses(const GraphView& graph, const EdgeLabels& labels, const EdgeChunk& chunk,
-                   int64_t num_labels, const void* energies, const void* edge_weight, void* losses,
-                   void* gradient, const ExecutionContext& ctx) {
+                   int64_t num_labels, int64_t pitch, const void* energies, const void* edge_weight,
+                   void* losses, void* gradient, const ExecutionContext& ctx) {
   launch("losses", losses_kernel<T>, grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0,
-         ctx.stream, graph, labels, chunk, static_cast<int>(num_labels),
+         ctx.stream, graph, labels, chunk, static_cast<int>(num_labels), static_cast<int>(pitch),
          static_cast<const T*>(energies), static_cast<const T*>(edge_weight),
          static_cast<T*>(losses), static_cast<T*>(gradient));
 }
 
-// One warp an edge.
+// A row holds the D features of the hidden vector, a one for the bias, then zeros. One warp an
+// edge.
 template <class T>
 __global__ void hidden_kernel(GraphView graph, EdgeChunk chunk,
                               const T* source,  // [N, D]
                               const T* target,  // [N, D]
-                              int64_t num_features, bool vectorised,
-                              T* hidden) {  // [C, D]
+                              int64_t num_features, int64_t pitch, bool vectorised,
+                              T* hidden) {  // [C, pitch]
   using A = Accumulator<T>;
   constexpr int V = kVector<T>;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
     const int64_t p = row_of(graph.row_offsets, graph.num_nodes, chunk.first + i);
     const int64_t q = graph.targets[chunk.first + i];
+    T* row = hidden + i * pitch;
     for (int64_t d = lane_index() * V; d < num_features; d += kWarpSize * V) {
       A first[V], second[V];
       load_values(source + p * num_features + d, num_features - d, vectorised, first);
       load_values(target + q * num_features + d, num_features - d, vectorised, second);
 #pragma unroll
       for (int v = 0; v < V; ++v) first[v] = relu(first[v] + second[v]);
-      store_values(hidden + i * num_features + d, num_features - d, vectorised, first);
+      store_values(row + d, num_features - d, vectorised, first);
+    }
+    for (int64_t d = num_features + lane_index(); d < pitch; d += kWarpSize) {
+      row[d] = T(d == num_features ? A(1) : A(0));
     }
   }
 }
@@ -101,17 +109,36 @@ __device__ int64_t lower_bound(const int64_t* values, int64_t count, int64_t bou
   return low;
 }
 
-// Adds masked edge gradients to the sources (`along`), or to the targets. One warp a node, and 32
-// features at a time.
+// Warps of a block share out the edges of a node, and each has several of them under way.
+constexpr int kReduceWarps = 8;
+constexpr int kReduceBatch = 4;
+constexpr int kReduceThreads = kReduceWarps * kWarpSize;
+// A lane's features of a row, 16 bytes; and a block's.
 template <class T>
-__global__ void reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int64_t num_features,
-                              const T* hidden,             // [C, D], or null
-                              const T* grad_hidden,        // [C, D]
-                              Accumulator<T>* gradient) {  // [N, D]
+constexpr int kReduceVector = 16 / sizeof(T);
+template <class T>
+constexpr int kReduceSlice = kWarpSize * kReduceVector<T>;
+
+// Adds edge gradients, where the hidden vector is positive, to the sources (`along`), or to the
+// targets. One block a node and slice of the features; the order of its sums is fixed.
+template <class T>
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int64_t num_features,
+                  int64_t pitch,               // a multiple of kReduceVector
+                  const T* hidden,             // [C, pitch]
+                  const T* grad_hidden,        // [C, pitch]
+                  Accumulator<T>* gradient) {  // [N, D]
   using A = Accumulator<T>;
-  for (int64_t node = first_warp(); node < graph.num_nodes; node += num_warps()) {
+  constexpr int V = kReduceVector<T>;
+  using Vector = Packed<T, V>;
+  __shared__ A partial[kReduceWarps][kReduceSlice<T>];
+  const int warp = threadIdx.x / kWarpSize;
+  const int64_t slices = ceil_div<int64_t>(num_features, kReduceSlice<T>);
+  const int64_t chunk_end = chunk.first + chunk.count;
+  for (int64_t task = blockIdx.x; task < graph.num_nodes * slices; task += gridDim.x) {
+    const int64_t node = task / slices;
+    const int64_t first_feature = task % slices * kReduceSlice<T>;
     int64_t begin, end;  // of the node's edges in the chunk, as positions in its row
-    const int64_t chunk_end = chunk.first + chunk.count;
     if (along) {
       begin = max(graph.row_offsets[node], chunk.first);
       end = min(graph.row_offsets[node + 1], chunk_end);
@@ -121,16 +148,45 @@ __global__ void reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int6
       begin = row + lower_bound(graph.reverse_edges + row, count, chunk.first);
       end = row + lower_bound(graph.reverse_edges + row, count, chunk_end);
     }
-    if (begin >= end) continue;
-    for (int64_t d = lane_index(); d < num_features; d += kWarpSize) {
-      A sum = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t edge = along ? i : graph.reverse_edges[i];
-        const int64_t element = (edge - chunk.first) * num_features + d;
-        if (hidden == nullptr || A(hidden[element]) > 0) sum += A(grad_hidden[element]);
+    if (begin >= end) continue;  // the whole block does
+    const int64_t feature = first_feature + lane_index() * V;
+    A sums[V] = {};
+    if (feature < num_features) {
+      for (int64_t i = begin + warp; i < end; i += kReduceWarps * kReduceBatch) {
+        int64_t elements[kReduceBatch];
+        Vector of_hidden[kReduceBatch], of_gradient[kReduceBatch];
+#pragma unroll
+        for (int b = 0; b < kReduceBatch; ++b) {
+          const int64_t at = i + b * kReduceWarps < end ? i + b * kReduceWarps : i;
+          const int64_t edge = along ? at : graph.reverse_edges[at];
+          elements[b] = (edge - chunk.first) * pitch + feature;
+        }
+#pragma unroll
+        for (int b = 0; b < kReduceBatch; ++b) {
+          of_hidden[b] = *reinterpret_cast<const Vector*>(hidden + elements[b]);
+          of_gradient[b] = *reinterpret_cast<const Vector*>(grad_hidden + elements[b]);
+        }
+#pragma unroll
+        for (int b = 0; b < kReduceBatch; ++b) {
+          const bool valid = i + b * kReduceWarps < end;
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            sums[v] += valid && A(of_hidden[b].values[v]) > 0 ? A(of_gradient[b].values[v]) : A(0);
+          }
+        }
       }
-      gradient[node * num_features + d] += sum;
     }
+#pragma unroll
+    for (int v = 0; v < V; ++v) partial[warp][lane_index() * V + v] = sums[v];
+    __syncthreads();
+    for (int f = threadIdx.x; f < kReduceSlice<T>; f += kReduceThreads) {
+      if (first_feature + f >= num_features) break;
+      A sum = 0;
+#pragma unroll
+      for (int w = 0; w < kReduceWarps; ++w) sum += partial[w][f];
+      gradient[node * num_features + first_feature + f] += sum;
+    }
+    __syncthreads();
   }
 }
 
@@ -140,7 +196,8 @@ void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potenti
                         const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     launch_losses<decltype(tag)>(graph, labels, {0, graph.num_edges}, potential.num_labels,
-                                 potential.energies, nullptr, losses, nullptr, ctx);
+                                 potential.num_labels * potential.num_labels, potential.energies,
+                                 nullptr, losses, nullptr, ctx);
   });
 }
 
@@ -149,42 +206,44 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
                                  void* grad_energies, const ExecutionContext& ctx) {
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     launch_losses<decltype(tag)>(graph, labels, {0, graph.num_edges}, potential.num_labels,
-                                 potential.energies, edge_weight, losses, grad_energies, ctx);
+                                 potential.num_labels * potential.num_labels, potential.energies,
+                                 edge_weight, losses, grad_energies, ctx);
   });
 }
 
 void edge_hidden(const GraphView& graph, const AnyFactoredPotential& potential,
-                 const EdgeChunk& chunk, void* hidden, const ExecutionContext& ctx) {
+                 const EdgeChunk& chunk, int64_t pitch, void* hidden, const ExecutionContext& ctx) {
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
     const FactoredPotential<T> factored = potential.as<T>();
     T* out = static_cast<T*>(hidden);
-    const bool vectorised = factored.num_features % kVector<T> == 0 &&
+    const bool vectorised = factored.num_features % kVector<T> == 0 && pitch % kVector<T> == 0 &&
                             is_aligned(factored.source, kVector<T>) &&
                             is_aligned(factored.target, kVector<T>) && is_aligned(out, kVector<T>);
     launch("edge_hidden", hidden_kernel<T>, grid_size(chunk.count, kWarpsPerBlock),
            kThreadsPerBlock, 0, ctx.stream, graph, chunk, factored.source, factored.target,
-           factored.num_features, vectorised, out);
+           factored.num_features, pitch, vectorised, out);
   });
 }
 
-void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels, const EdgeLabels& labels,
-                  const EdgeChunk& chunk, const void* edge_weight, void* energies, void* losses,
-                  bool differentiate, const ExecutionContext& ctx) {
+void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels, int64_t pitch,
+                  const EdgeLabels& labels, const EdgeChunk& chunk, const void* edge_weight,
+                  void* energies, void* losses, bool differentiate, const ExecutionContext& ctx) {
   dispatch_floating(dtype, "energies", [&](auto tag) {
-    launch_losses<decltype(tag)>(graph, labels, chunk, num_labels, energies, edge_weight, losses,
-                                 differentiate ? energies : nullptr, ctx);
+    launch_losses<decltype(tag)>(graph, labels, chunk, num_labels, pitch, energies, edge_weight,
+                                 losses, differentiate ? energies : nullptr, ctx);
   });
 }
 
-void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features, const EdgeChunk& chunk,
-                  const void* hidden, const void* grad_hidden, void* grad_source, void* grad_target,
-                  const ExecutionContext& ctx) {
+void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features, int64_t pitch,
+                  const EdgeChunk& chunk, const void* hidden, const void* grad_hidden,
+                  void* grad_source, void* grad_target, const ExecutionContext& ctx) {
   dispatch_floating(dtype, "hidden", [&](auto tag) {
     using T = decltype(tag);
+    const int64_t slices = ceil_div<int64_t>(num_features, kReduceSlice<T>);
     const auto reduce = [&](bool along, void* gradient) {
-      launch("reduce_edges", reduce_kernel<T>, grid_size(graph.num_nodes, kWarpsPerBlock),
-             kThreadsPerBlock, 0, ctx.stream, graph, along, chunk, num_features,
+      launch("reduce_edges", reduce_kernel<T>, grid_size(graph.num_nodes * slices, 1),
+             kReduceThreads, 0, ctx.stream, graph, along, chunk, num_features, pitch,
              static_cast<const T*>(hidden), static_cast<const T*>(grad_hidden),
              static_cast<Accumulator<T>*>(gradient));
     };

@@ -6,7 +6,7 @@ namespace deepcrf::cuda {
 // Version of the linked runtime: 1000 * major + 10 * minor.
 int runtime_version();
 
-// Makes a device current for this thread, and the former one again at the end.
+// Makes a device current for this thread, and at the end the former one again if it is in use.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -16,7 +16,7 @@ class DeviceGuard {
 
  private:
   int device_;
-  int former_ = 0;
+  int former_;
 };
 
 }  // namespace deepcrf::cuda

@@ -42,22 +42,7 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
 }  // namespace cpu
 
 namespace cuda {
-// The fused kernels: for no more features than pairwise_nll_factored_fits() says of the current
-// device; _pairwise_nll_chunks.py has no bound.
-bool pairwise_nll_factored_fits(const AnyFactoredPotential& potential);
-void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
-                           const EdgeLabels& labels,
-                           void* losses,  // [E]
-                           const ExecutionContext& ctx);
-
-// The loss and, in the same pass, the gradient of sum_e edge_weight[e] * loss[e].
-void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
-                                    const EdgeLabels& labels,
-                                    const void* edge_weight,  // [E], or null: all ones
-                                    void* losses,             // [E]
-                                    const AnyFactoredGradient& gradient,
-                                    const ExecutionContext& ctx);
-
+// Factored potentials: pairwise_nll_chunk.h.
 void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,
                         const EdgeLabels& labels,
                         void* losses,  // [E]
@@ -69,10 +54,6 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
                                  void* losses,             // [E]
                                  void* grad_energies,      // [E, K, K]
                                  const ExecutionContext& ctx);
-
-// Bytes of ctx.workspace.
-int64_t pairwise_nll_factored_backward_workspace(const GraphView& graph,
-                                                 const AnyFactoredPotential& potential);
 }  // namespace cuda
 
 }  // namespace deepcrf

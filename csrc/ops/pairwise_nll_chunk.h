@@ -13,26 +13,29 @@ struct EdgeChunk {
 };
 
 namespace cuda {
-// hidden = relu(source_p + target_q).
+// Rows of the products: relu(source_p + target_q), a one that multiplies the bias, then zeros.
 void edge_hidden(const GraphView& graph, const AnyFactoredPotential& potential,
                  const EdgeChunk& chunk,
-                 void* hidden,  // [C, D]
+                 int64_t pitch,  // at least D + 1
+                 void* hidden,   // [C, pitch]
                  const ExecutionContext& ctx);
 
 // Losses from energies. With `differentiate`, the energies become the gradient of
-// sum_e edge_weight[e] * loss[e].
-void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels, const EdgeLabels& labels,
-                  const EdgeChunk& chunk,
+// sum_e edge_weight[e] * loss[e], zeros past K * K.
+void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels,
+                  int64_t pitch,  // at least K * K
+                  const EdgeLabels& labels, const EdgeChunk& chunk,
                   const void* edge_weight,  // [E], or null: all ones
-                  void* energies,           // [C, K * K]
+                  void* energies,           // [C, pitch]
                   void* losses,             // [E], this chunk's are written
                   bool differentiate, const ExecutionContext& ctx);
 
 // Adds the gradient of the hidden vectors, where these are positive, to both ends of their edges.
-// Without `hidden`, the gradient is masked already.
-void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features, const EdgeChunk& chunk,
-                  const void* hidden,       // [C, D], or null
-                  const void* grad_hidden,  // [C, D]
+void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features,
+                  int64_t pitch,  // at least D; rows begin at multiples of 16 bytes
+                  const EdgeChunk& chunk,
+                  const void* hidden,       // [C, pitch]
+                  const void* grad_hidden,  // [C, pitch]
                   void* grad_source,        // [N, D], float64 for float64, else float32
                   void* grad_target,        // [N, D], likewise
                   const ExecutionContext& ctx);

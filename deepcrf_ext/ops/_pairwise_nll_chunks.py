@@ -1,10 +1,14 @@
 """The piecewise loss of a factored potential on CUDA, a chunk of edges at a time.
 
 The three products of a chunk run in the vendor's library; what stands between them is fused into
-one kernel each. Works for any number of labels and features.
+one kernel each. Rows are padded to `ROW_MULTIPLE`, as the library's fast products need, and hold a
+one beside the hidden vector: products with [weight | bias] then do the bias and its gradient too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +17,9 @@ from deepcrf_ext.ops import _backend
 
 CHUNK_BYTES = 32 << 20
 """Size of what exists of a chunk at a time: most of it stays in the L2 cache of a large GPU."""
+
+ROW_MULTIPLE = 8
+"""Rows of two-byte elements then begin at multiples of 16 bytes."""
 
 
 def chunk_edges(num_labels: int, dim: int, element_size: int) -> int:
@@ -43,30 +50,73 @@ def losses_and_gradients(
     """
     source, target, weight, bias = potential
     num_edges, num_labels, dim = graph[1].shape[0], bias.shape[0], source.shape[1]
-    rows, bias_row = weight.view(-1, dim), bias.view(-1)
+    pairs = num_labels**2
+    rows = weight.new_zeros(_padded(pairs), _padded(dim + 1))
+    rows[:pairs, :dim] = weight.view(pairs, dim)
+    rows[:pairs, dim] = bias.view(pairs)
     sums = torch.float64 if source.dtype == torch.float64 else torch.float32
     losses = source.new_empty(num_edges)
-    gradients = [torch.zeros_like(t, dtype=sums) for t in (source, target, rows, bias_row)]
+    grad_source, grad_target, grad_rows = (
+        torch.zeros_like(tensor, dtype=sums) for tensor in (source, target, rows)
+    )
     size = min(num_edges, chunk_edges(num_labels, dim, source.element_size()))
     native, launch_args = _backend.native(), _backend.launch_args(source)
-    with torch.autocast(source.device.type, enabled=False):  # else products come out rounded
+    with _whole_sums(source.device):
         for first in range(0, num_edges, max(1, size)):
-            count = min(size, num_edges - first)
-            hidden = source.new_empty(count, dim)
+            hidden = source.new_empty(min(size, num_edges - first), rows.shape[1])
             native.edge_hidden(graph, potential, first, hidden, *launch_args)
-            energies = torch.addmm(bias_row, hidden, rows.t())
+            energies = hidden @ rows.t()
             native.chunk_losses(
                 graph, labels, ignore_index, num_labels, first, edge_weight, energies, losses,
                 differentiate, *launch_args,
             )  # fmt: skip
             if differentiate:
-                grad_hidden = energies @ rows
-                gradients[2] += energies.t() @ hidden
-                gradients[3] += energies.sum(0, dtype=sums)
+                grad_rows += _product(energies.t(), hidden, sums)
                 native.reduce_edges(
-                    graph, first, hidden, grad_hidden, gradients[0], gradients[1], *launch_args
+                    graph, first, hidden, energies @ rows, grad_source, grad_target, *launch_args
                 )
     if not differentiate:
         return (losses,)
-    shaped = zip(gradients, potential, strict=True)
-    return losses, *(g.to(source.dtype).view(p.shape) for g, p in shaped)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
+    grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
+    return (
+        losses,
+        grad_source.to(source.dtype),
+        grad_target.to(target.dtype),
+        grad_weight,
+        grad_bias,
+    )
+
+
+def _padded(size: int) -> int:
+    return -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`, not rounded before where the library can leave it so."""
+    if a.is_cuda and a.dtype != dtype and _MM_HAS_OUT_DTYPE:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+@contextmanager
+def _whole_sums(device: torch.device) -> Iterator[None]:
+    """Products keep their dtype, also under autocast, and sum in float32 to the end.
+
+    By default torch lets the library add the parts of a split half-precision product in that dtype.
+    """
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    matmul = torch.backends.cuda.matmul
+    former = [getattr(matmul, name) for name in names]
+    with torch.autocast(device.type, enabled=False):
+        try:
+            for name in names:
+                setattr(matmul, name, False)
+            yield
+        finally:
+            for name, value in zip(names, former, strict=True):
+                setattr(matmul, name, value)

@@ -28,11 +28,6 @@ from deepcrf_ext.ops._pairwise_nll_chunks import losses_and_gradients
 from deepcrf_ext.ops.graph import EdgeGraph
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
-MOST_FUSED_ENERGIES = 1 << 23
-"""On CUDA, the fused kernel serves up to so many energies, E · K²; it computes each of them three
-times, but in few launches. Above, chunks of edges go through the vendor's matrix products. An
-estimate from operation counts, not yet a measurement."""
-
 
 def pairwise_nll(
     potential: Potential, labels: Tensor, ignore_index: int = 255, reduction: str = "mean"
@@ -86,15 +81,6 @@ def _num_valid_edges(graph: EdgeGraph, labels: Tensor, ignore_index: int) -> Ten
     return (valid[sources] & valid[targets]).sum()
 
 
-def _in_chunks(graph: tuple[Tensor, ...], potential: tuple[Tensor, ...]) -> bool:
-    """Whether the loss of a factored potential takes the way of `losses_and_gradients`."""
-    bias = potential[3]
-    return _backend.uses_cuda_kernels(bias) and (
-        graph[1].shape[0] * bias.numel() > MOST_FUSED_ENERGIES
-        or not _backend.native().pairwise_nll_factored_fits(potential)
-    )
-
-
 @torch.library.custom_op("deepcrf_ext::pairwise_nll_factored", mutates_args=())
 def pairwise_nll_factored(
     graph: Sequence[Tensor],
@@ -107,7 +93,7 @@ def pairwise_nll_factored(
 ) -> Tensor:
     """Losses [E] of a factored potential: [N, D], [N, D], [K, K, D], [K, K], int64 [N]."""
     operands = prepare_graph(graph), contiguous(source, target, weight, bias), labels.contiguous()
-    if _in_chunks(*operands[:2]):
+    if _backend.uses_cuda_kernels(source):
         return losses_and_gradients(*operands, ignore_index, None, differentiate=False)[0]
     losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
     _backend.native().pairwise_nll_factored(
@@ -136,16 +122,13 @@ def pairwise_nll_factored_backward(
     labels = labels.contiguous()
     if edge_weight is not None:
         (edge_weight,) = prepare(edge_weight)
-    if _in_chunks(graph, potential):
+    if _backend.uses_cuda_kernels(source):
         losses, *gradients = losses_and_gradients(
             graph, potential, labels, ignore_index, edge_weight
         )
     else:
         losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
         gradients = list(empty_gradients(potential))
-        workspace = _backend.workspace(
-            "pairwise_nll_factored_backward_workspace", losses, graph, potential
-        )
         _backend.native().pairwise_nll_factored_backward(
             graph,
             potential,
@@ -154,7 +137,6 @@ def pairwise_nll_factored_backward(
             edge_weight,
             losses,
             tuple(gradients),
-            workspace,
             *_backend.launch_args(losses),
         )
     grad_source, grad_target, grad_weight, grad_bias = gradients

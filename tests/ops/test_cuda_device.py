@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -130,6 +133,63 @@ def test_second_device_while_the_first_is_current(operator: str, kind: str) -> N
     for name, value in results.items():
         assert value.device == second
         assert_close(value.cpu(), wanted[name].cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_no_context_on_a_device_without_tensors() -> None:
+    """Making an idle device current again would take half a gigabyte of it (pytorch#94864)."""
+    program = """
+import torch, deepcrf_ext as dc
+graph = dc.EdgeGraph.from_range_box(4, 4, dc.RangeBox(-1, 1, -1, 1), "cuda:1")
+random = lambda *shape: torch.rand(shape, device="cuda:1")
+potential = dc.FactoredPotential(
+    graph, random(16, 8), random(16, 8), random(3, 3, 8), random(3, 3)
+)
+dc.mean_field(random(16, 3), [potential])
+assert not torch._C._cuda_hasPrimaryContext(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_with_other_sizes(dtype: torch.dtype) -> None:
+    """Each launch is of its own size, whatever another thread launches at the same time."""
+    problems = [
+        make_problem([random_graph(20, 60, labels)], [FACTORED], labels, dim).to(GPU, dtype)
+        for labels, dim in ((8, 64), (24, 512))
+    ]
+
+    def call(problem: Problem) -> None:
+        for _ in range(2000):
+            dc.mean_field(problem.tensors["unary"], problem.potentials, 1)
+            dc.pairwise_nll(problem.potentials[0], problem.labels)
+        torch.cuda.synchronize(GPU)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, problems))
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_loss_under_torchs_flags(
+    reduced: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-precision sums stay whole, whatever torch's own products may do."""
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(matmul, "allow_bf16_reduced_precision_reduction", reduced)
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        problem = grid_problem(9, 11, FACTORED, 6, 512).to(GPU, torch.bfloat16)
+        results = value_and_gradients("pairwise_nll_mean", dc, problem)
+        exact = value_and_gradients(
+            "pairwise_nll_mean", reference, problem.to(torch.device("cpu"), torch.float64)
+        )
+        for name, value in results.items():
+            assert_close(value.cpu(), exact[name])
+        assert matmul.allow_bf16_reduced_precision_reduction is reduced
+    finally:
+        torch.set_float32_matmul_precision(former)
 
 
 def test_range_box_past_two_to_the_31_edges_on_the_device() -> None:

@@ -1,8 +1,6 @@
-"""What only the CUDA kernels have: two ways of the piecewise loss, launches that split the work."""
+"""What only the CUDA kernels have: the piecewise loss in chunks, launches that split the work."""
 
 from __future__ import annotations
-
-import importlib
 
 import pytest
 import torch
@@ -18,15 +16,13 @@ from problems import (
 from targets import Target
 
 from deepcrf_ext import reference
-from deepcrf_ext.ops import _backend, _pairwise_nll_chunks
-
-pairwise_nll = importlib.import_module("deepcrf_ext.ops.pairwise_nll")
+from deepcrf_ext.ops import _pairwise_nll_chunks
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
-# Tiles of the fused loss are 64, 32 or 16 edges and label pairs; those of the messages, 16 nodes
-# and 16 edges, 64 or 128 features, 24 labels.
+# Chunks of the loss are 64 edges, its sums slices of 64 to 256 features; tiles of the messages, 16
+# nodes and 16 edges, 64 or 128 features, 24 labels.
 PROBLEMS = {
     "whole-tiles": lambda: make_problem([random_graph(16, 64, 1)], [FACTORED], 8, 64, ignored=0),
     "one-more": lambda: make_problem([random_graph(17, 65, 2)], [FACTORED], 9, 65),
@@ -37,13 +33,10 @@ PROBLEMS = {
 }
 
 
-@pytest.fixture(params=["fused", "chunks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Sends the piecewise loss one way; chunks are then as small as they can be."""
-    most = 1 << 62 if request.param == "fused" else -1
-    monkeypatch.setattr(pairwise_nll, "MOST_FUSED_ENERGIES", most)
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of the piecewise loss as small as they can be."""
     monkeypatch.setattr(_pairwise_nll_chunks, "CHUNK_BYTES", 1)
-    return request.param
 
 
 def check(operator: str, target: Target, problem: Problem, dtype: torch.dtype) -> None:
@@ -58,14 +51,16 @@ def check(operator: str, target: Target, problem: Problem, dtype: torch.dtype) -
 @pytest.mark.parametrize("operator", ["pairwise_nll", "pairwise_nll_mean"])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_both_ways_of_the_loss(
-    cuda_target: Target, way: str, operator: str, name: str, dtype: torch.dtype
+@pytest.mark.usefixtures("small_chunks")
+def test_the_loss_in_chunks(
+    cuda_target: Target, operator: str, name: str, dtype: torch.dtype
 ) -> None:
     check(operator, cuda_target, PROBLEMS[name](), dtype)
 
 
 @pytest.mark.parametrize("operator", ["pairwise_nll", "pairwise_nll_mean"])
-def test_both_ways_of_the_loss_under_autocast(cuda_target: Target, way: str, operator: str) -> None:
+@pytest.mark.usefixtures("small_chunks")
+def test_the_loss_under_autocast(cuda_target: Target, operator: str) -> None:
     """As training calls them; bfloat16 products would not even have the dtype of the losses."""
     problem = PROBLEMS["one-more"]().to(cuda_target.device, torch.float32)
     wanted = value_and_gradients(operator, cuda_target.functions, problem)
@@ -82,14 +77,6 @@ def test_messages_at_the_borders_of_tiles(
     cuda_target: Target, operator: str, name: str, dtype: torch.dtype
 ) -> None:
     check(operator, cuda_target, PROBLEMS[name](), dtype)
-
-
-@pytest.mark.parametrize("num_features", [512, 513])
-def test_features_that_the_fused_loss_takes(cuda_target: Target, num_features: int) -> None:
-    problem = make_problem([random_graph(3, 2, 1)], [FACTORED], 2, num_features)
-    potential = problem.to(cuda_target.device, torch.bfloat16).potentials[0]
-    tensors = (potential.source, potential.target, potential.weight, potential.bias)
-    assert _backend.native().pairwise_nll_factored_fits(tensors) == (num_features == 512)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

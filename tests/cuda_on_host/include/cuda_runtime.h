@@ -285,6 +285,9 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributePreferredSharedMemoryCarveout = 9,
 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
 struct cudaLaunchAttribute {};
 struct cudaLaunchConfig_t {
   dim3 gridDim;
@@ -304,14 +307,14 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream = nullptr);
-template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  const bool allowed =
-      value >= 0 && cuda_on_host::allow_shared_bytes(reinterpret_cast<const void*>(kernel),
-                                                     static_cast<std::size_t>(value));
-  return allowed ? cudaSuccess : cudaErrorInvalidValue;
-}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0 };
+constexpr unsigned long long cudaEnableDefault = 0;
+#define CUDART_VERSION 13000
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** entry, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* found);
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int block_size,
                                                           size_t shared_bytes) {

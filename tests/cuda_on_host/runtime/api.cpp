@@ -16,8 +16,10 @@ namespace {
 std::map<const void*, std::size_t> shared_limits;
 }
 
+// Refuses to lower a limit: between the setting and the launch of one thread, another may set its
+// own.
 bool allow_shared_bytes(const void* kernel, std::size_t bytes) {
-  if (bytes > kMaxSharedBytes) return false;
+  if (bytes > kMaxSharedBytes || bytes < shared_limits[kernel]) return false;
   shared_limits[kernel] = bytes;
   return true;
 }
@@ -107,6 +109,28 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = static_cast<int>(cuda_on_host::kMaxSharedBytes);
       break;
   }
+  return cudaSuccess;
+}
+
+// How much static shared memory a kernel has is not known here.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->sharedSizeBytes = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  const bool allowed =
+      value >= 0 && cuda_on_host::allow_shared_bytes(kernel, static_cast<std::size_t>(value));
+  return allowed ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// The driver is not there either.
+cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** entry, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+  *entry = nullptr;
+  *found = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
 
