@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._argument_checks import checked_iterations
+from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
 from deepcrf_ext.ops.permutohedral_filter import (
@@ -227,7 +228,11 @@ def _check_energies(unary: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("deepcrf_ext::dense_crf_marginals", mutates_args=())
+def _fake_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
+    return unary.new_empty(unary.shape)
+
+
+@operator(fake=_fake_marginals)
 def dense_crf_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
     """The whole loop in one call: the tensors of each kernel in turn, energies [K, N]."""
     prepared = unary.contiguous()
@@ -243,8 +248,3 @@ def dense_crf_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: in
     workspace = _backend.workspace("dense_crf_workspace", prepared, *arguments)
     _backend.native().dense_crf(*arguments, workspace, *_backend.launch_args(prepared))
     return marginals
-
-
-@dense_crf_marginals.register_fake
-def _(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
-    return unary.new_empty(unary.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 
 NUM_LATTICE_TENSORS = 7
@@ -95,30 +96,6 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     return PermutohedralLattice(features).filter(values)
 
 
-@torch.library.custom_op("deepcrf_ext::permutohedral_lattice", mutates_args=())
-def permutohedral_lattice(features: Tensor) -> list[Tensor]:
-    """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h: those of
-    cpu::PermutohedralLattice or of cuda::PermutohedralLattice."""
-    native = _backend.native()
-    num_threads, stream = _backend.launch_args(features)
-    if _backend.uses_cuda_kernels(features):
-        lattice = _cuda_arrays(features)
-        native.permutohedral_lattice_cuda(
-            features,
-            tuple(lattice),
-            workspace=_backend.workspace("permutohedral_lattice_workspace", features, features),
-            num_threads=num_threads,
-            stream=stream,
-        )
-        return lattice
-    vertices, weights = _position_arrays(features)
-    points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
-    sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)
-    block_offsets, entry_points, point_offsets, point_entries, neighbours = sized
-    points.copy_to(block_offsets, entry_points, point_offsets, point_entries, neighbours.flatten())
-    return [vertices, weights, *sized]
-
-
 Shape = tuple[int | torch.SymInt, ...]
 
 
@@ -170,8 +147,7 @@ def _sized_arrays(
     )
 
 
-@permutohedral_lattice.register_fake
-def _(features: Tensor) -> list[Tensor]:
+def _fake_lattice(features: Tensor) -> list[Tensor]:
     if _backend.uses_cuda_kernels(features):
         return _cuda_arrays(features)
     context = torch.library.get_ctx()
@@ -179,7 +155,45 @@ def _(features: Tensor) -> list[Tensor]:
     return [*_position_arrays(features), *_sized_arrays(features, *sizes)]
 
 
-@torch.library.custom_op("deepcrf_ext::permutohedral_apply", mutates_args=())
+@operator(fake=_fake_lattice)
+def permutohedral_lattice(features: Tensor) -> list[Tensor]:
+    """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h: those of
+    cpu::PermutohedralLattice or of cuda::PermutohedralLattice."""
+    native = _backend.native()
+    num_threads, stream = _backend.launch_args(features)
+    if _backend.uses_cuda_kernels(features):
+        lattice = _cuda_arrays(features)
+        native.permutohedral_lattice_cuda(
+            features,
+            tuple(lattice),
+            workspace=_backend.workspace("permutohedral_lattice_workspace", features, features),
+            num_threads=num_threads,
+            stream=stream,
+        )
+        return lattice
+    vertices, weights = _position_arrays(features)
+    points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
+    sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)
+    block_offsets, entry_points, point_offsets, point_entries, neighbours = sized
+    points.copy_to(block_offsets, entry_points, point_offsets, point_entries, neighbours.flatten())
+    return [vertices, weights, *sized]
+
+
+def _fake_apply(lattice: Sequence[Tensor], values: Tensor, transposed: bool) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    lattice, _, ctx.transposed = inputs
+    ctx.save_for_backward(*lattice)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    lattice = list(ctx.saved_tensors)
+    return [None] * len(lattice), permutohedral_apply(lattice, grad, not ctx.transposed), None
+
+
+@operator(fake=_fake_apply, backward=_backward, setup_context=_setup)
 def permutohedral_apply(lattice: Sequence[Tensor], values: Tensor, transposed: bool) -> Tensor:
     """Filter values [N, C] on a lattice, or apply the transpose of that filter."""
     prepared = values.to(filter_dtype(values.dtype)).contiguous()
@@ -196,21 +210,3 @@ def permutohedral_apply(lattice: Sequence[Tensor], values: Tensor, transposed: b
         *_backend.launch_args(prepared),
     )
     return filtered.to(values.dtype)
-
-
-@permutohedral_apply.register_fake
-def _(lattice: Sequence[Tensor], values: Tensor, transposed: bool) -> Tensor:
-    return values.new_empty(values.shape)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    lattice, _, ctx.transposed = inputs
-    ctx.save_for_backward(*lattice)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    lattice = list(ctx.saved_tensors)
-    return [None] * len(lattice), permutohedral_apply(lattice, grad, not ctx.transposed), None
-
-
-permutohedral_apply.register_autograd(_backward, setup_context=_setup)

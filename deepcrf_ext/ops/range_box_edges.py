@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._registration import operator
 
 Edges = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -47,7 +48,7 @@ def _allocate(
     )
 
 
-@torch.library.custom_op("deepcrf_ext::range_box_edges", mutates_args=())
+@operator(fake=_allocate)
 def range_box_edges(
     height: int, width: int, top: int, bottom: int, left: int, right: int, device: torch.device
 ) -> Edges:
@@ -72,6 +73,3 @@ def range_box_edges(
         height, width, top, bottom, left, right, *edges, *_backend.launch_args(edges[0])
     )
     return edges
-
-
-range_box_edges.register_fake(_allocate)
