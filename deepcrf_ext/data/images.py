@@ -27,6 +27,12 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".ppm", ".pgm", ".pnm"),
+    *(".tif", ".tiff", ".webp", ".gif", ".jp2"),
+)
+"""Files that are taken for images in a folder, in any case."""
+
 # Pillow stretches grey PNGs of 2 and 4 bits to 0..255; these factors give the stored values back.
 _GREY_STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -42,7 +48,7 @@ def read_image(path: str | Path) -> np.ndarray:
         InputError: the file is missing, empty, truncated, corrupt or not an image.
     """
     path = Path(path)
-    with _open(path) as picture:
+    with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
         upright = ImageOps.exif_transpose(picture)
@@ -79,19 +85,32 @@ def read_labels(path: str | Path) -> np.ndarray:
         InputError: the file cannot be decoded, has colour channels, or holds values above 255.
     """
     path = Path(path)
-    with _open(path) as picture:
-        tile = picture.tile[0] if picture.tile else None
-        if picture.mode not in ("1", "L", "P", "I", "I;16"):
+    with open_picture(path) as picture:
+        if not has_values(picture):
             raise InputError(
                 f"{path}: a label map in mode {picture.mode}; "
                 "must have one channel of class indices, or a palette"
             )
-        picture.load()
-        labels = np.asarray(picture)
-        stretch = _GREY_STRETCH.get(tile[3], 1) if tile and isinstance(tile[3], str) else 1
+        labels = read_values(picture)
         if labels.min() < 0 or labels.max() > 255:
             raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
-        return labels.astype(np.uint8) // np.uint8(stretch)
+        return labels.astype(np.uint8)
+
+
+def has_values(picture: ImageFile.ImageFile) -> bool:
+    """Whether a picture has one channel of integers, palettes among them."""
+    return picture.mode in ("1", "L", "P", "I") or picture.mode.startswith("I;16")
+
+
+def read_values(picture: ImageFile.ImageFile) -> np.ndarray:
+    """The stored values, integers [H, W], of a picture that has one channel of them."""
+    tile = picture.tile[0] if picture.tile else None
+    picture.load()
+    values = np.asarray(picture)
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    stretch = _GREY_STRETCH.get(tile[3], 1) if tile and isinstance(tile[3], str) else 1
+    return values // values.dtype.type(stretch)
 
 
 def write_labels(path: str | Path, labels: np.ndarray, palette: np.ndarray) -> None:
@@ -133,7 +152,7 @@ def voc_palette(size: int) -> np.ndarray:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
+def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image, turning every error of decoding into an InputError that names the file."""
     try:
         if not path.is_file():

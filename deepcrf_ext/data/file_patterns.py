@@ -1,0 +1,142 @@
+"""Patterns of paths: which files below a folder belong to a split, and how each is called."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from deepcrf_ext.data.images import IMAGE_SUFFIXES
+from deepcrf_ext.errors import InputError
+
+_TOKEN = re.compile(r"\{name\}|\*\*/?|\*|\?|[^*?{]+|\{")
+_WILD = re.compile(r"[*?]|\{name\}")
+
+
+@dataclass
+class Found:
+    """The files of a pattern: several where they share a name. others: files that are no images."""
+
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+
+    def leave_out(self, paths: set[Path]) -> None:
+        """Takes files out, and names that no file is left of."""
+        kept = {name: [p for p in own if p not in paths] for name, own in self.files.items()}
+        self.files = {name: own for name, own in kept.items() if own}
+
+
+@dataclass(frozen=True)
+class FilePattern:
+    """A path with placeholders, below a root or absolute.
+
+    `{split}` is the split. `{name}` is the name of an image, sub-folders included; `*` and `?` are
+    parts of a file name and `**` is any folders. Where there is no `{name}`, a file is called by
+    its path below the folder that the placeholders begin in, without its suffix. Files are images
+    of any suffix where the pattern gives none. Names compare in one Unicode form, as file systems
+    differ in how they spell accents.
+
+    Raises InputError, naming `option`, for a pattern that matches only one path.
+    """
+
+    option: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _WILD.search(self.text) or not self.text.strip("/"):
+            raise InputError(
+                f"{self.option}: {self.text!r} must hold {{name}}, * or **, such as "
+                "images/{split}/** or masks/{split}/{name}_L.png"
+            )
+
+    @property
+    def has_split(self) -> bool:
+        """Whether splits differ in their files."""
+        return "{split}" in self.text
+
+    def folder(self, root: Path, split: str) -> Path:
+        """The folder that all files are below."""
+        return root.joinpath(*self._divided(split)[0])
+
+    def find(self, root: Path, split: str) -> Found:
+        """The files of a split. Files and folders whose names begin with a dot are left out."""
+        folder, rest = self._divided(split)
+        base = root.joinpath(*folder)
+        named = re.compile(self._expression(rest))
+        suffix = PurePosixPath(rest).suffix
+        fixed = suffix if not _WILD.search(suffix) else ""
+        found = Found()
+        for path in walk(base):
+            inner = unicodedata.normalize("NFC", path.relative_to(base).as_posix())
+            match = named.fullmatch(inner)
+            if match is None:
+                continue
+            if path.suffix.lower() not in IMAGE_SUFFIXES and path.suffix != fixed:
+                found.others.append(path)
+                continue
+            name = match["name"] if "name" in named.groupindex else inner
+            if "name" not in named.groupindex:
+                name = str(PurePosixPath(inner).with_suffix(""))
+            found.files.setdefault(name, []).append(path)
+        return found
+
+    def _divided(self, split: str) -> tuple[tuple[str, ...], str]:
+        """The folders before the first placeholder, and what follows, for a split."""
+        text = self.text
+        if text.endswith("**"):
+            text += "/*"
+        elif text.endswith("{name}"):
+            text += ".*"
+        parts = PurePosixPath(text.replace("{split}", split)).parts
+        first = next(index for index, part in enumerate(parts) if _WILD.search(part))
+        return parts[:first], "/".join(parts[first:])
+
+    @staticmethod
+    def _expression(rest: str) -> str:
+        seen, pieces = False, []
+        for token in _TOKEN.findall(unicodedata.normalize("NFC", rest)):
+            if token == "{name}":
+                pieces.append("(?P=name)" if seen else "(?P<name>.+)")
+                seen = True
+            elif token == "**/":
+                pieces.append("(?:.*/)?")
+            elif token == "**":
+                pieces.append(".*")
+            elif token in "*?":
+                pieces.append("[^/]*" if token == "*" else "[^/]")
+            else:
+                pieces.append(re.escape(token))
+        return "".join(pieces)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in order, through links to folders too; none twice by a loop."""
+    seen: set[str] = set()
+    for current, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(current, name)
+
+
+def describe_folders(root: Path, limit: int = 12) -> str:
+    """Which folders below a root hold how many images, in one line for an error."""
+    counts = Counter(
+        path.parent.relative_to(root).as_posix()
+        for path in walk(root)
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not counts:
+        return f"{root} holds no images"
+    named = [f"{folder} ({count})" for folder, count in list(counts.items())[:limit]]
+    more = f" and {len(counts) - limit} more folders" if len(counts) > limit else ""
+    return f"{root} holds images in {', '.join(named)}{more}"

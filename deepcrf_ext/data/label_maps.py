@@ -1,0 +1,235 @@
+"""From what a mask holds, values or colours, to class indices.
+
+A pixel of a mask is one number here, its *code*: of a colour, red · 65536 + green · 256 + blue; of
+a value up to 255, the code of that grey; of a 16-bit value above, 2^24 + the value. So 255 in a
+grey mask and white in a colour mask are the same, however the file was written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deepcrf_ext.data import camvid, voc
+from deepcrf_ext.data.base import IGNORE_INDEX
+from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.data.settings_files import read_settings
+from deepcrf_ext.errors import InputError
+
+Colour = tuple[int, int, int]
+Labels = Mapping[int | str, int | str]
+
+IGNORE = "ignore"
+MAX_CLASSES = IGNORE_INDEX
+_GREY = 0x010101
+_DEEP = 1 << 24
+_FEW = 12  # codes that an error lists
+
+
+def value_code(value: int) -> int:
+    """The code of a value, 0..65535."""
+    return value * _GREY if value <= 255 else _DEEP + value
+
+
+def colour_code(colour: Sequence[int]) -> int:
+    """The code of a colour, three of 0..255."""
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
+def describe_code(code: int) -> str:
+    """A code as `--data.labels` takes it: `7`, or `'#c8140a'` where it is no grey."""
+    if code >= _DEEP:
+        return str(code - _DEEP)
+    return str(code // _GREY) if code % _GREY == 0 else f"'#{code:06x}'"
+
+
+def parse_colour(value: object) -> Colour | None:
+    """The colour that `#c8140a`, `200 20 10`, `200, 20, 10` or [200, 20, 10] stands for, else None."""
+    if isinstance(value, str):
+        text = value.strip()
+        if match := re.fullmatch(r"#([0-9a-fA-F]{6})", text):
+            red, green, blue = bytes.fromhex(match[1])
+            return red, green, blue
+        numbers: Sequence[object] = re.split(r"[\s,;]+", text.strip("()[]").strip())
+    elif isinstance(value, list | tuple):
+        numbers = value
+    else:
+        return None
+    if len(numbers) != 3 or not all(re.fullmatch(r"\d{1,3}", str(n)) for n in numbers):
+        return None
+    red, green, blue = (int(str(n)) for n in numbers)
+    return (red, green, blue) if max(red, green, blue) <= 255 else None
+
+
+class LabelMap:
+    """What every code stands for.
+
+    Args:
+        labels: class index, or 255 for ignored pixels, by code.
+        hint: ends the error about a code that is not among them: how to put it there.
+    """
+
+    def __init__(self, labels: Mapping[int, int], hint: str) -> None:
+        self.codes = np.array(sorted(labels), np.int32)
+        self.labels = np.array([labels[code] for code in self.codes.tolist()], np.uint8)
+        self.hint = hint
+
+    def apply(self, codes: np.ndarray, path: Path) -> np.ndarray:
+        """The labels, uint8 [H, W], of codes, int32 [H, W].
+
+        Raises InputError naming `path` and every code that stands for nothing.
+        """
+        place = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+        unknown = self.codes[place] != codes
+        if unknown.any():
+            found, counts = np.unique(codes[unknown], return_counts=True)
+            order = np.argsort(-counts, kind="stable")[:_FEW]
+            named = ", ".join(describe_code(code) for code in sorted(found[order].tolist()))
+            more = f" and {len(found) - _FEW} more" if len(found) > _FEW else ""
+            lossy = (
+                "; a JPEG changes values, masks need a lossless format"
+                if path.suffix.lower() in (".jpg", ".jpeg")
+                else ""
+            )
+            raise InputError(
+                f"{path}: holds {named}{more} ({unknown.mean():.1%} of the pixels), which "
+                f"{self.hint}{lossy}"
+            )
+        return self.labels[place]
+
+
+def _camvid_colours() -> dict[int | str, int | str]:
+    """The 32 colours of CamVid as published, in the usual 11 classes, and those of SegNet's split."""
+    groups = {
+        "sky": "808080",
+        "building": "800000 008040 40c000 400040 c00080",  # bridge, wall, tunnel, archway
+        "pole": "c0c080 000040",  # traffic cone
+        "road": "804080 8000c0 c00040",  # lane markings
+        "pavement": "0000c0 40c080 8080c0 3c28de",  # parking block, road shoulder; SegNet's
+        "tree": "808000 c0c000",  # other vegetation
+        "sign symbol": "c08080 808040 004040",  # text, traffic light
+        "fence": "404080",
+        "car": "400080 4080c0 c080c0 c04080 804040",  # SUV, truck and bus, train, other moving
+        "pedestrian": "404000 c08040 4000c0 408040",  # child, cart and pram, animal
+        "bicyclist": "0080c0 c000c0",  # motorcycle and scooter
+        IGNORE: "000000",
+    }
+    return {f"#{colour}": name for name, colours in groups.items() for colour in colours.split()}
+
+
+def _voc_colours() -> dict[int | str, int | str]:
+    """VOC's palette, and its cream for the pixels that are not to be counted."""
+    colours = [f"#{bytes(colour).hex()}" for colour in voc_palette(256)]
+    return {**dict(zip(colours, voc.CLASSES, strict=False)), colours[255]: IGNORE}
+
+
+CODINGS = {"camvid-colours": _camvid_colours, "voc-colours": _voc_colours}
+"""Label maps that are known by name."""
+CODING_COLOURS: dict[str, dict[str, Colour]] = {
+    "camvid-colours": dict(camvid.COLOURS),
+    "voc-colours": {
+        name: (int(red), int(green), int(blue))
+        for name, (red, green, blue) in zip(voc.CLASSES, voc_palette(21), strict=True)
+    },
+}
+"""The classes of these label maps, with the colours of their pictures."""
+
+
+def read_labels_setting(value: Labels | str | None, root: Path) -> Labels | None:
+    """The map that `data.labels` gives: itself, one known by name, or what is in a file.
+
+    Raises InputError for a file that holds no map.
+    """
+    if value is None or isinstance(value, Mapping):
+        return value
+    if value in CODINGS:
+        return CODINGS[value]()
+    content = read_settings("data.labels", value, root, f"a map, {' or '.join(CODINGS)}")
+    if not isinstance(content, Mapping):
+        raise InputError(f"data.labels: {value} must hold a map of values or colours to classes")
+    return content
+
+
+def class_names(labels: Labels) -> tuple[str, ...]:
+    """The classes that a map speaks of, in its order. Raises InputError where it gives indices."""
+    names: dict[str, None] = {}
+    for target in labels.values():
+        if not isinstance(target, str):
+            raise InputError(
+                f"data.labels: maps to {target!r}; must be the name of a class or {IGNORE!r}, or "
+                "data.classes must be given"
+            )
+        if target != IGNORE:
+            names[target] = None
+    return tuple(names)
+
+
+def explicit_map(labels: Labels, classes: Sequence[str]) -> LabelMap:
+    """The label map of `data.labels`. Raises InputError for a key or a target that is none."""
+    by_code: dict[int, int] = {}
+    for key, target in labels.items():
+        code = _key_code(key)
+        if code in by_code:
+            raise InputError(f"data.labels: {key!r} is there twice, as a value and as a colour")
+        by_code[code] = _target_label(key, target, classes)
+    if not by_code:
+        raise InputError("data.labels: is empty; must map values or colours to classes")
+    return LabelMap(by_code, "data.labels does not map; map them to a class or to 'ignore' there")
+
+
+def implied_map(classes: Sequence[str], colours: Mapping[str, Colour] | None) -> LabelMap:
+    """Without `data.labels`: indices of classes, 255 for ignored pixels, and given colours.
+
+    A code that would mean two things, such as a white class where 255 is ignored, means nothing, so
+    that masks which hold it are named instead of being read in one of two ways.
+    """
+    by_code = {value_code(index): index for index in range(len(classes))}
+    by_code[value_code(IGNORE_INDEX)] = IGNORE_INDEX
+    doubtful = set()
+    for index, name in enumerate(classes):
+        if colours is not None:
+            code = colour_code(colours[name])
+            if by_code.setdefault(code, index) != index:
+                doubtful.add(code)
+    kept = {code: label for code, label in by_code.items() if code not in doubtful}
+    meant = "no class has as its index or colour" if colours else "is no index of a class"
+    twofold = (
+        f" ({', '.join(map(describe_code, sorted(doubtful)))} could be an index and a colour)"
+        if doubtful
+        else ""
+    )
+    return LabelMap(
+        kept,
+        f"{meant}{twofold}: indices are 0..{len(classes) - 1} and {IGNORE_INDEX} for ignored "
+        "pixels; anything else needs --data.labels '{VALUE or \"#RRGGBB\": CLASS or ignore, ...}'",
+    )
+
+
+def _key_code(key: object) -> int:
+    colour = parse_colour(key)
+    if colour is not None:
+        return colour_code(colour)
+    if isinstance(key, int | str) and re.fullmatch(r"\d{1,5}", str(key).strip()):
+        value = int(key)
+        if value <= 65535:
+            return value_code(value)
+    raise InputError(
+        f"data.labels: key {key!r} must be a value, 0..65535, or a colour such as '#c8140a'"
+    )
+
+
+def _target_label(key: object, target: object, classes: Sequence[str]) -> int:
+    if target == IGNORE or (target == IGNORE_INDEX and not isinstance(target, bool)):
+        return IGNORE_INDEX
+    if isinstance(target, str) and target in classes:
+        return list(classes).index(target)
+    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(classes):
+        return target
+    raise InputError(
+        f"data.labels: {key!r} is mapped to {target!r}; must be {IGNORE!r} or one of the classes "
+        f"{', '.join(classes)}"
+    )

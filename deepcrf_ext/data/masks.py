@@ -1,0 +1,52 @@
+"""Masks of any kind of image file, as the codes that label maps translate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deepcrf_ext.data.images import has_values, open_picture, read_values
+from deepcrf_ext.data.label_maps import value_code
+from deepcrf_ext.errors import InputError
+
+PaletteMasks = Literal["indices", "colours"]
+
+
+def read_codes(path: Path, palette_masks: PaletteMasks = "indices") -> np.ndarray:
+    """The code of every pixel of a mask (see `label_maps`), int32 [H, W].
+
+    Grey masks of 1 to 16 bits give their stored values, masks with a palette their indices or the
+    colours of the palette, all others their colours; an alpha channel is dropped. Of an animation
+    the first frame is taken.
+
+    Raises InputError when the file cannot be decoded or is a floating-point image.
+    """
+    with open_picture(path) as picture:
+        if picture.mode == "F":
+            raise InputError(f"{path}: a floating-point mask; must hold integers or colours")
+        if picture.mode == "P" and palette_masks == "colours":
+            return _pack(np.asarray(picture.convert("RGB")))
+        if has_values(picture):
+            return _encode_values(read_values(picture), path)
+        if picture.mode in ("LA", "La"):
+            return _encode_values(np.asarray(picture)[..., 0], path)
+        if picture.mode == "PA":
+            raise InputError(f"{path}: a palette with alpha; must be saved without one of both")
+        return _pack(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
+
+
+def _pack(colours: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to codes."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), 2, 0)
+    return (red << 16) | (green << 8) | blue
+
+
+def _encode_values(values: np.ndarray, path: Path) -> np.ndarray:
+    """Integers [H, W] to codes."""
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise InputError(f"{path}: holds values {lowest}..{highest}; must be 0..65535")
+    values = values.astype(np.int32)
+    return np.where(values <= 255, values * value_code(1), value_code(256) - 256 + values)

@@ -1,0 +1,47 @@
+"""Split files: the images of a split by name, or pairs of an image and its mask by path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from deepcrf_ext.data.settings_files import read_text
+from deepcrf_ext.errors import InputError
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a split file, blank ones apart.
+
+    Raises InputError when the file is missing, empty or not text.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such split file")
+    lines = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{path}: names no image")
+    return lines
+
+
+def below(root: Path, path: str) -> Path | None:
+    """The file that a split file calls `path`, with or without a slash before it, below `root`.
+
+    None for a path that leads out of `root`, `..` or a drive.
+    """
+    pure = PurePosixPath(path.lstrip("/"))
+    if not pure.parts or ".." in pure.parts or "\\" in path or "\0" in path or ":" in pure.parts[0]:
+        return None
+    return root / pure
+
+
+def pairs(root: Path, line: str) -> Iterator[tuple[Path, Path]]:
+    """Every way to read a line as an image and a mask below `root`; names may hold spaces."""
+    for gap in re.finditer(r"\s*[,;\t]\s*|\s+", line):
+        image, mask = below(root, line[: gap.start()]), below(root, line[gap.end() :])
+        if image is not None and mask is not None:
+            yield image, mask
+
+
+def existing_pair(root: Path, line: str) -> tuple[Path, Path] | None:
+    """The pair of files that a line names, if both exist."""
+    return next(((i, m) for i, m in pairs(root, line) if i.is_file() and m.is_file()), None)
