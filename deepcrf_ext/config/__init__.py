@@ -5,11 +5,11 @@ The commands turn them into options and config files; a checkpoint carries them 
 gives the paper's and `preset("cvpr16")` those of its later form.
 """
 
+from deepcrf_ext.config.data import DataConfig, DataSource
 from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig, paper_relations
 from deepcrf_ext.config.plain import from_dict, to_dict
 from deepcrf_ext.config.presets import PRESETS, preset
 from deepcrf_ext.config.train import (
-    DataConfig,
     ObjectiveName,
     OptimConfig,
     PhaseConfig,
@@ -19,6 +19,7 @@ from deepcrf_ext.config.train import (
 __all__ = [
     "PRESETS",
     "DataConfig",
+    "DataSource",
     "ModelConfig",
     "ObjectiveName",
     "OptimConfig",

@@ -6,48 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.config.model import ModelConfig
 from deepcrf_ext.errors import InputError
 
 ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
-
-
-@dataclass
-class DataConfig:
-    """Images and how training sees them.
-
-    Args:
-        dataset: "scenes" is rendered on the fly and needs no files; "camvid" and "voc" need
-            --data.root.
-        root: Folder of the data set.
-        train_split: Split that training reads ("train_aug" is VOC with the SBD annotations).
-        val_split: Split that is measured while training.
-        crop: Height and width of the random crop, in pixels. Null takes whole images, which must
-            then all have one size.
-        flip: Mirror half of the training images.
-        scale_range: Smallest and largest factor of the random resize before the crop. Null leaves
-            sizes as they are.
-        workers: Processes that read images beside the training process; 0 reads them in it.
-    """
-
-    dataset: Literal["scenes", "camvid", "voc"] = "scenes"
-    root: Path | None = None
-    train_split: str = "train"
-    val_split: str = "val"
-    crop: tuple[int, int] | None = (96, 128)
-    flip: bool = True
-    scale_range: tuple[float, float] | None = (0.8, 1.25)
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.crop is not None and min(self.crop) < 1:
-            raise InputError(f"data.crop: {self.crop} must be two positive sizes")
-        if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise InputError(
-                f"data.scale_range: {self.scale_range} must be positive and in ascending order"
-            )
-        if self.workers < 0:
-            raise InputError(f"data.workers: {self.workers} must not be negative")
 
 
 @dataclass

@@ -81,7 +81,15 @@ class FileDataset(SegmentationDataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        file = self.files[index]
+        return self.read(self.files[index])
+
+    @property
+    def coding(self) -> str:
+        """What the labels of a file depend on beside the file itself, as text."""
+        return f"{type(self).__name__} {self.num_classes}"
+
+    def read(self, file: LabelledFile) -> Sample:
+        """The sample of a file. Raises InputError as described above."""
         image = read_image(file.image)
         if file.labels is None:
             return Sample(image, np.full_like(image[..., 0], self.ignore_index), file.name)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,10 +48,10 @@ class ClassList:
             return voc_palette(len(self.names))
         return np.array([self.colours[name] for name in self.names], np.uint8)
 
-    def plain(self) -> list[str] | dict[str, list[int]]:
+    def plain(self) -> tuple[str, ...] | dict[str, Any]:
         """As `data.classes` takes it, without a file."""
         if self.colours is None:
-            return list(self.names)
+            return self.names
         return {name: list(self.colours[name]) for name in self.names}
 
 

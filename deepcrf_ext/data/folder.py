@@ -10,51 +10,30 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcrf_ext.data.base import IGNORE_INDEX, FileDataset, LabelledFile, require_folder
-from deepcrf_ext.data.class_lists import Classes, ClassList, read_classes
+from deepcrf_ext.config.data import DataSource
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
+from deepcrf_ext.data.class_lists import ClassList, read_classes
 from deepcrf_ext.data.file_patterns import FilePattern, Found, describe_folders
 from deepcrf_ext.data.label_maps import (
     CODING_COLOURS,
+    CODINGS,
     Labels,
     class_names,
     describe_code,
     explicit_map,
     implied_map,
+    map_colours,
     read_labels_setting,
     value_code,
 )
-from deepcrf_ext.data.masks import PaletteMasks, read_codes
+from deepcrf_ext.data.masks import read_codes
 from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import below, existing_pair, read_lines
 from deepcrf_ext.errors import InputError
 
 LISTED = 20  # files that an error names
 _PROBED = 50  # masks that are looked at for values other than 0 and 255
-
-
-@dataclass(frozen=True)
-class FolderSettings:
-    """How a folder of images and masks is read.
-
-    images, masks: patterns of paths (`FilePattern`) below the root; None is images/{split}/** and
-        masks/{split}/**, or images/** and masks/** beside a split file.
-    split_file: a file of the images of a split, one a line, with {split} in its name: names as in
-        the patterns, with or without suffix, or pairs of an image and a mask as paths below the
-        root (`/JPEGImages/X.jpg /SegmentationClassAug/X.png`).
-    classes: their names in the order of their indices, or names with colours (RGB), or a file of
-        either; None takes those that `labels` speaks of.
-    labels: the class, by name or index, or "ignore", of every value (0..65535) or colour
-        ("#c8140a") in the masks; or "camvid-colours", "voc-colours", or a YAML or JSON file. None:
-        masks hold class indices, 255 for ignored pixels, or the colours given with the classes.
-    palette_masks: whether masks with a palette mean its indices or its colours.
-    """
-
-    images: str | None = None
-    masks: str | None = None
-    split_file: str | None = None
-    classes: Classes | None = None
-    labels: Labels | str | None = None
-    palette_masks: PaletteMasks = "indices"
 
 
 @dataclass
@@ -73,40 +52,48 @@ class FolderDataset(FileDataset):
     """A split of a folder of images and masks.
 
     Attributes:
-        settings: as given, with classes and labels as plain values instead of files.
+        source: as given, with classes and labels as plain values instead of files.
         pairing: what was found.
 
     Raises:
-        InputError: settings, classes or labels cannot be used; no images are where the pattern
+        InputError: source, classes or labels cannot be used; no images are where the pattern
             says; images lack masks or masks images, or share a name; or all masks hold 0 and 255
             alone and no label map says what 255 is.
     """
 
-    def __init__(self, root: Path, split: str, settings: FolderSettings) -> None:
+    def __init__(self, root: Path, split: str, source: DataSource) -> None:
         require_folder(root, "the folder of images and masks")
-        labels = read_labels_setting(settings.labels, root)
-        classes = self._classes(root, settings, labels)
-        self.settings = replace(settings, classes=classes.plain(), labels=labels)
-        self.palette_masks = settings.palette_masks
+        labels = read_labels_setting(source.labels, root)
+        classes = self._classes(root, source, labels)
+        known = source.labels in CODINGS if isinstance(source.labels, str) else False
+        self.source = replace(
+            source, classes=classes.plain(), labels=source.labels if known else labels
+        )
+        self.palette_masks = source.palette_masks
         if labels is None:
             self.label_map = implied_map(classes.names, classes.colours)
         else:
             self.label_map = explicit_map(labels, classes.names)
-        self.pairing = pair_files(root, split, settings)
+        self.pairing = pair_files(root, split, source)
         if self.pairing.problems:
             raise InputError(f"{root}: {listed(self.pairing.problems)}")
         super().__init__(self.pairing.files, classes.names, classes.palette)
         if labels is None:
             self._refuse_255_for_a_class(root)
 
+    @property
+    def coding(self) -> str:
+        """What the labels of a file depend on beside the file itself, as text."""
+        return f"folder {self.palette_masks} {self.label_map}"
+
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read one mask as uint8 [H, W] of class indices and 255."""
         return self.label_map.apply(read_codes(path, self.palette_masks), path)
 
     @staticmethod
-    def _classes(root: Path, settings: FolderSettings, labels: Labels | None) -> ClassList:
-        if settings.classes is not None:
-            return read_classes(settings.classes, root)
+    def _classes(root: Path, source: DataSource, labels: Labels | None) -> ClassList:
+        if source.classes is not None:
+            return read_classes(source.classes, root)
         if labels is None:
             raise InputError(
                 "data.classes: not given; must be the names of the classes, such as "
@@ -114,8 +101,7 @@ class FolderDataset(FileDataset):
                 f"python -m deepcrf_ext.data {root} shows what the masks hold"
             )
         names = class_names(labels)
-        colours = CODING_COLOURS.get(str(settings.labels))
-        return ClassList(names, {name: colours[name] for name in names} if colours else None)
+        return ClassList(names, CODING_COLOURS.get(str(source.labels)) or map_colours(labels))
 
     def _refuse_255_for_a_class(self, root: Path) -> None:
         """Without a label map, masks of 0 and 255 alone would train on 0 alone."""
@@ -139,19 +125,19 @@ class FolderDataset(FileDataset):
             )
 
 
-def pair_files(root: Path, split: str, settings: FolderSettings) -> Pairing:
+def pair_files(root: Path, split: str, source: DataSource) -> Pairing:
     """The images of a split with their masks, whatever the classes.
 
     Raises InputError when no image is found, with what was found instead.
     """
-    every = "**" if settings.split_file else "{split}/**"
-    images = FilePattern("data.images", settings.images or f"images/{every}")
-    masks = FilePattern("data.masks", settings.masks or f"masks/{every}")
+    every = "**" if source.split_file else "{split}/**"
+    images = FilePattern("data.images", source.images or f"images/{every}")
+    masks = FilePattern("data.masks", source.masks or f"masks/{every}")
     found, found_masks = images.find(root, split), masks.find(root, split)
     mask_paths = {path for paths in found_masks.files.values() for path in paths}
     found.leave_out(mask_paths)  # where x.png and x_mask.png lie side by side
-    if settings.split_file is not None:
-        name = settings.split_file.replace("{split}", split)
+    if source.split_file is not None:
+        name = source.split_file.replace("{split}", split)
         file = find_file("data.split_file", name, root, "a file of the images of a split")
         return _pair_by_list(root, file, found, found_masks)
     for option, pattern, files in (("images", images, found), ("masks", masks, found_masks)):

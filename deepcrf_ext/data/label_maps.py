@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import camvid, voc
-from deepcrf_ext.data.base import IGNORE_INDEX
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.data.settings_files import read_settings
 from deepcrf_ext.errors import InputError
 
 Colour = tuple[int, int, int]
-Labels = Mapping[int | str, int | str]
+Labels = dict[int | str, int | str]
 
 IGNORE = "ignore"
 MAX_CLASSES = IGNORE_INDEX
@@ -48,7 +48,7 @@ def describe_code(code: int) -> str:
 
 
 def parse_colour(value: object) -> Colour | None:
-    """The colour that `#c8140a`, `200 20 10`, `200, 20, 10` or [200, 20, 10] stands for, else None."""
+    """The colour of `#c8140a`, `200 20 10`, `200, 20, 10` or [200, 20, 10]; None for others."""
     if isinstance(value, str):
         text = value.strip()
         if match := re.fullmatch(r"#([0-9a-fA-F]{6})", text):
@@ -78,6 +78,10 @@ class LabelMap:
         self.labels = np.array([labels[code] for code in self.codes.tolist()], np.uint8)
         self.hint = hint
 
+    def __str__(self) -> str:
+        pairs = zip(self.codes.tolist(), self.labels.tolist(), strict=True)
+        return ", ".join(f"{describe_code(code)}: {label}" for code, label in pairs)
+
     def apply(self, codes: np.ndarray, path: Path) -> np.ndarray:
         """The labels, uint8 [H, W], of codes, int32 [H, W].
 
@@ -103,7 +107,7 @@ class LabelMap:
 
 
 def _camvid_colours() -> dict[int | str, int | str]:
-    """The 32 colours of CamVid as published, in the usual 11 classes, and those of SegNet's split."""
+    """The 32 colours of CamVid as published, in the usual 11 classes, and those of SegNet."""
     groups = {
         "sky": "808080",
         "building": "800000 008040 40c000 400040 c00080",  # bridge, wall, tunnel, archway
@@ -144,12 +148,12 @@ def read_labels_setting(value: Labels | str | None, root: Path) -> Labels | None
 
     Raises InputError for a file that holds no map.
     """
-    if value is None or isinstance(value, Mapping):
+    if value is None or isinstance(value, dict):
         return value
     if value in CODINGS:
         return CODINGS[value]()
     content = read_settings("data.labels", value, root, f"a map, {' or '.join(CODINGS)}")
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise InputError(f"data.labels: {value} must hold a map of values or colours to classes")
     return content
 
@@ -166,6 +170,19 @@ def class_names(labels: Labels) -> tuple[str, ...]:
         if target != IGNORE:
             names[target] = None
     return tuple(names)
+
+
+def map_colours(labels: Labels) -> dict[str, Colour] | None:
+    """The first colour of every class of a map that has colours, None where they do not differ."""
+    if not any(isinstance(key, str) and "#" in key for key in labels):
+        return None
+    colours: dict[str, Colour] = {}
+    for key, name in labels.items():
+        code = _key_code(key)
+        if isinstance(name, str) and name != IGNORE and code < _DEEP:
+            colours.setdefault(name, (code >> 16, code >> 8 & 255, code & 255))
+    distinct = len(set(colours.values())) == len(class_names(labels))
+    return colours if distinct else None
 
 
 def explicit_map(labels: Labels, classes: Sequence[str]) -> LabelMap:

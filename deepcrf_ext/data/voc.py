@@ -12,6 +12,8 @@ from scipy.io.matlab import MatReadError
 
 from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
 from deepcrf_ext.data.images import read_labels, voc_palette
+from deepcrf_ext.data.settings_files import find_file
+from deepcrf_ext.data.split_files import existing_pair, pairs, read_lines
 from deepcrf_ext.errors import InputError
 
 # All that scipy is known to raise on damaged files.
@@ -62,35 +64,55 @@ class Voc(FileDataset):
     the .mat files of benchmark_RELEASE, which is looked for in VOC2012, beside it and beside
     VOCdevkit. Its images are those of ImageSets/Segmentation/train_aug.txt, or, if there is no such
     list, (SBD train + SBD val + VOC train) - VOC val, sorted: 10,582 images. VOC's own annotation
-    is preferred where an image has both. `test` has no public labels: its pixels are all 255.
+    is preferred where an image has both.
+
+    A list, also one given as `split_file` (found below VOC2012 or where it is, {split} in it
+    replaced), holds names, or pairs of an image and its labels as paths below VOC2012, as the list
+    of these 10,582 that is passed around: /JPEGImages/X.jpg /SegmentationClassAug/X.png.
+
+    `test` has no public labels: its pixels are all 255.
 
     Raises:
-        InputError: a folder, list, image or label file is missing, or a list holds a path.
+        InputError: a folder, list, image or label file is missing, or a line is none of these.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, split_file: str | None = None) -> None:
         self.root = _find_voc(root)
         self.benchmark = _find_benchmark(self.root)
         images = require_folder(self.root / "JPEGImages", "the folder of VOC images")
+        lines, source = self._lines(split, split_file)
         files = []
-        for name in self._names(split):
-            image = images / f"{name}.jpg"
+        for line in lines:
+            pair = existing_pair(self.root, line) if "/" in line else None
+            if pair is not None:
+                files.append(LabelledFile(pair[0].stem, *pair))
+                continue
+            if next(pairs(self.root, line), None) is not None and "/" in line:
+                raise InputError(f"{source}: {line!r} names no image and label below {self.root}")
+            _require_plain(line, source)
+            image = images / f"{line}.jpg"
             if not image.is_file():
                 raise InputError(f"{image}: no such file, but the split {split} names it")
-            labels = None if split == "test" else self._label_file(name, split)
-            files.append(LabelledFile(name, image, labels))
+            labels = None if split == "test" else self._label_file(line, split)
+            files.append(LabelledFile(line, image, labels))
         super().__init__(files, CLASSES, voc_palette(len(CLASSES)))
 
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read a label PNG or an SBD .mat file as uint8 [H, W]."""
         return read_sbd_labels(path) if path.suffix == ".mat" else read_labels(path)
 
-    def _names(self, split: str) -> Sequence[str]:
+    def _lines(self, split: str, split_file: str | None) -> tuple[Sequence[str], Path]:
+        """What a split lists, and the file that is to blame for a line."""
         lists = self.root / "ImageSets" / "Segmentation"
-        if split != "train_aug" or (lists / "train_aug.txt").exists():
-            return read_names(lists / f"{split}.txt")
+        if split_file is not None:
+            name = split_file.replace("{split}", split)
+            path = find_file("data.split_file", name, self.root, "a file of the images of a split")
+            return read_lines(path), path
+        path = lists / f"{split}.txt"
+        if split != "train_aug" or path.exists():
+            return read_lines(path), path
         names = self._sbd_names() | set(read_names(lists / "train.txt"))
-        return sorted(names - set(read_names(lists / "val.txt")))
+        return sorted(names - set(read_names(lists / "val.txt"))), path
 
     def _sbd_names(self) -> set[str]:
         if self.benchmark is not None:
@@ -124,21 +146,17 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing, empty or not text, or a line is not a plain file name.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such split file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a split file ({error})") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise InputError(f"{path}: names no image")
+    names = read_lines(path)
     for name in names:
-        if not all(letter.isalnum() or letter in "_-." for letter in name) or ".." in name:
-            raise InputError(
-                f"{path}: names {name!r}; must be an image name such as 2007_000032, without a path"
-            )
+        _require_plain(name, path)
     return names
+
+
+def _require_plain(name: str, path: Path) -> None:
+    if not all(letter.isalnum() or letter in "_-." for letter in name) or ".." in name:
+        raise InputError(
+            f"{path}: names {name!r}; must be an image name such as 2007_000032, without a path"
+        )
 
 
 def read_sbd_labels(path: Path) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepcrf_ext.config.data import DataSource
+from deepcrf_ext.data.base import SegmentationDataset
+from deepcrf_ext.data.camvid import CamVid
+from deepcrf_ext.data.folder import FolderDataset
+from deepcrf_ext.data.scenes import Scenes
+from deepcrf_ext.data.voc import Voc
+from deepcrf_ext.errors import InputError
+
+Factory = Callable[[Path | None, str], SegmentationDataset]
+
+DATASETS: dict[str, tuple[str, ...]] = {
+    "scenes": ("train", "val", "test"),
+    "camvid": ("train", "val", "test"),
+    "voc": ("train", "val", "test", "trainval", "train_aug"),
+    "folder": (),
+}
+"""The splits of every data set; of folder, and of those that are registered without, any."""
+
+_FACTORIES: dict[str, Factory] = {}
+_FOLDER_ALONE = ("images", "masks", "classes", "labels")
+
+
+def register_dataset(name: str, factory: Factory, splits: Sequence[str] = ()) -> None:
+    """Makes a data set known to `open_dataset`, and to the commands as `--data.dataset NAME`.
+
+    Args:
+        name: how it is called; an earlier registration of the name is replaced.
+        factory: called with the root (a path, or None) and the name of a split; returns the split,
+            a `SegmentationDataset` (`LabelledPairs` makes one of any torch data set).
+        splits: those it has; none means that the factory takes any name.
+
+    Raises ValueError for the name of a built-in data set.
+
+    Example:
+        >>> def cracks(root, split):
+        ...     return LabelledPairs(CrackImages(root, split), ("background", "crack"))
+        >>> register_dataset("cracks", cracks)
+        >>> deepcrf_ext.train.main(["--data.dataset", "cracks", "--data.root", "cracks/"])
+    """
+    if name in DATASETS and name not in _FACTORIES:
+        raise ValueError(f"name: got {name!r}, must not be that of a built-in data set")
+    _FACTORIES[name] = factory
+    DATASETS[name] = tuple(splits)
+
+
+def open_dataset(
+    dataset: str | DataSource, root: str | Path | None = None, split: str = "train", seed: int = 0
+) -> SegmentationDataset:
+    """Open one split of a data set.
+
+    Args:
+        dataset: scenes (built in, rendered), camvid, voc, or one that is registered; or where a
+            data set comes from, as settings say it, with its root. Needed for a folder, whose
+            classes the settings give.
+        root: the folder of the data; None for scenes, and beside settings.
+        split: train, val or test; for voc also trainval and train_aug; for folder any that its
+            patterns find. voc's test has no labels: all its pixels are 255.
+        seed: what scenes are rendered; the other data sets do not depend on it.
+
+    Raises:
+        InputError: an unknown data set or split, a missing, empty or incomplete root, or settings
+            of another data set.
+    """
+    if isinstance(dataset, str):
+        dataset = DataSource(dataset, None if root is None else Path(root))
+    source = dataset
+    name = source.dataset
+    if name not in DATASETS:
+        raise InputError(f"dataset is {name!r}; must be one of {', '.join(DATASETS)}")
+    listed = name == "voc" and source.split_file is not None
+    if DATASETS[name] and split not in DATASETS[name] and not listed:
+        raise InputError(f"split is {split!r}; {name} has the splits {', '.join(DATASETS[name])}")
+    _refuse_foreign_settings(source)
+    if name == "scenes":
+        if source.root is not None:
+            raise InputError(
+                f"root is {str(source.root)!r}; must be left out for scenes, which are rendered"
+            )
+        return Scenes(split, seed)
+    if name in _FACTORIES:
+        return _FACTORIES[name](source.root, split)
+    if source.root is None:
+        raise InputError(f"root is not given; must be the folder of the {name} data")
+    folder = source.root.expanduser()
+    if name == "voc":
+        return Voc(folder, split, source.split_file)
+    return CamVid(folder, split) if name == "camvid" else FolderDataset(folder, split, source)
+
+
+def _refuse_foreign_settings(source: DataSource) -> None:
+    """Raises InputError for settings that the data set would not read."""
+    if source.dataset == "folder":
+        return
+    given: dict[str, Any] = {name: getattr(source, name) for name in _FOLDER_ALONE}
+    if source.dataset != "voc":
+        given["split_file"] = source.split_file
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"data.{name}: goes with data.dataset folder, not {source.dataset}")
