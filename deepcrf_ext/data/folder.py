@@ -161,7 +161,7 @@ def listed(problems: Sequence[str], limit: int = LISTED) -> str:
 def _pair_by_name(root: Path, images: Found, masks: FilePattern, found: Found) -> Pairing:
     result = Pairing(left_out=images.others + found.others)
     result.problems += [*_same_names("images", images), *_same_names("masks", found)]
-    for name, paths in images.files.items():
+    for name, paths in sorted(images.files.items()):
         if name in found.files:
             result.files.append(LabelledFile(_file_name(name), paths[0], found.files[name][0]))
         else:

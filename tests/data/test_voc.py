@@ -11,6 +11,7 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 from voc_lists import TEST, TRAIN, VAL, write_list
 
+from deepcrf_ext.config import DataSource
 from deepcrf_ext.data import open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.data.voc import read_names, read_sbd_labels
@@ -203,3 +204,25 @@ def test_missing_files_are_named(voc: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: holds no JPEGImages folder"):
         open_dataset("voc", tmp_path / "empty", "train")
+
+
+@pytest.mark.parametrize("place", ["given", "in ImageSets"])
+def test_augmentation_by_a_list_of_pairs(voc: Path, tmp_path: Path, place: str) -> None:
+    """The list that DeepLab's repositories share."""
+    add_png_labels(voc)
+    lines = [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in reversed(AUGMENTED)]
+    if place == "given":
+        path = tmp_path / "aug.txt"
+        dataset = DataSource("voc", voc, split_file=str(path))
+    else:
+        path = voc / "ImageSets" / "Segmentation" / "train_aug.txt"
+        dataset = DataSource("voc", voc)
+    write_list(path, lines)
+    samples = list(open_dataset(dataset, split="train_aug"))
+    assert [sample.name for sample in samples] == AUGMENTED[::-1]
+    for sample in samples:
+        np.testing.assert_array_equal(sample.labels, ADDED)
+    write_list(path, [*lines, "/JPEGImages/no.jpg /SegmentationClassAug/no.png"])
+    with pytest.raises(InputError, match="names no image and label below") as caught:
+        open_dataset(dataset, split="train_aug")
+    assert str(path) in str(caught.value)

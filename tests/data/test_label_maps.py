@@ -1,0 +1,210 @@
+"""Masks of every kind of file and coding, and the values that no class stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_data import add_pair, source, write
+from PIL import Image
+
+from deepcrf_ext.data import camvid, open_dataset, voc
+from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.data.label_maps import parse_colour
+from deepcrf_ext.errors import InputError
+
+INDICES = np.array([[0, 1, 2], [1, 255, 0]], np.uint8)
+MIXED = {0: "background", 255: "crack", "#c8140a": "ball"}
+
+
+def rgb(indices: np.ndarray) -> np.ndarray:
+    return np.repeat(indices[..., None], 3, axis=2)
+
+
+def labels(tmp_path: Path, **settings: object) -> list[list[int]]:
+    """The labels of the one mask that is there."""
+    return open_dataset(source(root=tmp_path, **settings), split="t")[0].labels.tolist()
+
+
+def put(tmp_path: Path, mask: np.ndarray | Image.Image, suffix: str = "png") -> Path:
+    """An image of 2 x 3 pixels and its mask."""
+    picture = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+    write(tmp_path / "images/t/a.png", np.zeros((picture.height, picture.width, 3), np.uint8))
+    path = tmp_path / f"masks/t/a.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def with_palette(indices: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(indices)
+    picture.putpalette(voc_palette(256).tobytes())
+    return picture
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        INDICES,
+        rgb(INDICES),
+        np.dstack([rgb(INDICES), np.full((2, 3), 7, np.uint8)]),
+        np.dstack([INDICES, np.full((2, 3), 9, np.uint8)]),
+        INDICES.astype(np.uint16),
+        INDICES.astype(np.int32),
+        with_palette(INDICES),
+    ],
+    ids=["grey", "rgb", "rgba", "grey-alpha", "16-bit", "32-bit", "palette"],
+)
+def test_masks_of_indices(tmp_path: Path, mask) -> None:
+    put(tmp_path, mask, "tif" if getattr(mask, "dtype", None) == np.int32 else "png")
+    assert labels(tmp_path, classes=("a", "b", "c")) == INDICES.tolist()
+
+
+def test_one_bit_masks(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[True, False, True]]))
+    assert labels(tmp_path, classes=("a", "b")) == [[1, 0, 1]]
+
+
+def test_16_bit_values_are_mapped(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[7, 300, 65535]], np.uint16))
+    assert labels(tmp_path, labels={7: "a", 300: "b", 65535: "ignore"}) == [[0, 1, 255]]
+    with pytest.raises(InputError, match=r"a.png: holds 65535 \(33.3% of the pixels\)"):
+        labels(tmp_path, labels={7: "a", 300: "b"})
+
+
+def test_values_and_colours_in_one_map(tmp_path: Path) -> None:
+    mask = np.array([[[0, 0, 0], [255, 255, 255], [200, 20, 10]]], np.uint8)
+    put(tmp_path, mask)
+    assert labels(tmp_path, labels=MIXED) == [[0, 1, 2]]
+    put(tmp_path, np.array([[0, 255, 255]], np.uint8))
+    assert labels(tmp_path, labels=MIXED) == [[0, 1, 1]]
+    dataset = open_dataset(source(root=tmp_path, labels=MIXED), split="t")
+    assert dataset.classes == ("background", "crack", "ball")
+    assert dataset.palette.tolist() == [[0, 0, 0], [255, 255, 255], [200, 20, 10]]
+
+
+def test_palettes_as_indices_or_as_colours(tmp_path: Path) -> None:
+    put(tmp_path, with_palette(np.array([[0, 15, 255]], np.uint8)))
+    by_colour = {"#000000": "ground", "#c08080": "person", "224 224 192": "ignore"}
+    assert labels(tmp_path, labels=by_colour, palette_masks="colours") == [[0, 1, 255]]
+    assert labels(tmp_path, labels={0: "ground", 15: "person", 255: "ignore"}) == [[0, 1, 255]]
+    with pytest.raises(InputError, match="holds '#c08080', '#e0e0c0'"):
+        labels(tmp_path, labels={0: "ground"}, palette_masks="colours")
+
+
+def test_published_colours_by_name(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[[128, 128, 128], [0, 0, 192], [192, 0, 192], [0, 0, 0]]], np.uint8))
+    dataset = open_dataset(source(root=tmp_path, labels="camvid-colours"), split="t")
+    assert [*dataset.classes] == [*camvid.COLOURS]
+    assert dataset[0].labels.tolist() == [[0, 4, 10, 255]]
+    put(tmp_path, voc_palette(256)[np.array([[0, 15, 20, 255]])])
+    dataset = open_dataset(source(root=tmp_path, labels="voc-colours"), split="t")
+    assert dataset.classes == voc.CLASSES
+    assert dataset[0].labels.tolist() == [[0, 15, 20, 255]]
+    assert open_dataset(dataset.source, split="t")[0].labels.tolist() == [[0, 15, 20, 255]]
+
+
+def test_colours_of_the_classes_code_masks_too(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[[10, 20, 30], [40, 50, 60], [255, 255, 255]]], np.uint8))
+    assert labels(tmp_path, classes={"a": "#0a141e", "b": [40, 50, 60]}) == [[0, 1, 255]]
+
+
+def test_a_value_that_could_be_an_index_and_a_colour_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[0, 1, 255]], np.uint8))
+    classes = {"dark": [0, 0, 0], "white": [255, 255, 255]}
+    with pytest.raises(InputError, match="holds 255 .*255 could be an index and a colour"):
+        labels(tmp_path, classes=classes)
+    assert labels(tmp_path, classes=classes, labels={0: 0, 1: "ignore", 255: 1}) == [[0, 255, 1]]
+
+
+def test_every_unknown_value_is_named_with_its_file(tmp_path: Path) -> None:
+    path = put(tmp_path, np.array([[0, 3, 9, 9]], np.uint8))
+    with pytest.raises(InputError) as caught:
+        labels(tmp_path, classes=("a", "b"))
+    assert str(caught.value).startswith(f"{path}: holds 3, 9 (75.0% of the pixels), which is no")
+    with pytest.raises(InputError, match=r"holds 3, 9 .* data.labels does not map"):
+        labels(tmp_path, labels={0: "a"})
+
+
+def test_jpeg_masks_are_explained(tmp_path: Path) -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 5:33] = 255
+    put(tmp_path, mask, "jpg")
+    with pytest.raises(InputError, match="and .* more .*a JPEG changes values"):
+        labels(tmp_path, labels={0: "a", 255: "b"})
+
+
+def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
+    path = put(tmp_path, np.zeros((2, 2), np.float32), "tif")
+    with pytest.raises(InputError, match=f"{path}: a floating-point mask"):
+        labels(tmp_path, classes=("a",))
+    path.unlink()
+    path = put(tmp_path, np.array([[-1, 2]], np.int32), "tif")
+    with pytest.raises(InputError, match=r"holds values -1\.\.2; must be 0\.\.65535"):
+        labels(tmp_path, classes=("a",))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"x": "a"}, "key 'x' must be a value"),
+        ({-1: "a"}, "key -1 must be a value"),
+        ({70000: "a"}, "key 70000 must be"),
+        ({"#12": "a"}, "key '#12' must be"),
+        ({0: "a", "#000000": "b"}, "'#000000' is there twice"),
+        ({0: "a", 1: 7}, "maps to 7; must be the name"),
+        ({}, "is empty|0 classes"),
+        ("rainbow", "data.labels: neither"),
+    ],
+)
+def test_bad_label_maps(tmp_path: Path, given, message: str) -> None:
+    put(tmp_path, np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match=message):
+        labels(tmp_path, labels=given)
+
+
+def test_targets_must_be_classes(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[7, 8, 9]], np.uint8))
+    with pytest.raises(InputError, match="8 is mapped to 'c'; must be 'ignore' or one of .* a, b"):
+        labels(tmp_path, classes=("a", "b"), labels={7: "a", 8: "c"})
+    assert labels(tmp_path, classes=("a", "b"), labels={7: 0, 8: 1, 9: 255}) == [[0, 1, 255]]
+    for wrong in (2, -1, True):
+        with pytest.raises(InputError, match="is mapped to"):
+            labels(tmp_path, classes=("a", "b"), labels={7: wrong})
+
+
+def test_json_keys_are_text(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[0, 255]], np.uint8))
+    (tmp_path / "map.json").write_text('{"0": "a", "255": "b"}')
+    assert labels(tmp_path, labels="map.json") == [[0, 1]]
+    (tmp_path / "map.json").write_text('["a"]')
+    with pytest.raises(InputError, match="map.json must hold a map"):
+        labels(tmp_path, labels="map.json")
+    (tmp_path / "map.json").write_text("{")
+    with pytest.raises(InputError, match="map.json: not YAML or JSON"):
+        labels(tmp_path, labels="map.json")
+
+
+def test_another_size_is_named(tmp_path: Path) -> None:
+    add_pair(tmp_path / "images/t/a.png", tmp_path / "masks/t/a.png", np.ones((4, 4), np.uint8))
+    write(tmp_path / "masks/t/a.png", np.ones((4, 5), np.uint8))
+    with pytest.raises(InputError, match="label map is 5x4 pixels, but its image .* is 4x4"):
+        labels(tmp_path, classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "colour"),
+    [
+        ("#C8140a", (200, 20, 10)),
+        ("200,20, 10", (200, 20, 10)),
+        ("(200, 20, 10)", (200, 20, 10)),
+        ([200, 20, 10], (200, 20, 10)),
+        ("200", None),
+        ([200, 20], None),
+        ([256, 0, 0], None),
+        (True, None),
+    ],
+)
+def test_colours(text: object, colour: object) -> None:
+    assert parse_colour(text) == colour
