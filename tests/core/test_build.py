@@ -101,14 +101,17 @@ def test_required_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
 def test_build_without_nvcc_says_that_it_is_cpu_only(tmp_path: Path) -> None:
     result = configure(tmp_path, "auto")
     assert result.returncode == 0, result.stderr
-    assert "nvcc was not found, so this build is CPU ONLY" in words(result.stderr)
+    assert (
+        "there is no nvcc in CUDA_HOME, PATH or /usr/local/cuda, so this build is CPU ONLY"
+        in words(result.stderr)
+    )
 
 
 @pytest.mark.parametrize(
     ("cuda", "message"),
     [
         ("auto", "is of CUDA 11.5, older than 12.0, so this build is CPU ONLY"),
-        ("on", "is of CUDA 11.5; 12.0 is needed"),
+        ("on", "is of CUDA 11.5, older than 12.0. Set CUDACXX to an nvcc of CUDA 12.0 or newer"),
     ],
 )
 def test_old_nvcc(tmp_path: Path, cuda: str, message: str) -> None:
@@ -126,25 +129,37 @@ def test_unknown_cuda_setting_is_an_error(tmp_path: Path) -> None:
     assert "DEEPCRF_CUDA must be auto, on or off, got 'maybe'" in words(result.stderr)
 
 
-def cmake_arguments(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What setup.py passes to CMake, by a stand-in that prints its arguments and fails."""
-    stand_in = folder / "cmake"
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 1\n')
-    stand_in.chmod(0o755)
-    kept = {
-        key: value for key, value in os.environ.items() if "CUDA" not in key and key != "CMAKE_ARGS"
-    }
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def set_up(folder: Path, cmake: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`setup.py build_ext` in a folder, with a shell script in the place of CMake."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    (folder / "deepcrf_ext").mkdir()
+    (folder / "deepcrf_ext").mkdir(exist_ok=True)
     shutil.copy(ROOT / "deepcrf_ext" / "__init__.py", folder / "deepcrf_ext")
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    executable(tools / "cmake", cmake)
+    names = ("CUDA", "CMAKE", "CXX", "LDFLAGS")
+    kept = {
+        key: value for key, value in os.environ.items() if not any(name in key for name in names)
+    }
     return subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build_ext"],
         cwd=folder,
-        env={**kept, "PATH": f"{folder}{os.pathsep}{TOOLS}", **variables},
+        env={**kept, "PATH": f"{tools}{os.pathsep}{TOOLS}", **variables},
         capture_output=True,
         text=True,
     )
+
+
+def cmake_arguments(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What setup.py passes to CMake, by a stand-in that prints its arguments and fails."""
+    return set_up(folder, 'printf "%s\\n" "$@"; exit 1', **variables)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +179,14 @@ def cmake_arguments(folder: Path, **variables: str) -> subprocess.CompletedProce
             ["-DCMAKE_CUDA_ARCHITECTURES=90"],
         ),
         ({"CMAKE_ARGS": "-DA=1 '-DB=2 3'"}, ["-DA=1", "-DB=2 3"]),
+        (
+            {"CXX": "g++"},
+            ["-DCMAKE_CXX_COMPILER=g++", "-DCMAKE_CUDA_HOST_COMPILER=g++"],
+        ),
+        (
+            {"CXX": "ccache g++ -m64", "CUDAHOSTCXX": "g++"},
+            ["-DCMAKE_CXX_COMPILER=ccache;g++;-m64", "-DCMAKE_CUDA_HOST_COMPILER=g++"],
+        ),
     ],
 )
 def test_environment_reaches_cmake(
@@ -171,7 +194,7 @@ def test_environment_reaches_cmake(
 ) -> None:
     result = cmake_arguments(tmp_path, **variables)
     assert result.returncode != 0
-    assert "its messages stand above" in result.stderr
+    assert "messages stand above" in result.stderr
     assert set(arguments) <= set(result.stdout.splitlines())
 
 
@@ -187,3 +210,102 @@ def test_architectures_that_cannot_be_built_are_an_error(
 ) -> None:
     result = cmake_arguments(tmp_path, TORCH_CUDA_ARCH_LIST=architectures)
     assert message in result.stderr
+
+
+REMEMBERS = """
+while [ "$1" != -B ]; do shift; done
+test -e "$2/former" && echo "goes on" || echo "starts afresh"
+touch "$2/former"
+exit 1
+"""
+
+
+def outcomes(folder: Path, *settings: dict[str, str]) -> list[str]:
+    """What a CMake that looks for its former files says in builds with each of the settings."""
+    return [set_up(folder, REMEMBERS, **variables).stdout.strip() for variables in settings]
+
+
+@pytest.mark.parametrize("name", ["CXX", "CUDACXX", "CUDAHOSTCXX"])
+def test_another_compiler_starts_afresh(tmp_path: Path, name: str) -> None:
+    compilers = [str(executable(tmp_path / version, f"echo {version}")) for version in ("11", "12")]
+    settings = [{name: compiler} for compiler in compilers]
+    asked = [settings[0], settings[0], settings[1], settings[1], {}]
+    afresh, again = "starts afresh", "goes on"
+    assert outcomes(tmp_path, *asked) == [afresh, again, afresh, again, afresh]
+
+
+@pytest.mark.parametrize("name", ["CXX", "CUDACXX"])
+def test_another_version_of_a_compiler_starts_afresh(tmp_path: Path, name: str) -> None:
+    compiler = executable(tmp_path / "compiler", "echo 11")
+    setting = {name: str(compiler)}
+    assert outcomes(tmp_path, setting, setting) == ["starts afresh", "goes on"]
+    executable(compiler, "echo 12")
+    assert outcomes(tmp_path, setting, setting) == ["starts afresh", "goes on"]
+
+
+@pytest.mark.parametrize("name", ["CUDA_HOME", "PATH"])
+def test_a_toolkit_that_appears_starts_afresh(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "toolkit" / "bin"
+    folder.mkdir(parents=True)
+    place = {"CUDA_HOME": str(folder.parent), "PATH": f"{tmp_path}/tools:{folder}:{TOOLS}"}
+    setting = {name: place[name]}
+    assert outcomes(tmp_path, setting, setting) == ["starts afresh", "goes on"]
+    executable(folder / "nvcc", "echo 12")
+    assert outcomes(tmp_path, setting, setting) == ["starts afresh", "goes on"]
+
+
+def test_settings_that_cmake_keeps_start_afresh(tmp_path: Path) -> None:
+    asked = [{}, {"CMAKE_ARGS": "-DA=1"}, {}, {"CXXFLAGS": "-g"}, {"LDFLAGS": "-s"}]
+    assert outcomes(tmp_path, *asked) == ["starts afresh"] * 5
+
+
+def test_a_copied_checkout_starts_afresh(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    assert outcomes(original, {}, {}) == ["starts afresh", "goes on"]
+    shutil.copytree(original, copy)
+    assert outcomes(copy, {}, {}) == ["starts afresh", "goes on"]
+    assert outcomes(original, {}) == ["goes on"]
+
+
+def test_advice_on_an_old_nvcc_works_when_followed(tmp_path: Path) -> None:
+    for name in ("CMakeLists.txt", "csrc"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    old = executable(tmp_path / "nvcc", "echo Cuda compilation tools, release 11.8, V11.8.89")
+    real = shutil.which("cmake", path=TOOLS)
+    configures = f'[ "$1" != --build ] && exec {real} "$@"; exit 1'
+
+    refused = set_up(tmp_path, configures, CUDACXX=str(old), DEEPCRF_CUDA="on")
+    assert "could not configure" in refused.stderr
+    (advice,) = [line for line in refused.stderr.splitlines() if "11.8" in line]
+    assert f"{old} is of CUDA 11.8, older than 12.0. Set CUDACXX to an nvcc" in advice
+    assert advice.endswith("or build for the CPU alone with DEEPCRF_CUDA=off.")
+
+    without = set_up(tmp_path, configures, CUDACXX=str(old), DEEPCRF_CUDA="off")
+    assert "could not build" in without.stderr, "it is configured; the stand-in builds nothing"
+
+    nvcc = shutil.which("nvcc", path=f"{TOOLS}:/usr/local/cuda/bin")
+    if nvcc is not None:
+        newer = set_up(tmp_path, configures, CUDACXX=nvcc, DEEPCRF_CUDA="on")
+        assert "could not build" in newer.stderr
+        assert "CPU and CUDA" in newer.stdout
+
+
+def test_a_missing_nvcc_that_was_named_is_an_error(tmp_path: Path) -> None:
+    result = configure(tmp_path, "auto", CUDACXX="/not/here/nvcc")
+    assert result.returncode != 0
+    assert "CUDACXX: got '/not/here/nvcc', must be the path of an nvcc" in result.stderr
+
+
+def test_an_old_nvcc_does_not_hide_a_newer_one(tmp_path: Path) -> None:
+    for version in ("11.8", "12.4"):
+        (tmp_path / version / "bin").mkdir(parents=True)
+        executable(tmp_path / version / "bin" / "nvcc", f"echo release {version}, V{version}.1")
+    result = configure(
+        tmp_path / "build",
+        "on",
+        CUDA_HOME=str(tmp_path / "11.8"),
+        PATH=f"{tmp_path / '12.4' / 'bin'}:{TOOLS}",
+    )
+    assert "11.8" not in result.stderr
+    assert str(tmp_path / "12.4") in result.stdout + result.stderr, "CMake tries the newer one"
