@@ -75,7 +75,7 @@ def configure(folder: Path, cuda: str, **more: str) -> subprocess.CompletedProce
     variables = {key: value for key, value in os.environ.items() if not key.startswith("CUDA")}
     return subprocess.run(
         [
-            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-Wno-dev"),
+            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_IGNORE_PATH={';'.join(hidden)}",
@@ -307,5 +307,4 @@ def test_an_old_nvcc_does_not_hide_a_newer_one(tmp_path: Path) -> None:
         CUDA_HOME=str(tmp_path / "11.8"),
         PATH=f"{tmp_path / '12.4' / 'bin'}:{TOOLS}",
     )
-    assert "11.8" not in result.stderr
-    assert str(tmp_path / "12.4") in result.stdout + result.stderr, "CMake tries the newer one"
+    assert f"CUDA by {tmp_path / '12.4' / 'bin' / 'nvcc'}" in result.stdout
