@@ -8,7 +8,8 @@ set(DEEPCRF_CPU_VECTOR_SOURCES
     cpu/pairwise_nll.cpp
     cpu/permutohedral_lattice.cpp
     cpu/permutohedral_filter.cpp
-    cpu/dense_crf.cpp)
+    cpu/dense_crf.cpp
+    cpu/gated_crf_loss.cpp)
 
 # Compiled once, for the portable instruction set.
 set(DEEPCRF_CPU_SOURCES
@@ -22,7 +23,8 @@ set(DEEPCRF_CUDA_SOURCES
     cuda/pairwise_nll.cu
     cuda/permutohedral_lattice.cu
     cuda/permutohedral_filter.cu
-    cuda/dense_crf.cu)
+    cuda/dense_crf.cu
+    cuda/gated_crf_loss.cu)
 
 set(DEEPCRF_BINDING_SOURCES
     bindings/module.cpp
@@ -32,7 +34,8 @@ set(DEEPCRF_BINDING_SOURCES
     bindings/pairwise_nll.cpp
     bindings/pairwise_nll_chunk.cpp
     bindings/permutohedral_filter.cpp
-    bindings/dense_crf.cpp)
+    bindings/dense_crf.cpp
+    bindings/gated_crf_loss.cpp)
 
 list(TRANSFORM DEEPCRF_CPU_VECTOR_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

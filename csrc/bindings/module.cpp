@@ -23,6 +23,7 @@ void bind_pairwise_nll(py::module_& module);
 void bind_pairwise_nll_chunk(py::module_& module);
 void bind_permutohedral_filter(py::module_& module);
 void bind_dense_crf(py::module_& module);
+void bind_gated_crf_loss(py::module_& module);
 
 namespace {
 
@@ -79,4 +80,5 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
   bind_pairwise_nll_chunk(module);
   bind_permutohedral_filter(module);
   bind_dense_crf(module);
+  bind_gated_crf_loss(module);
 }
