@@ -13,6 +13,7 @@ from deepcrf_ext.ops.dense_crf_params import (
     unary_from_labels,
     unary_from_probabilities,
 )
+from deepcrf_ext.ops.gated_crf_loss import gated_crf_loss
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
@@ -33,6 +34,7 @@ __all__ = [
     "RangeBox",
     "TablePotential",
     "dense_crf",
+    "gated_crf_loss",
     "mean_field",
     "pairwise_messages",
     "pairwise_nll",

@@ -68,8 +68,9 @@ void gated_crf_loss(const py::object& probabilities, const py::object& image,
                     const py::object& workspace, int num_threads, uintptr_t stream) {
   const GatedCRFLoss loss = checked_loss(probabilities, image, mask, radius, total, gradient);
   const Device device = Tensor(probabilities, "probabilities").device();
-  DEEPCRF_LAUNCH(device, gated_crf_loss, loss, checked_kernels(kernels),
-                 execution_context(num_threads, stream, workspace, device));
+  const GatedKernels terms = checked_kernels(kernels);
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH(device, gated_crf_loss, loss, terms, ctx);
 }
 
 }  // namespace

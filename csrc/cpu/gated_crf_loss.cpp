@@ -201,7 +201,7 @@ class RowLoss {
       for (int64_t qy = both_ways || qz > z ? heights.first : y; qy <= heights.last; ++qy) {
         const int64_t other = qz * loss_.height + qy;
         const auto visit = [&](int64_t first, int64_t last) {
-          pairs += row_affinities(row, other, qz - z, qy - y, x, first, last, affinities);
+          row_affinities(row, other, qz - z, qy - y, x, first, last, affinities, &pairs);
           gather(affinities, last - first + 1, rows_.probabilities(other) + x + first,
                  rows_.pitch(), loss_.num_labels, sums);
         };
@@ -217,13 +217,13 @@ class RowLoss {
   }
 
   // affinities[i] = κ (m_p + m_q) for q = p + (dz, dy, first + i), 0 where q is outside of the
-  // image; returns their sum.
-  Vec<T> row_affinities(int64_t row, int64_t other, int64_t dz, int64_t dy, int64_t x,
-                        int64_t first, int64_t last, T* affinities) const {
+  // image. Added to `pairs` in the order in which gather() adds them: where all labels agree, the
+  // two cancel to the last bit.
+  void row_affinities(int64_t row, int64_t other, int64_t dz, int64_t dy, int64_t x, int64_t first,
+                      int64_t last, T* affinities, Vec<T>* pairs) const {
     const int64_t pitch = rows_.pitch();
     const T* own_colours = rows_.colours(row) + x;
     const Vec<T> own_mask = load(rows_.mask(row) + x);
-    Vec<T> sum = {};
     for (int64_t dx = first; dx <= last; ++dx) {
       const T* colours = rows_.colours(other) + x + dx;
       Vec<T> distance = {};
@@ -244,9 +244,8 @@ class RowLoss {
       }
       affinity *= own_mask * load(rows_.inside() + x + dx) + load(rows_.mask(other) + x + dx);
       store(affinities + (dx - first) * V, affinity);
-      sum += affinity;
+      *pairs += affinity;
     }
-    return sum;
   }
 
   void store_gradient(int64_t b, int64_t row, int64_t x, int64_t count, const T* sums) const {

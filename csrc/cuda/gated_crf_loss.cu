@@ -1,5 +1,7 @@
 #include "ops/gated_crf_loss.h"
 
+#include <algorithm>
+
 #include "core/workspace.h"
 #include "cuda/launch.cuh"
 #include "cuda/numeric.cuh"

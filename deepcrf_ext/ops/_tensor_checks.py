@@ -61,3 +61,21 @@ def check_device(name: str, device: torch.device, wanted: torch.device, owner: s
     """Check that `name` lies on the device `wanted`, that of the argument called `owner`."""
     if device != wanted:
         raise ValueError(f"{name}: got device {device}, must be {wanted} as {owner}")
+
+
+SPATIAL_LETTERS = {1: "W", 2: "H W", 3: "D H W"}
+
+
+def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) -> None:
+    """As `check_tensor`, of the letters `leading` and one to three spatial axes behind them."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
+    known = [letters for letters in SPATIAL_LETTERS.values() if letters.split()[0] in sizes]
+    axes = value.dim() - len(leading.split())
+    letters = known[-1] if known else SPATIAL_LETTERS.get(axes)
+    if letters is None:
+        raise ValueError(
+            f"{name}: got shape {list(value.shape)}, must be [{', '.join(leading.split())}, *S], "
+            "S of one to three spatial axes"
+        )
+    check_tensor(name, value, f"{leading} {letters}", sizes)

@@ -5,6 +5,7 @@ work is done in the dtype of the arguments.
 """
 
 from deepcrf_ext.reference.dense_crf import dense_crf
+from deepcrf_ext.reference.gated_crf_loss import gated_crf_loss
 from deepcrf_ext.reference.mean_field import mean_field
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 from deepcrf_ext.reference.pairwise_nll import pairwise_nll
@@ -14,6 +15,7 @@ from deepcrf_ext.reference.range_box_edges import range_box_edges
 
 __all__ = [
     "dense_crf",
+    "gated_crf_loss",
     "gaussian_filter",
     "mean_field",
     "pairwise_messages",

@@ -1,0 +1,44 @@
+"""What the losses over soft segmentations share: checks of their arguments, and their dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_spatial
+
+
+def checked_segmentation(probabilities: Any, image: Any, mask: Any) -> Tensor | None:
+    """Check probabilities [B, K, *S], an image [B, C, *S] and a mask; return the mask as [B, *S].
+
+    The mask may be None, [B, *S] or [B, 1, *S], of any real dtype.
+    """
+    sizes: dict[str, int] = {}
+    check_spatial("probabilities", probabilities, "B K", sizes)
+    check_floating("probabilities", probabilities)
+    check_spatial("image", image, "B C", sizes)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+    check_device("image", image.device, probabilities.device, "probabilities")
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor) and mask.dim() == probabilities.dim():
+        check_spatial("mask", mask, "B 1", {**sizes, "1": 1})
+        mask = mask.squeeze(1)
+    check_spatial("mask", mask, "B", sizes)
+    if mask.is_complex():
+        raise TypeError(f"mask: got dtype {mask.dtype}, must be bool or a real dtype")
+    check_device("mask", mask.device, probabilities.device, "probabilities")
+    return mask.detach()
+
+
+def loss_dtype(probabilities: Tensor) -> torch.dtype:
+    """The dtype of a loss: that of the probabilities, at least float32 under autocast.
+
+    As torch has it for its own losses: `GradScaler` multiplies them by more than float16 holds.
+    """
+    if torch.is_autocast_enabled(probabilities.device.type):
+        return torch.promote_types(probabilities.dtype, torch.float32)
+    return probabilities.dtype

@@ -1,0 +1,376 @@
+"""The gated CRF loss (Obukhov et al. 2019)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_accurate, assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+from targets import Target
+from threads import torch_threads
+from torch import Tensor
+
+from deepcrf_ext import gated_crf_loss, reference
+from deepcrf_ext.ops.gated_crf_loss import KERNELS, GatedKernel, gated_crf_loss_total
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def segmentation(
+    batch: int,
+    num_labels: int,
+    channels: int,
+    axes: Sequence[int],
+    masked: str = "none",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Probabilities float64 [B, K, *S], an image uint8 [B, C, *S] and a mask [B, *S]."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(batch, num_labels, *axes, generator=generator, dtype=torch.float64)
+    image = torch.randint(60, (batch, channels, *axes), generator=generator, dtype=torch.uint8)
+    weights = torch.rand(batch, *axes, generator=generator)
+    masks = {
+        "none": None,
+        "bool": weights > 0.4,
+        "weights": weights,
+        "nothing": torch.zeros_like(weights, dtype=torch.bool),
+    }
+    return logits.softmax(1), image, masks[masked]
+
+
+def value_and_gradient(
+    function: Any, probabilities: Tensor, *args: Any, **kwargs: Any
+) -> dict[str, Tensor]:
+    leaf = probabilities.detach().requires_grad_()
+    value = function(leaf, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return {"value": value.detach(), "gradient": gradient}
+
+
+def check_against_reference(
+    target: Target,
+    problem: tuple[Tensor, Tensor, Tensor | None],
+    dtype: torch.dtype,
+    radius: int,
+    kernels: Sequence[GatedKernel] = KERNELS,
+) -> None:
+    probabilities, image, mask = problem
+    probabilities = probabilities.to(dtype)
+    on_target = [
+        tensor if tensor is None else tensor.to(target.device)
+        for tensor in (probabilities, image, mask)
+    ]
+    result = value_and_gradient(gated_crf_loss, *on_target[:2], radius, kernels, on_target[2])
+    assert_accurate(
+        result,
+        value_and_gradient(reference.gated_crf_loss, probabilities, image, radius, kernels, mask),
+        value_and_gradient(
+            reference.gated_crf_loss, probabilities.double(), image, radius, kernels, mask
+        ),
+    )
+    # Without a gradient every pair is looked at once: the same sum, in another order.
+    alone = gated_crf_loss(*on_target[:2], radius, kernels, on_target[2])
+    assert_close(alone, result["value"])
+
+
+def brute_force(
+    probabilities: Tensor,
+    image: Tensor,
+    radius: int,
+    kernels: Sequence[GatedKernel],
+    mask: Tensor | None,
+) -> float:
+    """The definition, pixel by pixel."""
+    batch = probabilities.shape[0]
+    pixels = list(itertools.product(*(range(size) for size in probabilities.shape[2:])))
+    total, count = 0.0, 0.0
+    for b, p in itertools.product(range(batch), pixels):
+        own = 1.0 if mask is None else float(mask[(b, *p)])
+        count += own
+        for q in pixels:
+            step = [j - i for i, j in zip(p, q, strict=True)]
+            if p == q or max(map(abs, step)) > radius:
+                continue
+            position = sum(axis**2 for axis in step)
+            difference = image[(b, slice(None), *p)].double() - image[(b, slice(None), *q)].double()
+            colour = float(difference.square().sum())
+            affinity = sum(
+                weight
+                * math.exp(
+                    -position / (2 * sxy**2) - (0 if srgb is None else colour / (2 * srgb**2))
+                )
+                for weight, sxy, srgb in kernels
+            )
+            ends = probabilities[(b, slice(None), *p)], probabilities[(b, slice(None), *q)]
+            total += own * affinity * (1 - float(ends[0] @ ends[1]))
+    return total / count if count else 0.0
+
+
+@pytest.mark.parametrize("masked", ["none", "bool", "weights", "nothing"])
+@pytest.mark.parametrize(
+    ("axes", "radius"), [((5, 6), 2), ((1, 1), 3), ((3, 4), 9), ((7,), 2), ((3, 2, 4), 1)]
+)
+def test_definition(target: Target, axes: tuple[int, ...], radius: int, masked: str) -> None:
+    probabilities, image, mask = segmentation(2, 3, 2, axes, masked)
+    kernels = ((0.7, 2.0, 20.0), (0.2, 3.0, None), (-0.1, 1.5, 8.0))
+    wanted = brute_force(probabilities, image, radius, kernels, mask)
+    args = [t if t is None else t.to(target.device) for t in (probabilities, image, mask)]
+    value = target.functions.gated_crf_loss(*args[:2], radius, kernels, args[2])
+    assert float(value) == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
+# Labels around the sizes of blocks, rows around the widths of vectors, windows beyond the image.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "num_labels", "channels", "axes", "radius", "masked"),
+    [
+        (1, 1, 3, (1, 1), 5, "none"),
+        (2, 2, 3, (4, 17), 5, "bool"),
+        (1, 5, 1, (3, 33), 40, "weights"),
+        (1, 8, 3, (9, 16), 2, "none"),
+        (2, 9, 4, (6, 15), 1, "bool"),
+        (1, 21, 3, (7, 18), 3, "weights"),
+        (3, 4, 2, (37,), 6, "bool"),
+        (1, 3, 1, (4, 5, 6), 2, "weights"),
+    ],
+)
+def test_accuracy(
+    operator_target: Target,
+    batch: int,
+    num_labels: int,
+    channels: int,
+    axes: tuple[int, ...],
+    radius: int,
+    masked: str,
+    dtype: torch.dtype,
+) -> None:
+    problem = segmentation(batch, num_labels, channels, axes, masked)
+    check_against_reference(operator_target, problem, dtype, radius)
+
+
+@given(
+    batch=st.integers(1, 2),
+    num_labels=st.integers(1, 18),
+    channels=st.integers(1, 4),
+    axes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    radius=st.integers(0, 8),
+    masked=st.sampled_from(["none", "bool", "weights", "nothing"]),
+    dtype=st.sampled_from(DTYPES),
+    kernels=st.lists(
+        st.tuples(
+            st.floats(-1, 1),
+            st.floats(0.3, 20),
+            st.one_of(st.none(), st.sampled_from([1e-30, 0.1, 10.0, 1e30])),
+        ),
+        max_size=3,
+    ),
+)
+def test_ragged_problems(
+    operator_target: Target,
+    batch: int,
+    num_labels: int,
+    channels: int,
+    axes: list[int],
+    radius: int,
+    masked: str,
+    dtype: torch.dtype,
+    kernels: list[GatedKernel],
+) -> None:
+    problem = segmentation(batch, num_labels, channels, axes, masked)
+    check_against_reference(operator_target, problem, dtype, radius, kernels)
+
+
+@pytest.mark.parametrize("masked", ["none", "weights", "nothing"])
+def test_gradient_is_that_of_finite_differences(target: Target, masked: str) -> None:
+    probabilities, image, mask = segmentation(2, 3, 2, (3, 4), masked)
+    leaf = probabilities.to(target.device).requires_grad_()
+    image = image.to(target.device)
+    mask = mask if mask is None else mask.to(target.device)
+    assert torch.autograd.gradcheck(
+        lambda values: target.functions.gated_crf_loss(values, image, 2, mask=mask), leaf
+    )
+
+
+def test_second_derivative_is_refused() -> None:
+    probabilities, image, _ = segmentation(1, 3, 3, (4, 5))
+    leaf = probabilities.requires_grad_()
+    (gradient,) = torch.autograd.grad(gated_crf_loss(leaf, image), leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), leaf)
+
+
+def test_uniform_one_hot_costs_nothing(target: Target) -> None:
+    _, image, _ = segmentation(1, 3, 3, (9, 20))
+    probabilities = torch.zeros(1, 3, 9, 20)
+    probabilities[:, 1] = 1
+    probabilities, image = probabilities.to(target.device), image.to(target.device)
+    result = value_and_gradient(target.functions.gated_crf_loss, probabilities, image)
+    assert float(result["value"]) == 0
+
+
+@pytest.mark.parametrize("num_labels", [2, 11])
+def test_strides_do_not_matter(operator_target: Target, num_labels: int) -> None:
+    problem = segmentation(2, num_labels, 3, (6, 7), "weights")
+    probabilities, image, mask = (tensor.to(operator_target.device) for tensor in problem)
+    wanted = value_and_gradient(gated_crf_loss, probabilities, image, mask=mask)
+
+    def strided(tensor: Tensor) -> Tensor:
+        return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+
+    result = value_and_gradient(
+        gated_crf_loss,
+        probabilities.to(memory_format=torch.channels_last),
+        strided(image),
+        mask=strided(mask),
+    )
+    assert torch.equal(result["value"], wanted["value"])
+    assert torch.equal(result["gradient"], wanted["gradient"])
+
+
+def test_masks_of_any_dtype_and_of_one_channel(target: Target) -> None:
+    problem = segmentation(2, 3, 3, (5, 6), "bool")
+    probabilities, image, mask = (tensor.to(target.device) for tensor in problem)
+    wanted = target.functions.gated_crf_loss(probabilities, image, mask=mask)
+    for other in (mask.byte(), mask.long(), mask.half(), mask.double(), mask[:, None]):
+        assert torch.equal(
+            target.functions.gated_crf_loss(probabilities, image, mask=other), wanted
+        )
+
+
+def test_images_of_any_dtype(operator_target: Target) -> None:
+    problem = segmentation(1, 3, 3, (5, 6))
+    probabilities, image = (tensor.to(operator_target.device) for tensor in problem[:2])
+    wanted = gated_crf_loss(probabilities, image)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        # Integers below 64 are exact in all of them.
+        assert torch.equal(gated_crf_loss(probabilities, image.to(dtype)), wanted)
+
+
+def test_image_is_a_constant(target: Target) -> None:
+    probabilities, image, _ = segmentation(1, 3, 3, (5, 6))
+    leaf = image.to(target.device, torch.float64).requires_grad_()
+    probabilities = probabilities.to(target.device).requires_grad_()
+    target.functions.gated_crf_loss(probabilities, leaf).backward()
+    assert leaf.grad is None
+    assert probabilities.grad is not None
+
+
+def test_repeats_to_the_bit(operator_target: Target) -> None:
+    problem = segmentation(2, 9, 3, (12, 40), "weights")
+    probabilities, image, mask = (tensor.to(operator_target.device) for tensor in problem)
+    first, second = (
+        value_and_gradient(gated_crf_loss, probabilities.float(), image, mask=mask)
+        for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
+    probabilities, image, mask = segmentation(3, 5, 3, (200, 210), "weights")
+    results = []
+    for count in (1, 2, 3):
+        with torch_threads(count):
+            results.append(
+                value_and_gradient(gated_crf_loss, probabilities.to(dtype), image, 2, mask=mask)
+            )
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_half_precision_sums_in_float32(operator_target: Target) -> None:
+    """More than float16 can count: the sum over all pixels is never rounded to it."""
+    probabilities = torch.full((1, 2, 90, 100), 0.5, dtype=torch.float16)
+    image = torch.zeros(1, 1, 90, 100)
+    probabilities, image = (
+        probabilities.to(operator_target.device),
+        image.to(operator_target.device),
+    )
+    result = value_and_gradient(gated_crf_loss, probabilities, image, 2)
+    exact = gated_crf_loss(probabilities.double(), image, 2)
+    assert result["value"].dtype == torch.float16
+    assert_close(result["value"], exact.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_autocast_computes_losses_in_float32(operator_target: Target, dtype: torch.dtype) -> None:
+    probabilities, image, _ = segmentation(1, 4, 3, (5, 6))
+    probabilities, image = (
+        probabilities.to(operator_target.device, dtype),
+        image.to(operator_target.device),
+    )
+    with torch.autocast(operator_target.device.type, torch.bfloat16):
+        value = gated_crf_loss(probabilities, image)
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    exact = reference.gated_crf_loss(probabilities.cpu().double(), image.cpu())
+    assert_close(value.cpu(), exact.to(value.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("axes", [(5, 6), (4,), (2, 3, 4)])
+@pytest.mark.parametrize("differentiate", [True, False])
+def test_registered_operator_passes_opcheck(
+    operator_target: Target, dtype: torch.dtype, axes: tuple[int, ...], differentiate: bool
+) -> None:
+    problem = segmentation(2, 3, 3, axes, "bool")
+    probabilities, image, mask = (tensor.to(operator_target.device) for tensor in problem)
+    for weights in (mask, None):
+        leaf = probabilities.to(dtype).requires_grad_(differentiate)
+        args = (leaf, image, weights, 2, [0.9, 0.1, 0.01, 0.1, 0.1, 0.0], differentiate)
+        torch.library.opcheck(gated_crf_loss_total, args)
+
+
+def test_compiles_whole_for_any_size(operator_target: Target) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(gated_crf_loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.compiler.set_stance("default"):
+        for index, axes in enumerate([(5, 6), (7, 9), (8, 4)]):
+            problem = segmentation(2 + index, 3, 3, axes, "bool")
+            probabilities, image, mask = (t.to(operator_target.device) for t in problem)
+            # Nothing is compiled anew for the later sizes.
+            with torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"):
+                result = value_and_gradient(compiled, probabilities, image, mask=mask)
+            wanted = value_and_gradient(gated_crf_loss, probabilities, image, mask=mask)
+            for name, value in wanted.items():
+                assert_close(result[name], value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"probabilities": [0.5]}, TypeError, "probabilities: got list"),
+        ({"probabilities": torch.ones(1, 2, 4, 5).long()}, TypeError, "probabilities: got dtype"),
+        ({"probabilities": torch.ones(1, 2)}, ValueError, r"probabilities: got shape \[1, 2\]"),
+        ({"probabilities": torch.ones(0, 2, 4, 5)}, ValueError, "probabilities: got shape"),
+        ({"image": torch.ones(1, 3, 4, 6)}, ValueError, "image: got shape"),
+        ({"image": torch.ones(1, 3, 4)}, ValueError, "image: got shape"),
+        ({"image": torch.ones(1, 3, 4, 5).cfloat()}, TypeError, "image: got dtype"),
+        ({"radius": -1}, ValueError, "radius: got -1"),
+        ({"radius": 2.5}, TypeError, "radius: got float"),
+        ({"radius": True}, TypeError, "radius: got bool"),
+        ({"kernels": 3}, TypeError, "kernels: got int"),
+        ({"kernels": [(1.0, 6.0)]}, ValueError, r"kernels\[0\]: got \(1.0, 6.0\)"),
+        ({"kernels": [KERNELS[0], 2]}, ValueError, r"kernels\[1\]: got 2"),
+        ({"kernels": [(1.0, 0.0, None)]}, ValueError, r"kernels\[0\] sxy: got 0.0"),
+        ({"kernels": [(1.0, 1.0, -2.0)]}, ValueError, r"kernels\[0\] srgb: got -2.0"),
+        ({"kernels": [("a", 1.0, None)]}, TypeError, r"kernels\[0\] weight: got str"),
+        ({"kernels": [(math.nan, 1.0, None)]}, ValueError, r"kernels\[0\] weight: got nan"),
+        ({"kernels": [KERNELS[0]] * 17}, ValueError, "kernels: got 17"),
+        ({"mask": [1]}, TypeError, "mask: got list"),
+        ({"mask": torch.ones(1, 4, 6)}, ValueError, "mask: got shape"),
+        ({"mask": torch.ones(1, 2, 4, 5)}, ValueError, "mask: got shape"),
+        ({"mask": torch.ones(1, 4, 5).cfloat()}, TypeError, "mask: got dtype"),
+    ],
+)
+def test_errors_name_the_argument(
+    host_target: Target, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {"probabilities": torch.ones(1, 2, 4, 5), "image": torch.ones(1, 3, 4, 5)}
+    with pytest.raises(error, match=message):
+        host_target.functions.gated_crf_loss(**{**arguments, **changes})
