@@ -7,7 +7,8 @@ operators. `deepcrf_ext.reference` holds the same operators in plain PyTorch.
 
 from deepcrf_ext import reference
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+from deepcrf_ext.ops.dense_crf import dense_crf
+from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
 from deepcrf_ext.ops.dense_crf_params import (
     DenseCRFParams,
     unary_from_labels,

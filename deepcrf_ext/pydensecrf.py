@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
-from deepcrf_ext.ops.dense_crf_params import gaussian_features
+from deepcrf_ext.ops.dense_crf_lattices import gaussian_features
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 Array = NDArray[np.float32]
@@ -188,7 +188,7 @@ class DenseCRF2D(DenseCRF):
         self._add(torch.cat([self._positions(sxy), colours]), compat, kernel, normalization)
 
     def _positions(self, sxy: Widths) -> Tensor:
-        pixels = gaussian_features(self._height, self._width, 1.0, torch.device("cpu"))
+        pixels = gaussian_features((self._height, self._width), 1.0, torch.device("cpu"))
         return pixels / _widths("sxy", sxy, 2)[:, None]
 
 

@@ -36,3 +36,18 @@ def scene(
     energies = torch.randn(batch, num_labels, height, width, generator=generator)
     energies.scatter_add_(1, labels[:, None], torch.full_like(energies[:, :1], -1.5))
     return energies.to(device), image.clamp(0, 255).to(device, torch.uint8)
+
+
+def volume(
+    shape: tuple[int, ...], num_channels: int, num_labels: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Noisy energies float32 [1, K, *S] of slabs along the last axis, and their image uint8
+    [1, C, *S]; S of any number of axes."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(shape[-1]).mul(num_labels).div(shape[-1], rounding_mode="floor")
+    labels = labels.expand(shape)
+    levels = torch.randint(256, (num_channels, num_labels), generator=generator).float()
+    image = levels[:, labels] + 6 * torch.randn(num_channels, *shape, generator=generator)
+    energies = torch.randn(num_labels, *shape, generator=generator)
+    energies.scatter_add_(0, labels[None], torch.full((1, *shape), -1.5))
+    return energies[None].to(device), image.clamp(0, 255)[None].to(device, torch.uint8)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.ops.dense_crf import DenseCRFLattices, dense_crf
+from deepcrf_ext.ops.dense_crf import dense_crf
+from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams, unary_from_probabilities
 
 NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name != "compatibility")

@@ -10,62 +10,23 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._argument_checks import checked_iterations
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._registration import operator
-from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
-from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
+from deepcrf_ext.ops._tensor_checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_spatial,
+    check_tensor,
+)
+from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image
+from deepcrf_ext.ops.dense_crf_params import WEIGHTS, DenseCRFParams
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
     filter_dtype,
     permutohedral_apply,
 )
-
-
-@dataclass(frozen=True)
-class DenseCRFLattices:
-    """The lattices of a batch of images for some kernel widths, reusable over calls of `dense_crf`.
-
-    `gaussian` is shared by the images of the batch, `bilateral` holds one lattice an image.
-    """
-
-    shape: torch.Size
-    widths: tuple[float, float, float]
-    gaussian: PermutohedralLattice
-    bilateral: tuple[PermutohedralLattice, ...]
-
-    @classmethod
-    def build(cls, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
-        """The lattices of images [B, 3, H, W], as `dense_crf` takes them.
-
-        Raises:
-            TypeError, ValueError: the image does not fit, or a kernel is too narrow for its size.
-        """
-        check_image(image)
-        height, width = image.shape[2:]
-        positions = gaussian_features(height, width, params.gaussian_sxy, image.device)
-        return cls(
-            image.shape,
-            _widths(params),
-            PermutohedralLattice.from_planes(positions),
-            tuple(
-                PermutohedralLattice.from_planes(
-                    bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb)
-                )
-                for one in image
-            ),
-        )
-
-
-def _widths(params: DenseCRFParams) -> tuple[float, float, float]:
-    return params.gaussian_sxy, params.bilateral_sxy, params.bilateral_srgb
-
-
-def check_image(image: Any) -> None:
-    """Check images [B, 3, H, W], uint8 or floating point."""
-    check_tensor("image", image, "B 3 H W", {"3": 3})
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
 
 
 def dense_crf(
@@ -75,70 +36,109 @@ def dense_crf(
     iterations: int = 10,
     lattices: DenseCRFLattices | None = None,
 ) -> Tensor:
-    """Marginals of a dense CRF over the pixels of images, by mean field.
+    """Marginals of a dense CRF over the pixels of images or the voxels of volumes, by mean field.
 
     ``Q⁰ = softmax(-unary)``, then ``Q ← softmax(-unary - Σ_kernels weight · μ · K̃ Q)``, where ``K̃``
     is the Gaussian kernel between all pairs of pixels on the permutohedral lattice, normalised
     symmetrically: ``K̃ = D^-½ K D^-½``, ``D = diag(K 1)`` (Krähenbühl and Koltun 2011, and their
     code, where a pixel is also its own neighbour). Potts is ``μ = -1``, which differs from
-    ``μ = 1 - I`` by the same energy for every label. Differentiable in the unary, the weights and
-    the compatibility through the unrolled iterations; without gradients one fused call an image.
+    ``μ = 1 - I`` by the same energy for every label.
+
+    Differentiable in the unary, the weights, the compatibility, the image and widths that are
+    tensors, through the unrolled iterations; without gradients one fused call an image. The
+    gradients in image and widths are those of Gaussian kernels, their sums taken on the lattice
+    (`permutohedral_filter`), the normalisation's included. They cost some 2 (d + 1) filters more an
+    iteration, d = S + C for the bilateral kernel; an image that wants none costs nothing.
 
     Args:
-        unary: energies (such as negative log-probabilities), [B, K, H, W], floating point. +inf
-            forbids a label.
-        image: RGB in 0..255, [B, 3, H, W], uint8 or floating point.
+        unary: energies (such as negative log-probabilities), [B, K, *S], floating point; S of one,
+            two or three axes. +inf forbids a label.
+        image: [B, C, *S], uint8 or floating point, any C >= 1 with S + C <= 255. The widths are in
+            its units: the default ones are for RGB in 0..255.
         params: widths and weights of the kernels; None for the defaults.
         iterations: the number of updates, >= 0.
         lattices: those of the same image and widths, where they are already built.
 
     Returns:
-        [B, K, H, W] in the dtype of ``unary``; labels sum to 1. float64 is filtered in float64,
-        bfloat16 in float32.
+        [B, K, *S] in the dtype of ``unary``; labels sum to 1. float64 is filtered in float64,
+        other dtypes in float32.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it. On CUDA, where
             nothing waits for values, a pixel without a finite energy or of a colour that is not
-            finite makes NaN of all that it reaches instead.
+            finite makes NaN of all that it reaches instead, and lattices are not checked against
+            widths that are tensors.
+
+    Warns:
+        UserWarning: once, a floating-point image within 0..1 or with negative values meets colour
+            widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
+
+    Example:
+        >>> volume = torch.rand(1, 1, 6, 16, 16)  # one channel within 0..1
+        >>> energies = torch.cat([volume, 1 - volume], 1)
+        >>> params = DenseCRFParams(bilateral_sxy=(2, 5, 5), bilateral_srgb=0.1)
+        >>> dense_crf(energies, volume, params, iterations=3).shape
+        torch.Size([1, 2, 6, 16, 16])
     """
-    params = DenseCRFParams() if params is None else params
-    sizes: dict[str, int] = {}
-    check_tensor("unary", unary, "B K H W", sizes)
-    check_floating("unary", unary)
-    check_image(image)
-    check_tensor("image", image, "B 3 H W", {**sizes, "3": 3})
-    check_device("image", image.device, unary.device, "unary")
-    iterations = checked_iterations(iterations)
-    if lattices is None:
-        lattices = DenseCRFLattices.build(image, params)
-    elif lattices.shape != image.shape or lattices.widths != _widths(params):
-        raise ValueError(
-            f"lattices: got those of image {list(lattices.shape)} and widths {lattices.widths}, "
-            f"must be of {list(image.shape)} and {_widths(params)}"
-        )
-    dtype = filter_dtype(unary.dtype)
-    compatibilities = [
-        _compatibility(params, weight, unary, dtype)
-        for weight in (params.gaussian_weight, params.bilateral_weight)
+    results = [
+        dense_mean_field(energies, kernels, iterations)
+        for energies, kernels in _problems(unary, image, params, iterations, lattices)
     ]
-    marginals = []
-    for energies, bilateral in zip(unary.to(dtype).flatten(2), lattices.bilateral, strict=True):
-        kernels = [
-            DenseKernel.symmetric(lattice, compatibility)
-            for lattice, compatibility in zip(
-                (lattices.gaussian, bilateral), compatibilities, strict=True
-            )
-        ]
-        marginals.append(dense_mean_field(energies, kernels, iterations))
-    return torch.stack(marginals).view(unary.shape).to(unary.dtype)
+    return torch.stack(results).view(unary.shape).to(unary.dtype)
 
 
-def _compatibility(
-    params: DenseCRFParams, weight: float | Tensor, unary: Tensor, dtype: torch.dtype
+def dense_crf_log_marginals(
+    unary: Tensor, image: Tensor, params: DenseCRFParams, iterations: int
 ) -> Tensor:
+    """The logarithm of `dense_crf`, in float32 at least, also of marginals that round to 0."""
+    results = [
+        dense_log_mean_field(energies, kernels, iterations)
+        for energies, kernels in _problems(unary, image, params, iterations, None)
+    ]
+    return torch.stack(results).view(unary.shape)
+
+
+def _problems(
+    unary: Tensor,
+    image: Tensor,
+    params: DenseCRFParams | None,
+    iterations: int,
+    lattices: DenseCRFLattices | None,
+) -> list[tuple[Tensor, list[DenseKernel]]]:
+    """The energies [K, N] and kernels of every image, once the arguments are checked."""
+    params = DenseCRFParams() if params is None else params
+    check_dense_crf(unary, image, params, iterations)
+    if lattices is None:
+        lattices = DenseCRFLattices.of_checked(image, params)
+    else:
+        lattices.check(image, params)
+    lattices = lattices.differentiable_in(image, params)
+    dtype = filter_dtype(unary.dtype)
+    compatibilities = [_compatibility(params, name, unary, dtype) for name in WEIGHTS]
+    problems = []
+    for energies, bilateral in zip(unary.to(dtype).flatten(2), lattices.bilateral, strict=True):
+        pairs = zip((lattices.gaussian, bilateral), compatibilities, strict=True)
+        problems.append((energies, [DenseKernel.symmetric(*pair) for pair in pairs]))
+    return problems
+
+
+def check_dense_crf(unary: Any, image: Any, params: Any, iterations: Any) -> None:
+    """Check the arguments of `dense_crf`."""
+    sizes: dict[str, int] = {}
+    check_spatial("unary", unary, "B K", sizes)
+    check_floating("unary", unary)
+    if not isinstance(params, DenseCRFParams):
+        raise TypeError(f"params: got {type(params).__name__}, must be a DenseCRFParams")
+    check_image(image, params, sizes)
+    check_device("image", image.device, unary.device, "unary")
+    checked_int("iterations", iterations, at_least=0)
+
+
+def _compatibility(params: DenseCRFParams, name: str, unary: Tensor, dtype: torch.dtype) -> Tensor:
     """What a kernel's messages are multiplied by: a weight for Potts, else a [K, K] matrix."""
+    weight = getattr(params, name)
     if isinstance(weight, Tensor):
-        check_device("weight", weight.device, unary.device, "unary")
+        check_device(name, weight.device, unary.device, "unary")
         scale = weight.to(dtype)
     else:
         scale = torch.full((), weight, dtype=dtype, device=unary.device)
@@ -173,7 +173,7 @@ class DenseKernel:
         """The energies that marginals [N, K] send along the kernel, [N, K]."""
         scaled = self.splat_scale[:, None] * marginals
         filtered = self.slice_scale[:, None] * permutohedral_apply(
-            self.lattice.tensors, scaled, False
+            self.lattice.tensors, scaled, False, self.lattice.planes
         )
         if self.compatibility.dim() == 0:
             return -self.compatibility * filtered
@@ -209,15 +209,31 @@ def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: 
     energies = unary.t()
     marginals = (-energies).softmax(1)
     for _ in range(iterations):
-        total = energies
-        for kernel in kernels:
-            total = total + kernel.message(marginals)
-        marginals = (-total).softmax(1)
+        marginals = (-_with_messages(energies, kernels, marginals)).softmax(1)
     return marginals.t()
 
 
+def dense_log_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: int) -> Tensor:
+    """As `dense_mean_field`, the logarithm of the marginals."""
+    energies = unary.t()
+    if iterations > 0:
+        marginals = dense_mean_field(unary, kernels, iterations - 1).t()
+        energies = _with_messages(energies, kernels, marginals)
+    return (-energies).log_softmax(1).t()
+
+
+def _with_messages(energies: Tensor, kernels: Sequence[DenseKernel], marginals: Tensor) -> Tensor:
+    """Energies [N, K] with the messages that the marginals send."""
+    for kernel in kernels:
+        energies = energies + kernel.message(marginals)
+    return energies
+
+
 def _needs_gradient(unary: Tensor, kernels: Sequence[DenseKernel]) -> bool:
-    return unary.requires_grad or any(kernel.compatibility.requires_grad for kernel in kernels)
+    return unary.requires_grad or any(
+        kernel.lattice.planes is not None or kernel.compatibility.requires_grad
+        for kernel in kernels
+    )
 
 
 def _check_energies(unary: Tensor) -> None:

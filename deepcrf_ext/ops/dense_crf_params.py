@@ -1,4 +1,4 @@
-"""The parameters of a dense CRF, its features, and unary energies from predictions.
+"""The parameters of a dense CRF, and unary energies from predictions.
 
 Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
 2011: `E = Σ_p U_p(y_p) + Σ_(p<q) μ(y_p, y_q) k(p, q)` over all pairs of pixels, `k` a sum of a
@@ -8,59 +8,90 @@ Gaussian of the positions and a (bilateral) Gaussian of positions and colours.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._tensor_checks import check_floating, check_tensor
+from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
+from deepcrf_ext.ops._tensor_checks import check_floating, check_spatial, check_tensor
+
+Width = float | Sequence[float] | Tensor
+
+WIDTHS = ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
+WEIGHTS = ("gaussian_weight", "bilateral_weight")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _checked_width(name: str, value: Any) -> Width:
+    """A float, a tuple of floats, or a tensor [] or [n] where it is learnt or lies on a GPU."""
+    if isinstance(value, Tensor):
+        if value.dim() > 1 or value.numel() == 0:
+            raise ValueError(f"{name}: got shape {list(value.shape)}, must be [] or [n], n >= 1")
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{name}: got dtype {value.dtype}, must be numbers")
+        if value.is_cuda or torch.compiler.is_compiling():
+            return value
+        numbers = _checked_width(name, value.tolist())
+        return value if value.requires_grad else numbers
+    if is_number(value):
+        return checked_number(name, value, positive=True)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        got = type(value).__name__
+        raise TypeError(f"{name}: got {got}, must be a number, a sequence of numbers or a tensor")
+    if len(value) == 0:
+        raise ValueError(f"{name}: got an empty sequence, must be a number or one an axis")
+    return tuple(checked_number(name, entry, positive=True) for entry in value)
 
 
 @dataclass(frozen=True)
 class DenseCRFParams:
     """Widths and weights of the two kernels.
 
+    A width is one number for all axes (channels), or one for each: a sequence, an array or a
+    1-dimensional tensor, the axes in the order of the tensor's, (rows, columns) of a picture and
+    (slices, rows, columns) of a volume. Where a width or a weight is learnt it is a tensor that
+    requires a gradient. Numbers are kept as floats, sequences as tuples of them.
+
     Args:
         gaussian_sxy: standard deviation of the spatial kernel, in pixels.
-        gaussian_weight: its weight; a 0-dimensional tensor where it is learnt.
+        gaussian_weight: its weight, a number or a 0-dimensional tensor.
         bilateral_sxy: standard deviation of the bilateral kernel in position, in pixels.
-        bilateral_srgb: and in colour, in units of RGB 0..255.
+        bilateral_srgb: and in colour, in the units of the image: of RGB 0..255.
         bilateral_weight: its weight, as `gaussian_weight`.
         compatibility: μ [K, K], the energy of label k (row) beside label j (column) at weight 1;
             None for Potts, which charges 1 for different labels.
 
     Raises:
-        TypeError, ValueError: a width is not positive and finite, or a weight not finite.
+        TypeError, ValueError: a width is not positive and finite, or a weight not finite. The
+            values of tensors on CUDA, for which nothing waits, are not looked at.
+
+    Example:
+        >>> DenseCRFParams(bilateral_sxy=(4, 40, 40), bilateral_srgb=0.1).bilateral_sxy
+        (4.0, 40.0, 40.0)
     """
 
-    gaussian_sxy: float = 3.0
+    gaussian_sxy: Width = 3.0
     gaussian_weight: float | Tensor = 3.0
-    bilateral_sxy: float = 80.0
-    bilateral_srgb: float = 13.0
+    bilateral_sxy: Width = 80.0
+    bilateral_srgb: Width = 13.0
     bilateral_weight: float | Tensor = 10.0
     compatibility: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            value = getattr(self, name)
-            if not _is_number(value):
-                raise TypeError(f"{name}: got {type(value).__name__}, must be a number")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: got {value}, must be positive and finite")
-        for name in ("gaussian_weight", "bilateral_weight"):
+        for name in WIDTHS:
+            object.__setattr__(self, name, _checked_width(name, getattr(self, name)))
+        for name in WEIGHTS:
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 check_tensor(name, value, "", {})
                 check_floating(name, value)
-            elif not _is_number(value):
+            elif is_number(value):
+                object.__setattr__(self, name, checked_number(name, value))
+            else:
                 raise TypeError(f"{name}: got {type(value).__name__}, must be a number or a tensor")
-            elif not math.isfinite(value):
-                raise ValueError(f"{name}: got {value}, must be finite")
         if self.compatibility is not None:
             sizes: dict[str, int] = {}
             check_tensor("compatibility", self.compatibility, "K K", sizes)
@@ -91,30 +122,6 @@ PRESETS = {
 }
 
 
-def gaussian_features(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
-    """Pixel positions in units of `sxy`, x before y: float32 [2, H * W]."""
-    columns, rows = (
-        torch.arange(size, dtype=torch.float32, device=device) / _divisor(sxy, device)
-        for size in (width, height)
-    )
-    features = torch.empty((2, height, width), device=device)
-    features[0] = columns
-    features[1] = rows[:, None]
-    return features.flatten(1)
-
-
-def bilateral_features(image: Tensor, sxy: float, srgb: float) -> Tensor:
-    """Positions over `sxy` and colours over `srgb`: [3, H, W] -> float32 [5, H * W]."""
-    height, width = image.shape[1:]
-    colours = image.to(torch.float32).flatten(1) / _divisor(srgb, image.device)
-    return torch.cat([gaussian_features(height, width, sxy, image.device), colours])
-
-
-def _divisor(width: float, device: torch.device) -> Tensor:
-    # Dividing by a number may multiply by its rounded reciprocal; by a tensor it does not.
-    return torch.full((1,), width, dtype=torch.float32, device=device)
-
-
 def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Tensor:
     """Energies -log max(p, minimum).
 
@@ -143,22 +150,22 @@ def unary_from_labels(
     """Energies of a given labelling that is right with probability `confidence`.
 
     Args:
-        labels: [B, H, W] of any integer dtype, values 0..K-1 or `unsure`.
+        labels: [B, *S], S of one to three axes, of any integer dtype, values 0..K-1 or `unsure`.
         num_labels: K, at least 2.
         confidence: the probability of the given label, in (0, 1); the others share the rest.
         unsure: the label of pixels that could be anything: all labels get the same energy there.
 
     Returns:
-        float32 [B, K, H, W].
+        float32 [B, K, *S].
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    check_tensor("labels", labels, "B H W", {})
+    check_spatial("labels", labels, "B", {})
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
-    if num_labels < 2:
-        raise ValueError(f"num_labels: got {num_labels}, must be at least 2")
+    num_labels = checked_int("num_labels", num_labels, at_least=2)
+    confidence = checked_number("confidence", confidence)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}, must lie in (0, 1)")
     labels = labels.to(torch.int64)
@@ -169,8 +176,8 @@ def unary_from_labels(
             f"labels: got {int(labels[bad][0])}, must be in 0..{num_labels - 1}"
             + ("" if unsure is None else f" or unsure = {unsure}")
         )
-    batch, height, width = labels.shape
     other = -math.log((1 - confidence) / (num_labels - 1))
-    energies = torch.full((batch, num_labels, height, width), other, device=labels.device)
+    shape = (labels.shape[0], num_labels, *labels.shape[1:])
+    energies = torch.full(shape, other, device=labels.device)
     energies.scatter_(1, labels.where(known, 0)[:, None], -math.log(confidence))
     return energies.where(known[:, None], math.log(num_labels))

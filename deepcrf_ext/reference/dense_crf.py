@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._argument_checks import checked_iterations
-from deepcrf_ext.ops._tensor_checks import check_floating, check_tensor
-from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, bilateral_features, gaussian_features
+from deepcrf_ext.ops.dense_crf import check_dense_crf
+from deepcrf_ext.ops.dense_crf_lattices import bilateral_features, gaussian_features
+from deepcrf_ext.ops.dense_crf_params import DenseCRFParams
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
 
 Filter = Callable[[Tensor], Tensor]
@@ -23,33 +23,28 @@ def dense_crf(
     iterations: int = 10,
     exact: bool = False,
 ) -> Tensor:
-    """Marginals of a dense CRF over the pixels of images, by mean field.
+    """Marginals of a dense CRF over the pixels of images or the voxels of volumes, by mean field.
 
     Args:
-        unary: energies, [B, K, H, W], floating point.
-        image: RGB in 0..255, [B, 3, H, W], uint8 or floating point.
+        unary: energies, [B, K, *S], floating point; S of one to three axes.
+        image: [B, C, *S], uint8 or floating point.
         params: widths and weights of the kernels; None for the defaults.
         iterations: the number of updates, >= 0.
-        exact: sum over all (H · W)² pairs of pixels instead of filtering on a lattice.
+        exact: sum over all pairs of pixels instead of filtering on a lattice.
 
     Returns:
-        [B, K, H, W] in the dtype of ``unary``.
+        [B, K, *S] in the dtype of ``unary``.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     params = DenseCRFParams() if params is None else params
-    sizes: dict[str, int] = {"3": 3}
-    check_tensor("unary", unary, "B K H W", sizes)
-    check_floating("unary", unary)
-    check_tensor("image", image, "B 3 H W", sizes)
-    iterations = checked_iterations(iterations)
-    height, width = image.shape[2:]
+    check_dense_crf(unary, image, params, iterations)
     results = []
     for energies, one in zip(unary.flatten(2).mT, image, strict=True):
         kernels = [
             (
-                gaussian_features(height, width, params.gaussian_sxy, image.device),
+                gaussian_features(image.shape[2:], params.gaussian_sxy, image.device),
                 params.gaussian_weight,
             ),
             (

@@ -17,6 +17,7 @@ class PermutohedralLattice:
     """
 
     def __init__(self, features: Tensor) -> None:
+        self.features = features
         num_dims = features.shape[1]
         elevated = _elevate(features.detach().to(torch.float32))
         vertices, self.weights = _simplices(elevated)
@@ -31,7 +32,25 @@ class PermutohedralLattice:
         self.scale = 1 / (1 + 2.0**-num_dims)
 
     def filter(self, values: Tensor) -> Tensor:
-        """Splat, blur and slice values [N, C]."""
+        """Filter values [N, C], differentiably in them and in the features."""
+        filtered = self._splat_blur_slice(values)
+        if self.features.requires_grad:
+            # exp(-½ |f_i - f_j|²) where the squares have moved by so little that it is linear.
+            squares = self._weighted_squares(values.detach())
+            filtered = filtered - 0.5 * (squares - squares.detach())
+        return filtered
+
+    def _weighted_squares(self, values: Tensor) -> Tensor:
+        """Σ_j k_ij |f_i - f_j|² v_j, by filters of the values' products with the features."""
+        features = self.features.to(values.dtype)
+        features = features - features.detach().mean(0)
+        lengths = features.square().sum(1, keepdim=True)
+        total = lengths * self._splat_blur_slice(values) + self._splat_blur_slice(lengths * values)
+        for feature in features.split(1, 1):
+            total = total - 2 * feature * self._splat_blur_slice(feature * values)
+        return total
+
+    def _splat_blur_slice(self, values: Tensor) -> Tensor:
         weights = self.weights.to(values.dtype)[..., None]
         splat = (weights * values[:, None]).flatten(0, 1)
         points = values.new_zeros((self.num_points + 1, values.shape[1]))
@@ -109,7 +128,8 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
 
     Args:
         values: [N, C], floating point.
-        features: [N, d], floating point, in standard deviations; no gradient.
+        features: [N, d], floating point, in standard deviations. Their gradient is that of the
+            Gaussian, its sums taken on the lattice.
 
     Returns:
         [N, C] in the dtype of ``values``.
@@ -128,4 +148,5 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
 def gaussian_filter(values: Tensor, features: Tensor) -> Tensor:
     """``Σ_q exp(-|f_p - f_q|² / 2) v_q`` over all N² pairs: values [N, C], features [N, d]."""
     features = features.to(values.dtype)
-    return torch.cdist(features, features).square().mul(-0.5).exp() @ values
+    squares = (features[:, None] - features).square().sum(2)
+    return squares.mul(-0.5).exp() @ values

@@ -228,9 +228,9 @@ def test_energies_that_forbid_everything() -> None:
 @pytest.mark.parametrize(
     ("error", "match", "change"),
     [
-        (ValueError, "unary: got shape", {"unary": torch.zeros(3, 6, 8)}),
+        (ValueError, "unary: got shape", {"unary": torch.zeros(6, 8)}),
         (TypeError, "unary: got dtype", {"unary": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}),
-        (ValueError, "image: got shape", {"image": torch.zeros(1, 4, 6, 8)}),
+        (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 6)}),
         (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 6, 7)}),
         (ValueError, "iterations", {"iterations": -1}),
     ],

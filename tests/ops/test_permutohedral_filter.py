@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from accuracy import TOLERANCE, assert_close
@@ -134,6 +136,125 @@ def test_gradient_is_the_transpose(operator_target: Target) -> None:
     assert_close(gradient, matrix.t() @ upstream)
 
 
+def feature_gradient(values: Tensor, features: Tensor, upstream: Tensor, function: Any) -> Tensor:
+    """The gradient in the features of `upstream` times what `function` filters."""
+    leaf = features.clone().requires_grad_()
+    return torch.autograd.grad((function(values, leaf) * upstream).sum(), leaf)[0]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+# The slices that bound its memory: one channel, several in one slice, and several slices.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("num_values", "num_dims", "num_channels"),
+    [(1, 1, 1), (60, 1, 5), (40, 2, 21), (50, 5, 20), (20, 60, 2)],
+)
+def test_feature_gradient_is_that_of_the_reference(
+    operator_target: Target, num_values: int, num_dims: int, num_channels: int, dtype: torch.dtype
+) -> None:
+    values, features = cloud(num_values, num_dims, num_channels, spread=num_dims**-0.5)
+    upstream = torch.randn(
+        values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    rounded = [tensor.to(dtype) for tensor in (values, upstream)]
+    wanted = feature_gradient(
+        rounded[0].double(), features.double(), rounded[1].double(), reference.permutohedral_filter
+    )
+    device = operator_target.device
+    result = feature_gradient(
+        rounded[0].to(device),
+        features.to(device),
+        rounded[1].to(device),
+        operator_target.functions.permutohedral_filter,
+    )
+    assert result.dtype == torch.float32
+    assert float((result.cpu() - wanted).abs().max()) <= 2e-5 * max(float(wanted.abs().max()), 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("num_dims", "num_values", "spread", "factor"),
+    [(1, 80, 0.3, 0.92), (1, 80, 2.0, 0.92), (2, 80, 1.0, 0.87), (2, 200, 2.0, 0.87),
+     (3, 200, 0.5, 0.78), (3, 400, 1.0, 0.8), (5, 400, 0.5, 0.6)],
+)  # fmt: skip
+@pytest.mark.parametrize("num_channels", [1, 6])
+def test_feature_gradient_is_near_the_exact_one(
+    num_dims: int, num_values: int, spread: float, factor: float, num_channels: int
+) -> None:
+    """In direction, and in size up to the factor of the filter itself."""
+    values, features = cloud(num_values, num_dims, num_channels, spread)
+    features = features.double()
+    upstream = torch.randn(
+        values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    result = feature_gradient(values, features, upstream, permutohedral_filter)
+    exact = feature_gradient(values, features, upstream, reference.gaussian_filter)
+    assert cosine(result, exact) > 0.95
+    assert abs(float(result.norm() / exact.norm()) / factor - 1) < 0.15
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+def test_feature_gradient_is_the_slope_of_the_lattice(num_dims: int) -> None:
+    """Points move along the gradient of an average over them; it changes as the gradient says."""
+    size = {1: 300, 2: 30, 3: 12}[num_dims]
+    axes = torch.meshgrid(*[torch.arange(float(size))] * num_dims, indexing="ij")
+    features = torch.stack([axis.flatten() for axis in axes], 1).double() / 3
+    values = torch.sin(1.3 * features.sum(1, keepdim=True))
+    target = torch.cos(0.9 * features[:, :1])
+
+    def loss(moved: Tensor) -> Tensor:
+        ones = torch.ones_like(values)
+        average = permutohedral_filter(values, moved) / permutohedral_filter(ones, moved)
+        return (average - target).square().mean()
+
+    leaf = features.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    step = 0.1 * gradient / gradient.abs().max()
+    with torch.no_grad():
+        change = float(loss(features + step) - loss(features - step)) / 2
+    assert change / float((gradient * step).sum()) == pytest.approx(1, abs=0.15)
+
+
+def test_a_common_shift_changes_nothing(operator_target: Target) -> None:
+    """Far from the origin the products of values and features do not drown the differences."""
+    values, features = (tensor.to(operator_target.device) for tensor in cloud(60, 2, 3))
+    values = values.float()
+    upstream = torch.ones_like(values)
+    near = feature_gradient(values, features, upstream, permutohedral_filter)
+    assert float(near.sum(0).abs().max()) < 1e-4 * float(near.abs().max())
+    shift = 40 * 3 * torch.tensor([1.0, 1.0], device=values.device)
+    far = feature_gradient(values, features + shift, upstream, permutohedral_filter)
+    assert cosine(far.cpu(), near.cpu()) > 0.9
+
+
+def test_second_derivatives_are_near_the_exact_ones() -> None:
+    values, features = cloud(300, 1, 2)
+    results = []
+    for function in (permutohedral_filter, reference.gaussian_filter):
+        leaves = [values.clone().requires_grad_(), features.double().requires_grad_()]
+        result = function(*leaves)
+        gradients = torch.autograd.grad(result.square().sum(), leaves, create_graph=True)
+        total = sum(gradient.square().sum() for gradient in gradients)
+        results.append(torch.autograd.grad(total, leaves))
+    for lattice, exact in zip(*results, strict=True):
+        assert cosine(lattice, exact) > 0.95
+
+
+def test_features_without_a_gradient_cost_nothing() -> None:
+    """Nothing is kept of the values, and no features reach the operator."""
+    values, features = cloud(30, 2, 7)
+    lattice = PermutohedralLattice(features)
+    assert lattice.planes is None
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lattice.filter(values.requires_grad_())
+    assert all(tensor.shape != values.shape for tensor in kept)
+    with torch.no_grad():
+        assert PermutohedralLattice(features.clone().requires_grad_()).planes is None
+
+
 def test_threads_do_not_change_a_bit() -> None:
     values, features = cloud(20000, 5, 11, spread=3.0)
     values = values.float()
@@ -157,9 +278,12 @@ def test_registered_operators_pass_opcheck(operator_target: Target) -> None:
     planes = features.t().contiguous()
     torch.library.opcheck(permutohedral_lattice, (planes,))
     lattice = permutohedral_lattice(planes)
+    leaves = [planes.clone().requires_grad_(), planes[1:].clone().requires_grad_(), None]
     for dtype in (torch.float32, torch.bfloat16):
         leaf = values.to(dtype).requires_grad_()
-        torch.library.opcheck(permutohedral_apply, (lattice, leaf, False))
+        for moving in leaves:
+            torch.library.opcheck(permutohedral_apply, (lattice, leaf, False, moving))
+    torch.library.opcheck(permutohedral_apply, (lattice, values, True, leaves[0]))
 
 
 def test_compiles_whole(operator_target: Target) -> None:
@@ -167,6 +291,11 @@ def test_compiles_whole(operator_target: Target) -> None:
     torch.compiler.reset()
     compiled = torch.compile(permutohedral_filter, backend="aot_eager", fullgraph=True)
     assert_close(compiled(values, features), permutohedral_filter(values, features))
+    upstream = torch.ones_like(values)
+    assert_close(
+        feature_gradient(values, features, upstream, compiled),
+        feature_gradient(values, features, upstream, permutohedral_filter),
+    )
 
 
 @every_target

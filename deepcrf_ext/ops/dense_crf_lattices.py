@@ -1,0 +1,203 @@
+"""What the dense CRF makes of images: the features of its two kernels, and their lattices."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.ops._tensor_checks import check_device, check_spatial
+from deepcrf_ext.ops.dense_crf_params import WIDTHS, DenseCRFParams, Width
+from deepcrf_ext.ops.permutohedral_filter import MAX_DIMS, PermutohedralLattice
+
+
+@dataclass(frozen=True)
+class DenseCRFLattices:
+    """The lattices of a batch of images for some kernel widths, reusable over calls of `dense_crf`.
+
+    `gaussian` is shared by the images of the batch, `bilateral` holds one lattice an image. They
+    hold numbers alone: gradients in an image or a width go through what `dense_crf` is given.
+    """
+
+    shape: torch.Size
+    widths: tuple[Width, Width, Width]
+    gaussian: PermutohedralLattice
+    bilateral: tuple[PermutohedralLattice, ...]
+
+    @classmethod
+    def build(cls, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
+        """The lattices of images [B, C, *S], as `dense_crf` takes them.
+
+        Raises:
+            TypeError, ValueError: the image does not fit, or a kernel is too narrow for its size.
+        """
+        check_image(image, params, {})
+        return cls.of_checked(image, params)
+
+    @classmethod
+    def of_checked(cls, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
+        """As `build`, of an image that `check_image` has seen."""
+        with torch.no_grad():
+            positions = gaussian_features(image.shape[2:], params.gaussian_sxy, image.device)
+            gaussian = _lattice("gaussian_sxy", positions)
+            bilateral = tuple(
+                _lattice(
+                    "bilateral_sxy, bilateral_srgb",
+                    bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb),
+                )
+                for one in image
+            )
+            for lattice in (gaussian, *bilateral):
+                lattice.norms(torch.float32)  # kept: a later stream or graph must not fill them
+        return cls(image.shape, _widths(params), gaussian, bilateral)
+
+    def check(self, image: Tensor, params: DenseCRFParams) -> None:
+        """Raise ValueError where these are the lattices of images or widths unlike these."""
+        same = zip(self.widths, _widths(params), strict=True)
+        if self.shape != image.shape or not all(_is_same(own, other) for own, other in same):
+            raise ValueError(
+                f"lattices: got those of image {list(self.shape)} and widths {self.widths}, "
+                f"must be of {list(image.shape)} and {_widths(params)}"
+            )
+        check_device("lattices", self.gaussian.device, image.device, "image")
+
+    def differentiable_in(self, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
+        """These lattices with gradients in those of the image and the widths that want one."""
+        gaussian, bilateral = self.gaussian, self.bilateral
+        if _wants_gradient(params.gaussian_sxy):
+            positions = gaussian_features(image.shape[2:], params.gaussian_sxy, image.device)
+            gaussian = gaussian.differentiable_in(positions)
+        if _wants_gradient(image, params.bilateral_sxy, params.bilateral_srgb):
+            # Positions come first; where they are given, colours alone get a gradient.
+            first = 0 if _wants_gradient(params.bilateral_sxy) else image.dim() - 2
+            bilateral = tuple(
+                lattice.differentiable_in(
+                    bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb)[first:]
+                )
+                for lattice, one in zip(bilateral, image, strict=True)
+            )
+        return DenseCRFLattices(self.shape, self.widths, gaussian, bilateral)
+
+
+def _lattice(widths: str, planes: Tensor) -> PermutohedralLattice:
+    try:
+        return PermutohedralLattice.from_planes(planes)
+    except ValueError as error:
+        raise ValueError(f"{widths}: {error}") from error
+
+
+def _wants_gradient(*values: Width) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
+
+
+def _widths(params: DenseCRFParams) -> tuple[Width, Width, Width]:
+    """The widths as numbers, or as detached tensors."""
+    gaussian_sxy, bilateral_sxy, bilateral_srgb = (
+        width.detach().clone() if isinstance(width, Tensor) else width
+        for width in (getattr(params, name) for name in WIDTHS)
+    )
+    return gaussian_sxy, bilateral_sxy, bilateral_srgb
+
+
+def _is_same(own: Width, other: Width) -> bool:
+    """Whether two widths are equal, as far as one may look."""
+    if not isinstance(own, Tensor) and not isinstance(other, Tensor):
+        return own == other
+    own, other = torch.as_tensor(own), torch.as_tensor(other)
+    if own.is_cuda or other.is_cuda or torch.compiler.is_compiling():
+        return True
+    return own.shape == other.shape and torch.equal(own.float(), other.float())
+
+
+def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> None:
+    """Check images [B, C, *S], uint8 or floating point, for kernels of such widths."""
+    check_spatial("image", image, "B C", sizes)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+    axes, channels = image.dim() - 2, image.shape[1]
+    if axes + channels > MAX_DIMS:
+        raise ValueError(
+            f"image: got {channels} channels, must be at most {MAX_DIMS - axes} beside {axes} axes"
+        )
+    check_width("gaussian_sxy", params.gaussian_sxy, axes, "axis")
+    check_width("bilateral_sxy", params.bilateral_sxy, axes, "axis")
+    check_width("bilateral_srgb", params.bilateral_srgb, channels, "channel")
+    for name in WIDTHS:
+        width = getattr(params, name)
+        if isinstance(width, Tensor):
+            check_device(name, width.device, image.device, "image")
+    if image.is_floating_point() and not image.is_cuda and not torch.compiler.is_compiling():
+        _check_range(image.detach(), params.bilateral_srgb)
+
+
+_warned: set[str] = set()
+
+
+def _check_range(image: Tensor, srgb: Width) -> None:
+    """Refuse values that are not finite; warn, once each, of a range that fits no width of 1 up."""
+    low, high = (float(value) for value in image.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("image: got NaN or infinite values, must be finite")
+    narrowest = float(torch.as_tensor(srgb).detach().min())
+    found = "negative values" if low < 0 else "values within 0..1" if 0 < high <= 1 else ""
+    if found and narrowest >= 1 and found not in _warned:
+        _warned.add(found)
+        warnings.warn(
+            f"image: got {found}, while bilateral_srgb = {narrowest:g} is in the units of an image "
+            "in 0..255; scale the image or give widths in its units",
+            stacklevel=4,
+        )
+
+
+def gaussian_features(shape: Sequence[int], sxy: Width, device: torch.device) -> Tensor:
+    """Positions in a grid of this shape in units of `sxy`: float32 [S, N], N positions.
+
+    Two axes come as x, y, other numbers of axes in their own order. The filter depends a little on
+    the order of its features, and these are the orders of pydensecrf: of its DenseCRF2D, and of its
+    utils, by which volumes are made.
+    """
+    axes = len(shape)
+    width = _divisors(sxy, axes, device)
+    features = torch.empty((axes, *shape), device=device)
+    for axis, size in enumerate(shape):
+        steps = torch.arange(size, dtype=torch.float32, device=device) / width[axis]
+        plane = axes - 1 - axis if axes == 2 else axis
+        features[plane] = steps.view(-1, *[1] * (axes - 1 - axis))
+    return features.flatten(1)
+
+
+def bilateral_features(image: Tensor, sxy: Width, srgb: Width) -> Tensor:
+    """Positions over `sxy`, then channels over `srgb`: [C, *S] -> float32 [S + C, N]."""
+    positions = gaussian_features(image.shape[1:], sxy, image.device)
+    width = _divisors(srgb, image.shape[0], image.device)
+    return torch.cat([positions, image.to(torch.float32).flatten(1) / width[:, None]])
+
+
+def check_width(name: str, width: Width, count: int, unit: str) -> None:
+    """Check that a width is one number, or one for each of `count` axes or channels."""
+    if isinstance(width, Tensor):
+        given = width.shape[0] if width.dim() == 1 else None
+    else:
+        given = len(width) if isinstance(width, Sequence) else None
+    if given not in (None, count):
+        raise ValueError(
+            f"{name}: got {given} widths, must be one number or {count}, one for each {unit}"
+        )
+
+
+def _divisors(width: Width, count: int, device: torch.device) -> Tensor:
+    """A width as float32 [count]."""
+    if isinstance(width, Tensor):
+        return width.to(torch.float32).expand(count)
+    # Tensors filled on the device: nothing is copied to it. Dividing by a number may multiply by
+    # its rounded reciprocal; by a tensor it does not.
+    numbers = width if isinstance(width, Sequence) else [width]
+    filled = [torch.full((1,), n, dtype=torch.float32, device=device) for n in numbers]
+    return torch.cat(filled).expand(count)
