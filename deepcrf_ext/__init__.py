@@ -7,6 +7,7 @@ operators. `deepcrf_ext.reference` holds the same operators in plain PyTorch.
 
 from deepcrf_ext import reference
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.libraries import report_missing_libraries
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
 from deepcrf_ext.ops.dense_crf_params import (
@@ -22,6 +23,8 @@ from deepcrf_ext.ops.pairwise_nll import pairwise_nll
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice, permutohedral_filter
 from deepcrf_ext.ops.potentials import FactoredPotential, TablePotential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
+
+report_missing_libraries()
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.libraries import require
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
@@ -27,11 +28,13 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """The parsed arguments with dataclass groups built. Raises InputError in one line."""
     try:
-        return parser.instantiate(parser.parse_args(argv))
+        arguments = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         cause = error.__cause__ or error.__context__
         message = cause if isinstance(cause, InputError) else error
         raise InputError(_plain(" ".join(str(message).split()))) from error
+    require("cv2")  # which loads lazily: --help works without, and a run fails before it begins
+    return arguments
 
 
 _VALUE = re.compile(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.libraries import cv2
 
 # All that Pillow's decoders are known to raise on damaged files.
 _DECODER_ERRORS = (

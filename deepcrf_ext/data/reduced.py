@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
 from deepcrf_ext.data.images import shrink
+from deepcrf_ext.libraries import cv2
 
 
 class Reduced(SegmentationDataset):

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.libraries import cv2
 
 Colour = tuple[int, int, int]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.base import Sample
+from deepcrf_ext.libraries import cv2
 
 # The mean colour of ImageNet, RGB 0..255, rounded; about zero once a model normalises its input.
 PAD_COLOUR = (124, 116, 104)

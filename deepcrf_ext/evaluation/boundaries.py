@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.libraries import cv2
 from deepcrf_ext.parallel.world import World
 
 TOLERANCE = 0.0075

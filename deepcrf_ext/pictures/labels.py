@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -14,6 +13,7 @@ from matplotlib.patches import Patch
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.boundaries import outline
+from deepcrf_ext.libraries import cv2
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
