@@ -84,7 +84,7 @@ def dense_crf(
         dense_mean_field(energies, kernels, iterations)
         for energies, kernels in _problems(unary, image, params, iterations, lattices)
     ]
-    return torch.stack(results).view(unary.shape).to(unary.dtype)
+    return _batch(results, unary).to(unary.dtype)
 
 
 def dense_crf_log_marginals(
@@ -95,6 +95,13 @@ def dense_crf_log_marginals(
         dense_log_mean_field(energies, kernels, iterations)
         for energies, kernels in _problems(unary, image, params, iterations, None)
     ]
+    return _batch(results, unary)
+
+
+def _batch(results: list[Tensor], unary: Tensor) -> Tensor:
+    """Results [K, N] of every image in the shape of the unary."""
+    if not results:
+        return unary.to(filter_dtype(unary.dtype))
     return torch.stack(results).view(unary.shape)
 
 
@@ -125,6 +132,8 @@ def _problems(
 def check_dense_crf(unary: Any, image: Any, params: Any, iterations: Any) -> None:
     """Check the arguments of `dense_crf`."""
     sizes: dict[str, int] = {}
+    if isinstance(unary, Tensor) and unary.dim() > 0:
+        sizes["B"] = unary.shape[0]  # may be 0
     check_spatial("unary", unary, "B K", sizes)
     check_floating("unary", unary)
     if not isinstance(params, DenseCRFParams):

@@ -118,6 +118,8 @@ def _is_same(own: Width, other: Width) -> bool:
 
 def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> None:
     """Check images [B, C, *S], uint8 or floating point, for kernels of such widths."""
+    if isinstance(image, Tensor) and image.dim() > 0:
+        sizes.setdefault("B", image.shape[0])  # may be 0
     check_spatial("image", image, "B C", sizes)
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
@@ -133,7 +135,8 @@ def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> No
         width = getattr(params, name)
         if isinstance(width, Tensor):
             check_device(name, width.device, image.device, "image")
-    if image.is_floating_point() and not image.is_cuda and not torch.compiler.is_compiling():
+    is_seen = not (image.is_cuda or image.numel() == 0 or torch.compiler.is_compiling())
+    if image.is_floating_point() and is_seen:
         _check_range(image.detach(), params.bilateral_srgb)
 
 

@@ -1,0 +1,250 @@
+"""Layer `DenseCRF`: sharp outlines for the logits of any network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
+from deepcrf_ext.ops._tensor_checks import check_floating, check_spatial
+from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
+from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
+
+LEARNABLE = ("weights", "compatibility", "widths")
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class DenseCRF(nn.Module):
+    """Mean field of a dense CRF over the pixels of images or the voxels of volumes, as a layer.
+
+    Unary energies are ``-logits``; every pixel is joined to every other by a Gaussian of position
+    and one of position and colour (Krähenbühl and Koltun 2011; learnt end to end as in Zheng et
+    al., "Conditional Random Fields as Recurrent Neural Networks", 2015). A fresh layer gives the
+    logarithm of ``deepcrf_ext.dense_crf(-logits, image, params, iterations)``. The gradient reaches
+    the logits, what is learnt, and an image that wants one.
+
+    Memory in training, on the CPU in float32: 4 (4 i + 2) bytes a pixel and class for i iterations
+    and 4 (2 i + 2) more where the compatibility is a matrix, and some 100 bytes a pixel for the
+    lattices; without gradients 12 bytes a pixel and class. Time grows with pixels times classes
+    times iterations; "widths" or an image with a gradient make the backward pass some 2 (d + 1)
+    filters an iteration longer, d the spatial axes and channels.
+
+    Args:
+        num_classes: K, labels.
+        iterations: mean-field updates. With 0 the result is ``log_softmax(logits)``.
+        params: widths and weights at the start, as `deepcrf_ext.dense_crf` takes them; None for the
+            defaults, which are for RGB images in 0..255.
+        learn: which of them are learnt: "weights" (of the two kernels), "compatibility" (a matrix
+            [K, K], at the start Potts: 1 off the diagonal, 0 on it), "widths" (positive, as factors
+            ``exp(log_scale)`` of those at the start). () for a layer without parameters.
+        mean: what a network's normalisation has subtracted from the image, in the image's own
+            units: 255 times torchvision's numbers. One number, or one for each channel.
+        std: what it has divided by. The layer multiplies by `std` and adds `mean`, so that the
+            network's input can be handed in; a uint8 image is taken as it is.
+
+    Attributes:
+        gaussian_weight, bilateral_weight, compatibility: parameters, where they are learnt.
+        log_scales: a parameter for each width by its name, where they are learnt, beside a buffer
+            of that name, the width at the start.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import nll_loss
+        >>> from deepcrf_ext import nn as crf
+        >>> layer = crf.DenseCRF(num_classes=4)
+        >>> logits = torch.randn(2, 4, 6, 8, requires_grad=True)  # of a network of stride 4
+        >>> image = torch.randint(256, (2, 3, 24, 32), dtype=torch.uint8)
+        >>> log_marginals = layer(logits, image)
+        >>> log_marginals.shape
+        torch.Size([2, 4, 24, 32])
+        >>> nll_loss(log_marginals, torch.randint(4, (2, 24, 32)), ignore_index=255).backward()
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+    compatibility: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        iterations: int = 5,
+        params: DenseCRFParams | None = None,
+        learn: Sequence[str] = ("weights", "compatibility"),
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        params = DenseCRFParams() if params is None else params
+        if not isinstance(params, DenseCRFParams):
+            raise TypeError(f"params: got {type(params).__name__}, must be a DenseCRFParams")
+        self.num_classes = checked_int("num_classes", num_classes, at_least=1)
+        self.iterations = checked_int("iterations", iterations, at_least=0)
+        self.learn = _checked_names(learn)
+        self.params = _fixed(params)
+        """The parameters at the start, as numbers; without the compatibility."""
+        given = params.compatibility
+        if given is not None:
+            given = given.detach().cpu().clone()
+            if given.shape[0] != self.num_classes:
+                raise ValueError(
+                    f"params: got a compatibility of {given.shape[0]} labels, must be of "
+                    f"num_classes = {self.num_classes}"
+                )
+        if "weights" in self.learn:
+            for name in WEIGHTS:
+                setattr(self, name, nn.Parameter(torch.empty(())))
+        self._first_compatibility = given
+        if "compatibility" in self.learn:
+            self.compatibility = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
+        else:
+            self.register_buffer("compatibility", given)
+        self.log_scales = nn.ParameterDict()
+        if "widths" in self.learn:
+            for name in WIDTHS:
+                first = torch.tensor(getattr(self.params, name))
+                self.register_buffer(name, first)
+                self.log_scales[name] = nn.Parameter(torch.empty_like(first))
+        means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
+        _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
+        self.register_buffer("mean", None if means is None else torch.tensor(means))
+        self.register_buffer("std", None if stds is None else torch.tensor(stds))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Everything that is learnt goes back to `params`."""
+        with torch.no_grad():
+            if "weights" in self.learn:
+                for name in WEIGHTS:
+                    getattr(self, name).fill_(getattr(self.params, name))
+            if "compatibility" in self.learn and self.compatibility is not None:
+                first = self._first_compatibility
+                self.compatibility.copy_(
+                    1 - torch.eye(self.num_classes) if first is None else first
+                )
+            for name, scale in self.log_scales.items():
+                getattr(self, name).copy_(torch.tensor(getattr(self.params, name)))
+                scale.zero_()
+
+    def forward(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Log-marginals of mean field.
+
+        Args:
+            logits: [B, K, *S'], floating point, S' of one to three axes; energies are their
+                negatives. Where S' is not S they are resized to S, (bi-, tri-)linearly.
+            image: [B, C, *S], uint8 or floating point. With `mean` or `std` a floating-point image
+                is the network's normalised one.
+
+        Returns:
+            [B, K, *S], log-probabilities over the K labels, finite also where a marginal is next to
+            0; float64 for float64 logits, else float32, also under `torch.autocast`.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; the message names it.
+        """
+        sizes = {"K": self.num_classes}
+        if isinstance(logits, Tensor) and logits.dim() > 2:
+            sizes["B"] = logits.shape[0]  # may be 0
+        check_spatial("logits", logits, "B K", sizes)
+        check_floating("logits", logits)
+        axes = {key: value for key, value in sizes.items() if key == "B"}
+        check_spatial("image", image, "B C", axes)
+        if image.dim() != logits.dim():
+            raise ValueError(
+                f"image: got {image.dim() - 2} spatial axes, must be {logits.dim() - 2} as logits"
+            )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if logits.shape[2:] != image.shape[2:]:
+            mode = _INTERPOLATION[logits.dim() - 2]
+            logits = functional.interpolate(logits, image.shape[2:], mode=mode, align_corners=False)
+        image = self._in_own_units(image)
+        return dense_crf_log_marginals(-logits, image, self.current_params(), self.iterations)
+
+    def current_params(self) -> DenseCRFParams:
+        """What `deepcrf_ext.dense_crf` takes to compute the same, tensors where they are learnt."""
+        changes: dict[str, Any] = {"compatibility": self.compatibility}
+        if "weights" in self.learn:
+            changes |= {name: getattr(self, name) for name in WEIGHTS}
+        for name, scale in self.log_scales.items():
+            changes[name] = getattr(self, name) * scale.exp()
+        return replace(self.params, **changes)
+
+    def extra_repr(self) -> str:
+        numbers = [f"{name}={getattr(self.params, name)}" for name in (*WIDTHS, *WEIGHTS)]
+        return ", ".join(
+            [
+                f"num_classes={self.num_classes}",
+                f"iterations={self.iterations}",
+                f"learn={self.learn}",
+                *numbers,
+            ]
+        )
+
+    def _in_own_units(self, image: Tensor) -> Tensor:
+        """The image before the network's normalisation."""
+        if (self.mean is None and self.std is None) or not image.is_floating_point():
+            return image
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        for name, values in (("std", self.std), ("mean", self.mean)):
+            if values is None:
+                continue
+            if len(values) not in (1, image.shape[1]):
+                raise ValueError(
+                    f"{name}: got {len(values)} numbers, must be one or {image.shape[1]}, one for "
+                    "each channel of the image"
+                )
+            each = values.to(image.device).reshape(-1, *[1] * (image.dim() - 2))
+            image = image * each if name == "std" else image + each
+        return image
+
+
+def _warn_of_units(numbers: Sequence[float], srgb: Width) -> None:
+    narrowest = min(srgb) if isinstance(srgb, Sequence) else srgb
+    if numbers and narrowest >= 1 and min(numbers) >= 0 and max(numbers) <= 1:
+        warnings.warn(
+            f"mean, std: got numbers within 0..1, while bilateral_srgb = {narrowest} is in the "
+            "units of an image in 0..255; give 255 times as much, or widths in their units",
+            stacklevel=3,
+        )
+
+
+def _checked_names(learn: Any) -> tuple[str, ...]:
+    if isinstance(learn, str) or not isinstance(learn, Sequence | set | frozenset):
+        raise TypeError(f"learn: got {type(learn).__name__}, must be a sequence of names")
+    for name in learn:
+        if name not in LEARNABLE:
+            raise ValueError(f"learn: got {name!r}, must be some of {', '.join(LEARNABLE)}")
+    return tuple(name for name in LEARNABLE if name in learn)
+
+
+def _fixed(params: DenseCRFParams) -> DenseCRFParams:
+    """The parameters as numbers, without the compatibility."""
+    tensors = {name: getattr(params, name) for name in (*WIDTHS, *WEIGHTS)}
+    numbers: dict[str, Any] = {
+        name: value.detach().tolist()
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
+    return replace(params, compatibility=None, **numbers)
+
+
+def _channel_values(name: str, value: Any, positive: bool = False) -> list[float] | None:
+    """One number for all channels, or one for each."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if is_number(value):
+        return [checked_number(name, value, positive)]
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) == 0:
+        raise TypeError(f"{name}: got {value!r}, must be a number or one for each channel")
+    return [checked_number(name, entry, positive) for entry in value]
