@@ -79,3 +79,21 @@ def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) ->
             "S of one to three spatial axes"
         )
     check_tensor(name, value, f"{leading} {letters}", sizes)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """`device` with its index, checked to be usable."""
+    device = torch.device(device)
+    if device.type not in (*DEVICE_TYPES, "meta"):
+        raise ValueError(f"device must be a cpu or cuda device, got '{device}'")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device must be 'cpu' here, as torch finds no CUDA device, got '{device}'"
+            )
+        if device.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
+        if device.index >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ValueError(f"device must be one of the {count} GPUs here, got '{device}'")
+    return device

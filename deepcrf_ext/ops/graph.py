@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._tensor_checks import DEVICE_TYPES
+from deepcrf_ext.ops._tensor_checks import usable_device
 from deepcrf_ext.ops.range_box_edges import range_box_edges
 
 _MAX_NODES = 2**31 - 1  # targets are int32
@@ -42,21 +42,6 @@ def _grid_size(height: int, width: int) -> tuple[int, int]:
     if height * width > _MAX_NODES:
         raise ValueError(f"height · width must be at most {_MAX_NODES}, got {height} · {width}")
     return height, width
-
-
-def _usable_device(device: torch.device | str) -> torch.device:
-    """`device` with its index, checked to be usable."""
-    device = torch.device(device)
-    if device.type not in (*DEVICE_TYPES, "meta"):
-        raise ValueError(f"device must be a cpu or cuda device, got '{device}'")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(
-                f"device must be 'cpu' here, as torch finds no CUDA device, got '{device}'"
-            )
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 @dataclass(frozen=True)
@@ -186,7 +171,7 @@ class EdgeGraph:
             raise TypeError(f"box must be a RangeBox, got {type(box).__name__}")
         top, bottom = (max(-height, min(height, offset)) for offset in (box.top, box.bottom))
         left, right = (max(-width, min(width, offset)) for offset in (box.left, box.right))
-        device = _usable_device(device)
+        device = usable_device(device)
         graph = cls(*range_box_edges(height, width, top, bottom, left, right, device))
         if box.step == 1:
             return graph
@@ -336,7 +321,7 @@ class EdgeGraph:
 
     def to(self, device: torch.device | str) -> EdgeGraph:
         """The same graph on another device; itself where it is there already."""
-        device = _usable_device(device)
+        device = usable_device(device)
         if device == self.device:
             return self
         return EdgeGraph(

@@ -104,23 +104,6 @@ def test_odd_problems_agree_with_pydensecrf(
     assert np.abs(results[0] - results[1]).max() < 1e-3
 
 
-def test_unary_classes_agree_with_pydensecrf(pydensecrf: ModuleType) -> None:
-    unary, image = problem()
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(K, 3)).astype(np.float32)
-    features = rng.normal(size=(3, H * W)).astype(np.float32)
-    for name, arguments in (("ConstUnary", (unary,)), ("LogisticUnary", (weights, features))):
-        results = []
-        for module in (ours, pydensecrf):
-            d = module.DenseCRF2D(W, H, K)
-            d.setUnary(getattr(module, name)(*arguments))
-            d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=3)
-            results.append(np.array(d.inference(3)))
-        assert np.abs(results[0] - results[1]).max() < 1e-3
-    with pytest.raises(ValueError, match="f: got shape"):
-        ours.LogisticUnary(weights, features[:2])
-
-
 @pytest.mark.parametrize("kind", COMPATIBILITIES)
 @pytest.mark.parametrize("normalization", list(ours.NormalizationType))
 def test_settings_agree_with_pydensecrf(
@@ -137,30 +120,6 @@ def test_settings_agree_with_pydensecrf(
         **options,
     )
     assert np.abs(result - wanted).max() < 1e-3
-
-
-def test_utilities_agree_with_pydensecrf() -> None:
-    utils = pytest.importorskip("pydensecrf.utils")
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 5, (6, 7))
-    volume = rng.random((5, 6, 7, 2))
-    softmax = rng.dirichlet(np.ones(5), (6, 7)).transpose(2, 0, 1)
-    for name, args in [
-        ("unary_from_labels", (labels, 4, 0.7)),
-        ("unary_from_labels", (labels, 5, 0.7, False)),
-        ("compute_unary", (labels, 4)),
-        ("unary_from_softmax", (softmax,)),
-        ("softmax_to_unary", (softmax, 0.8)),
-        ("softmax_to_unary", (softmax,)),
-        ("unary_from_softmax", (softmax, 0.6, None)),
-        ("create_pairwise_gaussian", ((2, 3, 4), (5, 6, 7))),
-        ("create_pairwise_bilateral", ((2, 3, 4), (0.1, 0.2), volume, 3)),
-        ("create_pairwise_bilateral", ((2, 3, 4), 0.1, volume[..., 0])),
-    ]:
-        wanted = getattr(utils, name)(*args)
-        result = getattr(ours, name)(*args)
-        assert result.dtype == wanted.dtype
-        np.testing.assert_allclose(result, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_agrees_with_the_operator() -> None:
@@ -200,25 +159,3 @@ def test_features_of_a_volume() -> None:
     result = d.inference(3)
     np.testing.assert_allclose(result.sum(0), 1, atol=1e-5)
     assert (result.argmax(0) == truth.flatten()).mean() > 0.9
-
-
-def test_bad_arguments() -> None:
-    unary, image = problem()
-    d = ours.DenseCRF2D(W, H, K)
-    with pytest.raises(ValueError, match="w: got 0"):
-        ours.DenseCRF2D(0, H, K)
-    with pytest.raises(ValueError, match="u: got shape"):
-        d.setUnaryEnergy(unary.reshape(K, H, W))
-    with pytest.raises(ValueError, match="rgbim: got shape"):
-        d.addPairwiseBilateral(80, 13, image.transpose(1, 0, 2), 10)
-    with pytest.raises(ValueError, match="sxy: got 0"):
-        d.addPairwiseGaussian(0, 3)
-    with pytest.raises(ValueError, match="compat: got shape"):
-        d.addPairwiseGaussian(3, np.ones(K + 1))
-    with pytest.raises(ValueError, match="KernelType"):
-        d.addPairwiseGaussian(3, 3, kernel=7)
-    d.setUnaryEnergy(np.full_like(unary, np.nan))
-    with pytest.raises(ValueError, match="unary: got NaN"):
-        d.inference(1)
-    with pytest.raises(ValueError, match="labels: got 0..4"):
-        ours.unary_from_labels(np.array([0, 4]), 3, 0.7)

@@ -1,0 +1,276 @@
+"""The classes and constants of pydensecrf.densecrf."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from deepcrf_ext.ops._tensor_checks import usable_device
+from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
+from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
+from deepcrf_ext.pydensecrf._arguments import (
+    CPU,
+    Array,
+    Widths,
+    as_array,
+    as_choice,
+    as_integer,
+    as_number,
+    as_tensor,
+    as_widths,
+)
+
+
+class KernelType(IntEnum):
+    """What a learner of the features' scale may change."""
+
+    CONST_KERNEL = 0
+    DIAG_KERNEL = 1
+    FULL_KERNEL = 2
+
+
+class NormalizationType(IntEnum):
+    """Where the filter is divided by the filter of ones."""
+
+    NO_NORMALIZATION = 0
+    NORMALIZE_BEFORE = 1
+    NORMALIZE_AFTER = 2
+    NORMALIZE_SYMMETRIC = 3
+
+
+CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
+
+_default_device = CPU
+
+
+def set_default_device(device: str | torch.device) -> None:
+    """Set where CRFs work that name no device."""
+    global _default_device
+    _default_device = _checked_device(device)
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return _default_device
+    checked = usable_device(device)
+    if checked.type == "meta":
+        raise ValueError("device must be a cpu or cuda device, got 'meta'")
+    return checked
+
+
+class Unary:
+    """No energies, for `setUnary`; the classes below hold some."""
+
+    energies: Tensor | None = None
+
+
+class ConstUnary(Unary):
+    """Energies [nlabels, nvar] for `setUnary`."""
+
+    def __init__(self, u: ArrayLike | Tensor) -> None:
+        self.energies = as_tensor("u", u, (-1, -1))
+
+
+class LogisticUnary(Unary):
+    """Energies L @ f for `setUnary`: L [nlabels, d], f the features [d, nvar]."""
+
+    def __init__(self, L: ArrayLike | Tensor, f: ArrayLike | Tensor) -> None:
+        self.energies = _logistic("L", L, f, CPU)
+
+
+def _logistic(name: str, weights: Any, features: Any, device: torch.device) -> Tensor:
+    matrix = as_tensor(name, weights, (-1, -1), device)
+    return matrix @ as_tensor("f", features, (matrix.shape[1], -1), device)
+
+
+class DenseCRF:
+    """A fully connected CRF over `nvar` variables of `nlabels` labels.
+
+    Further positional arguments are ignored, as there. `device` is where it works; its results are
+    NumPy arrays wherever that is.
+    """
+
+    def __init__(
+        self, nvar: int, nlabels: int, *_: Any, device: str | torch.device | None = None
+    ) -> None:
+        self._num_values = as_integer("nvar", nvar, 1)
+        self._num_labels = as_integer("nlabels", nlabels, 1)
+        self._device = _checked_device(device)
+        self._unary: Tensor | None = None
+        self._kernels: list[DenseKernel] = []
+
+    def setUnaryEnergy(self, u: ArrayLike | Tensor, f: ArrayLike | Tensor | None = None) -> None:
+        """Set the energies, [nlabels, nvar]; with features f [d, nvar] to u @ f, u [nlabels, d].
+
+        +inf forbids a label. NaN, -inf and a variable without a finite energy are errors.
+        """
+        if f is None:
+            self._set("u", as_tensor("u", u, (self._num_labels, self._num_values), self._device))
+        else:
+            self._set("u @ f", _logistic("u", u, f, self._device))
+
+    def setUnary(self, u: Unary) -> None:
+        """Set the energies of a unary; of `Unary` itself, none."""
+        if not isinstance(u, Unary):
+            raise TypeError(f"u: got {type(u).__name__}, must be a ConstUnary or a LogisticUnary")
+        if u.energies is None:
+            self._unary = None
+        else:
+            self._set("u", u.energies.to(self._device))
+
+    def _set(self, name: str, energies: Tensor) -> None:
+        shape = (self._num_labels, self._num_values)
+        if energies.shape != shape:
+            raise ValueError(f"{name}: got shape {list(energies.shape)}, must be {list(shape)}")
+        # A finite sum, which is quick, says that all are.
+        if not energies.sum().isfinite():
+            if energies.isnan().any() or energies.isneginf().any():
+                raise ValueError(f"{name}: got NaN or -inf, must be energies or +inf")
+            if energies.isposinf().all(0).any():
+                raise ValueError(f"{name}: got a variable whose energies are all +inf")
+        self._unary = energies
+
+    def addPairwiseEnergy(
+        self,
+        features: ArrayLike | Tensor,
+        compat: float | ArrayLike | Tensor,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add a Gaussian of features [d, nvar], which are in standard deviations."""
+        planes = as_tensor("features", features, (-1, self._num_values), self._device, finite=True)
+        self._add("features", planes, compat, kernel, normalization)
+
+    def inference(self, niter: int) -> Any:
+        """The marginals after `niter` updates, float32 [nlabels, nvar].
+
+        A NumPy array; a tensor where something they depend on requires a gradient.
+        """
+        return self._marginals(as_integer("niter", niter, 0))
+
+    def startInference(self) -> tuple[Array, Array, Array]:
+        """The marginals before the first update, and two buffers that `stepInference` asks for.
+
+        Without energies they are 0, as there; the first update gives uniform ones their place.
+        """
+        shape = (self._num_labels, self._num_values)
+        with torch.no_grad():
+            start = np.zeros(shape, np.float32) if self._unary is None else self._marginals(0)
+        return start, np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+
+    def stepInference(self, Q: Array, tmp1: Any, tmp2: Any) -> None:
+        """Update the marginals `Q` in place. The two buffers are left alone."""
+        with torch.no_grad():
+            marginals = self._checked_marginals(Q)
+            Q[...] = (-self._energies(marginals)).softmax(0).cpu().numpy()
+
+    def klDivergence(self, Q: Array) -> float:
+        """Σ Q log Q + Σ Q · unary + Σ Q · messages, the divergence up to a constant."""
+        with torch.no_grad():
+            marginals = self._checked_marginals(Q)
+            energies = self._energies(marginals).double()
+        marginals = marginals.double()
+        entropy = marginals * marginals.clamp(min=1e-20).log()
+        return float((entropy + marginals * energies).sum())
+
+    def _marginals(self, iterations: int) -> Any:
+        unary = self._no_energies() if self._unary is None else self._unary
+        marginals = dense_mean_field(unary, self._kernels, iterations)
+        return marginals if marginals.requires_grad else marginals.cpu().numpy()
+
+    def _no_energies(self) -> Tensor:
+        shape = (self._num_labels, self._num_values)
+        return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+    def _checked_marginals(self, Q: Any) -> Tensor:
+        if not isinstance(Q, np.ndarray):
+            raise TypeError(f"Q: got {type(Q).__name__}, must be the array of startInference")
+        return as_tensor("Q", Q, (self._num_labels, self._num_values), self._device)
+
+    def _energies(self, marginals: Tensor) -> Tensor:
+        total = self._no_energies() if self._unary is None else self._unary
+        for kernel in self._kernels:
+            total = total + kernel.message(marginals.t()).t()
+        return total
+
+    def _add(self, name: str, planes: Tensor, compat: Any, kernel: Any, normalization: Any) -> None:
+        """Add a kernel over features [d, nvar], which come from the arguments called `name`."""
+        as_choice("kernel", kernel, KernelType)
+        chosen = as_choice("normalization", normalization, NormalizationType)
+        compatibility = self._compatibility(compat)
+        try:
+            lattice = PermutohedralLattice.from_planes(planes)
+        except ValueError as error:
+            raise ValueError(str(error).replace("features", name, 1)) from error
+        norms = lattice.norms(torch.float32) + 1e-20
+        ones = torch.ones_like(norms)
+        splat, slice_ = {
+            NormalizationType.NO_NORMALIZATION: (ones, ones),
+            NormalizationType.NORMALIZE_BEFORE: (1 / norms, ones),
+            NormalizationType.NORMALIZE_AFTER: (ones, 1 / norms),
+            NormalizationType.NORMALIZE_SYMMETRIC: (norms.rsqrt(), norms.rsqrt()),
+        }[chosen]
+        self._kernels.append(DenseKernel(lattice, splat, slice_, compatibility))
+
+    def _compatibility(self, compat: Any) -> Tensor:
+        if not isinstance(compat, Tensor):
+            compat = as_array("compat", compat)
+            if compat.shape == () and compat.dtype.kind == "O":  # such as a Fraction
+                compat = np.asarray(as_number("compat", compat.item()))
+        if compat.ndim > 2:
+            raise ValueError(f"compat: got {compat.ndim} dimensions, must be 0, 1 or 2")
+        shape = (self._num_labels,) * compat.ndim
+        matrix = as_tensor("compat", compat, shape, self._device, finite=True)
+        return (matrix + matrix.t()) / 2 if matrix.dim() == 2 else matrix
+
+
+class DenseCRF2D(DenseCRF):
+    """A fully connected CRF over the pixels of an image, row by row."""
+
+    def __init__(
+        self, w: int, h: int, nlabels: int, *_: Any, device: str | torch.device | None = None
+    ) -> None:
+        self._width, self._height = as_integer("w", w, 1), as_integer("h", h, 1)
+        super().__init__(self._width * self._height, nlabels, device=device)
+
+    def addPairwiseGaussian(
+        self,
+        sxy: Widths,
+        compat: float | ArrayLike | Tensor,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add a Gaussian of the positions; `sxy` in pixels, one number or (x, y)."""
+        self._add("sxy", self._positions(sxy), compat, kernel, normalization)
+
+    def addPairwiseBilateral(
+        self,
+        sxy: Widths,
+        srgb: Widths,
+        rgbim: ArrayLike | Tensor,
+        compat: float | ArrayLike | Tensor,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add a Gaussian of positions and colours of an image [height, width, 3]; `srgb` in the
+        units of the image, one number or (r, g, b)."""
+        shape = (self._height, self._width, 3)
+        image = as_tensor("rgbim", rgbim, shape, self._device, finite=True)
+        colours = image.flatten(0, 1).t() / as_widths("srgb", srgb, 3, self._device)[:, None]
+        planes = torch.cat([self._positions(sxy), colours])
+        self._add("sxy and srgb", planes, compat, kernel, normalization)
+
+    def _positions(self, sxy: Widths) -> Tensor:
+        """Columns and rows over their widths, [2, height * width]."""
+        columns, rows = (
+            torch.arange(size, dtype=torch.float32, device=self._device)
+            for size in (self._width, self._height)
+        )
+        pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).flatten(1)
+        return pixels / as_widths("sxy", sxy, 2, self._device)[:, None]
