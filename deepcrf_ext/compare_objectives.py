@@ -182,8 +182,7 @@ class Comparison:
         self.steps = Steps(self.folder / "steps", command)
 
     def _open(self, split: str, seed: int) -> SegmentationDataset:
-        data = self.settings.train.data
-        return open_dataset(data.dataset, data.root, split, seed)
+        return open_dataset(self.settings.train.data, split=split, seed=seed)
 
     def run(self) -> None:
         """Whatever is not done yet. Raises Stopped when asked to stop."""

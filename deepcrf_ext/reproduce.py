@@ -103,7 +103,7 @@ class Reproduction:
     def _dataset(self, split: str) -> SegmentationDataset:
         """A split as this plan uses it."""
         data, plan = self.plan.train.data, self.plan
-        full = open_dataset(data.dataset, data.root, split, plan.train.seed)
+        full = open_dataset(data, split=split, seed=plan.train.seed)
         images = plan.train_images if split == data.train_split else plan.eval_images
         return Reduced(full, images, plan.max_side)
 
@@ -221,7 +221,7 @@ def _parser() -> ArgumentParser:
     budgets = "; ".join(f"{name}: {text}" for name, text in BUDGETS.items())
     parser.add_argument("--budget", default="tiny", help=f"How much is spent ({budgets}).")
     parser.add_argument("--output", type=Path, required=True, help="Folder for everything.")
-    parser.add_argument("--root", type=Path | None, help="Folder of camvid or voc.")
+    parser.add_argument("--root", type=Path | None, help="Folder of the data; none for scenes.")
     parser.add_argument(
         "--splits",
         nargs="+",
@@ -256,7 +256,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     if data.dataset != first.data or data.root is not None:
         raise InputError("train.data: dataset and root are the options --data and --root")
     for split in options.splits:
-        if split not in DATASETS[first.data]:
+        if DATASETS[first.data] and split not in DATASETS[first.data]:
             raise InputError(
                 f"splits: {split!r} is none of {first.data}, which has "
                 f"{', '.join(DATASETS[first.data])}"

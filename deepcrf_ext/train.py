@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
-from deepcrf_ext.data import open_dataset
-from deepcrf_ext.errors import TrainingError
+from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data.base import FileDataset
+from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder, write_config
@@ -92,13 +93,13 @@ def train(config: TrainConfig, checkpoint: Path | None = None) -> int:
 
 def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     begin = time.monotonic()
-    train_set = open_dataset(
-        config.data.dataset, config.data.root, config.data.train_split, config.seed
+    train_set, val_set = (
+        open_dataset(config.data, split=split, seed=config.seed)
+        for split in (config.data.train_split, config.data.val_split)
     )
-    val_set = open_dataset(
-        config.data.dataset, config.data.root, config.data.val_split, config.seed
-    )
+    _refuse_same_images(config, train_set, val_set)
     trainer = Trainer(config, train_set, val_set, world)
+    config = trainer.config
     if checkpoint is None:
         folder = world.from_main(create_run_folder(config) if world.is_main else Path())
     else:
@@ -139,6 +140,20 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         f"  python -m deepcrf_ext.predict IMAGE --checkpoint {quoted} --output predictions"
     )
     return 0
+
+
+def _refuse_same_images(
+    config: TrainConfig, train_set: SegmentationDataset, val_set: SegmentationDataset
+) -> None:
+    """Raises InputError where two splits of other names are the same files."""
+    splits = config.data.train_split, config.data.val_split
+    if not (isinstance(train_set, FileDataset) and isinstance(val_set, FileDataset)):
+        return
+    if splits[0] != splits[1] and set(train_set.files) == set(val_set.files):
+        raise InputError(
+            f"data.val_split: {splits[1]} has the same images as {splits[0]}; data.images or "
+            "data.split_file must hold {split}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

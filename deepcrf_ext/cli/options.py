@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from deepcrf_ext.config import TrainConfig
+from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
+
+_SOURCE_OPTIONS = {
+    "root": "Folder of the data.",
+    "images": "Pattern of the paths of images, such as images/{split}/**, for folder.",
+    "masks": "Pattern of the paths of masks, such as masks/{split}/{name}_L.png, for folder.",
+    "split_file": "File of the images of a split, such as lists/{split}.txt, for folder and voc.",
+    "labels": "The class of each value or colour in the masks, {0: background, 255: crack}, or a "
+    "file, for folder.",
+    "palette_masks": "Whether masks with a palette mean its indices or its colours, for folder.",
+}
+"""What can be told of a data set beside its name; its classes are those of the checkpoint."""
 
 
 def add_checkpoint_option(parser: ArgumentParser) -> None:
@@ -47,11 +58,11 @@ def add_measuring_options(parser: ArgumentParser, verb: str, folder: str) -> Non
         type=str | None,
         help=f"Data set, one of {', '.join(DATASETS)}. Default: the one of the training.",
     )
-    parser.add_argument(
-        "--data.root",
-        type=Path | None,
-        help="Folder of the data. Default: the one of the training.",
-    )
+    hints = get_type_hints(DataSource)
+    for name, text in _SOURCE_OPTIONS.items():
+        parser.add_argument(
+            f"--data.{name}", type=hints[name] | None, help=f"{text} Default: as in training."
+        )
     parser.add_argument(
         "--output",
         type=Path | None,
@@ -70,16 +81,21 @@ def open_split(
     """
     chosen = arguments.data
     name = chosen.dataset or config.data.dataset
-    root = chosen.root or (config.data.root if name == config.data.dataset else None)
-    dataset = open_dataset(name, root, chosen.split, config.seed)
     trained = list(metadata["classes"])
+    given = {key: chosen[key] for key in _SOURCE_OPTIONS if chosen[key] is not None}
+    if name == config.data.dataset:
+        source: DataSource = replace(config.data, **given)
+    else:
+        source = DataSource(name, classes=tuple(trained) if name == "folder" else None)
+        source = replace(source, **given)
+    dataset = open_dataset(source, split=chosen.split, seed=config.seed)
     if list(dataset.classes) != trained:
         raise InputError(
             f"data.dataset: {name} has {dataset.num_classes} classes "
             f"({', '.join(dataset.classes)}); the checkpoint was trained for {len(trained)} "
             f"({', '.join(trained)})"
         )
-    arguments.data.dataset, arguments.data.root = name, root
+    arguments.data.dataset, arguments.data.root = name, source.root
     return dataset
 
 

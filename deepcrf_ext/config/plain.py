@@ -71,7 +71,7 @@ def _of_type(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if type(value) is kind:
+    if kind is Any or type(value) is kind:
         return value
     raise InputError(f"{name or 'settings'}: got {value!r}, must be {_in_words(kind)}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.images import read_image, read_labels
 from deepcrf_ext.errors import InputError
@@ -35,11 +36,14 @@ class SegmentationDataset(Dataset[Sample]):
     Attributes:
         classes: the K class names, in the order of their indices.
         palette: uint8 [K, 3], the RGB colour of each class.
+        source: the settings that describe it for a checkpoint; None where they are those it was
+            opened by.
         ignore_index: the label of ignored pixels, 255.
     """
 
     classes: tuple[str, ...]
     palette: np.ndarray
+    source: DataSource | None = None
     ignore_index: int = IGNORE_INDEX
 
     @property

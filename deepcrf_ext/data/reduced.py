@@ -30,7 +30,7 @@ class Reduced(SegmentationDataset):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.dataset, self.max_side = dataset, max_side
         self.classes, self.palette = dataset.classes, dataset.palette
-        self.ignore_index = dataset.ignore_index
+        self.ignore_index, self.source = dataset.ignore_index, dataset.source
         total = len(dataset)
         count = total if images is None else min(images, total)
         self.indices = [(2 * index + 1) * total // (2 * count) for index in range(count)]

@@ -74,7 +74,7 @@ def open_dataset(
     source = dataset
     name = source.dataset
     if name not in DATASETS:
-        raise InputError(f"dataset is {name!r}; must be one of {', '.join(DATASETS)}")
+        raise InputError(f"data.dataset is {name!r}; must be one of {', '.join(DATASETS)}")
     listed = name == "voc" and source.split_file is not None
     if DATASETS[name] and split not in DATASETS[name] and not listed:
         raise InputError(f"split is {split!r}; {name} has the splits {', '.join(DATASETS[name])}")

@@ -20,6 +20,21 @@ BUDGETS: dict[str, str] = {
 }
 
 _TINY: dict[str, Any] = {"train.save_minutes": 1.0, "eval_images": 40, "train.validate_every": 1}
+_TINY_PHOTOS: dict[str, Any] = {
+    **_TINY,
+    "train_images": 240,
+    "max_side": 240,
+    "train.data.crop": (192, 192),
+    "train.epochs": 4,
+    "train.batch_size": 4,
+    "train.warm_start": 0.75,
+}
+_SMALL_PHOTOS: dict[str, Any] = {
+    "train.model.pooled_blocks": 4,
+    "train.data.crop": (320, 320),
+    "train.warm_start": 0.75,
+    "train.validate_every": 3,
+}
 _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
     ("tiny", "scenes"): {**_TINY, "train_images": 128, "train.epochs": 6},
     ("tiny", "camvid"): {
@@ -31,15 +46,8 @@ _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
         "train.batch_size": 4,
         "train.warm_start": 0.75,
     },
-    ("tiny", "voc"): {
-        **_TINY,
-        "train_images": 240,
-        "max_side": 240,
-        "train.data.crop": (192, 192),
-        "train.epochs": 4,
-        "train.batch_size": 4,
-        "train.warm_start": 0.75,
-    },
+    ("tiny", "voc"): _TINY_PHOTOS,
+    ("tiny", "folder"): _TINY_PHOTOS,
     ("small", "scenes"): {},
     ("small", "camvid"): {
         "train.model.preset": "small-cvpr16",
@@ -52,12 +60,8 @@ _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
         "train.warm_start": 0.83,
         "train.validate_every": 6,
     },
-    ("small", "voc"): {
-        "train.model.pooled_blocks": 4,
-        "train.data.crop": (320, 320),
-        "train.warm_start": 0.75,
-        "train.validate_every": 3,
-    },
+    ("small", "voc"): _SMALL_PHOTOS,
+    ("small", "folder"): _SMALL_PHOTOS,
     # From random weights: batch norm, and the relations start from the unary.
     ("paper", "scenes"): {
         "train.model.batch_norm": True,
@@ -82,12 +86,16 @@ _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
         "train.validate_every": 5,
     },
     ("paper", "voc"): {"train.data.train_split": "train_aug", "train.vgg_weights": "download"},
+    ("paper", "folder"): {"train.vgg_weights": "download"},
 }
 
 
 def recipe(data: str, budget: str) -> dict[str, Any]:
-    """What a budget changes from the defaults, by dotted option name of the command."""
-    changes = _RECIPES[budget, data]
+    """What a budget changes from the defaults, by dotted option name of the command.
+
+    A registered data set has the recipes of a folder.
+    """
+    changes = _RECIPES.get((budget, data), _RECIPES[budget, "folder"])
     preset = changes.get("train.model.preset", "paper" if budget == "paper" else "small")
     return {
         **{f"train.{name}": value for name, value in PRESETS[preset].items()},

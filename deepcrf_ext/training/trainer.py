@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext.config import TrainConfig, to_dict
+from deepcrf_ext.config import DataSource, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.models import DeepCRF
@@ -68,7 +68,12 @@ class Trainer:
         val_set: SegmentationDataset,
         world: World = ALONE,
     ) -> None:
-        self.config, self.world = config, world
+        if val_set.classes != train_set.classes:
+            raise InputError(
+                f"data.val_split: has the classes {', '.join(val_set.classes)}; training has "
+                f"{', '.join(train_set.classes)}"
+            )
+        self.config, self.world = describe_data(config, train_set), world
         batch_size = min(config.batch_size, len(train_set))
         self.fewest_images = batch_size // world.size  # that a process has of a batch
         if self.fewest_images == 0:
@@ -306,6 +311,14 @@ class Trainer:
         for name, value in losses.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
         return losses
+
+
+def describe_data(config: TrainConfig, dataset: SegmentationDataset) -> TrainConfig:
+    """The settings with where the data come from in plain values, as a checkpoint carries them."""
+    if dataset.source is None:
+        return config
+    source = {field.name: getattr(dataset.source, field.name) for field in fields(DataSource)}
+    return replace(config, data=replace(config.data, **source))
 
 
 def _summary(epoch: int, losses: dict[str, float], mean_iou: dict[str, float]) -> str:

@@ -1,0 +1,99 @@
+"""Folders made elsewhere, binary and colour-coded: trained, measured and predicted by commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_data import write, write_blobs
+
+from deepcrf_ext import evaluate, predict, train, tune_dense_crf
+from deepcrf_ext.data import read_labels
+from deepcrf_ext.records.checkpoint import load_model
+
+TINY = """
+model: {widths: [6, 8], convs: [1, 1], pooled_blocks: 2, head_widths: [12], hidden: 8,
+  pairwise_hidden: 16}
+data: {crop: [40, 56], scale_range: null}
+epochs: 8
+warm_start: 0.5
+validate_every: 8
+batch_size: 2
+amp: false
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with the settings of a tiny network."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def train_on(root: Path, *options: str) -> int:
+    arguments = ["--config", "tiny.yaml", "--output", "run", "--data.dataset", "folder"]
+    return train.main([*arguments, "--data.root", str(root), *options])
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "labels"),
+    [
+        (255, 0, "{0: background, 255: crack}"),
+        ((200, 20, 10), (0, 0, 0), "{0: background, '#c8140a': crack}"),
+    ],
+    ids=["binary", "colours"],
+)
+def test_train_evaluate_and_predict_by_command_line(place, foreground, background, labels, capsys):
+    root = write_blobs(place / "my data", foreground, background)
+    write_blobs(root, foreground, background, ["test"])
+    assert train_on(root, "--data.labels", labels) == 0
+    _, config, metadata = load_model("run")
+    assert metadata["classes"] == ["background", "crack"]
+    assert config.data.labels is not None
+    # The checkpoint says how to read the masks.
+    assert evaluate.main(["--checkpoint", "run", "--data.split", "test"]) == 0
+    report = json.loads((place / "run/evaluate-folder-test/evaluation.json").read_text())
+    rows = list(report["rows"].values())
+    assert rows[-1]["iou"]["crack"] > 0.5
+    assert tune_dense_crf.main(["--checkpoint", "run", "--trials", "2", "--images", "2"]) == 0
+    images = str(root / "images/test/série 1")
+    assert predict.main([images, "--checkpoint", "run", "--output", "out"]) == 0
+    found = read_labels(place / "out/labels/bild 1.png")
+    assert 0.05 < (found == 1).mean() < 0.7
+
+
+def test_masks_of_0_and_255_without_a_map_stop_training(place, capsys):
+    root = write_blobs(place / "data", 255)
+    assert train_on(root, "--data.classes", "[background, crack]") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--data.labels '{0: background, 255: crack}'" in error
+    assert not (place / "run").exists()
+
+
+def test_splits_that_are_the_same_files_are_refused(place, capsys):
+    root = write_blobs(place / "data", 1)
+    options = ["--data.images", "images/**", "--data.masks", "masks/**"]
+    assert train_on(root, "--data.classes", "[a, b]", *options) == 2
+    assert "val has the same images as train" in capsys.readouterr().err
+
+
+def test_measuring_on_another_folder(place, capsys):
+    root = write_blobs(place / "data", 1)
+    (place / "classes.txt").write_text("ground\nblob\n")
+    assert train_on(root, "--data.classes", str(place / "classes.txt")) == 0
+    (place / "classes.txt").unlink()
+    elsewhere = write_blobs(place / "elsewhere", 255, splits=["far/away"])
+    command = ["--checkpoint", "run", "--data.root", str(elsewhere), "--data.split", "far/away"]
+    assert evaluate.main(command) == 2
+    assert "255 means ignored pixels" in capsys.readouterr().err
+    labels = ["--data.labels", "{0: ground, 255: blob}"]
+    assert evaluate.main([*command, *labels, "--output", "scores"]) == 0
+    report = json.loads((place / "scores/evaluation.json").read_text())
+    assert report["data"]["root"] == str(elsewhere)
+    write(elsewhere / "masks/far/away/série 0/bild 0.png", np.zeros((3, 3), np.uint8))
+    assert evaluate.main([*command, *labels]) == 2
