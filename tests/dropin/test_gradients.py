@@ -8,19 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import IMAGE, LABELS, SOFTMAX, H, K, N, U, W
+from calls import FEATURES, IMAGE, LABELS, SOFTMAX, H, K, N, U, W
 from torch import Tensor
 
-from deepcrf_ext import pydensecrf
+from deepcrf_ext import DenseCRFParams, dense_crf, pydensecrf
 
 
 def marginals(
-    unary: Any = U, sxy: Any = 3, compat: Any = 3, matrix: Any = None, **options: Any
+    unary: Any = U,
+    compat: Any = 3,
+    matrix: Any = 1,
+    sxy: Any = 3,
+    srgb: Any = 30,
+    image: Any = IMAGE,
+    features: Any = FEATURES,
+    **options: Any,
 ) -> Any:
     crf = pydensecrf.DenseCRF2D(W, H, K, **options)
     crf.setUnaryEnergy(unary)
     crf.addPairwiseGaussian(sxy, compat)
-    crf.addPairwiseBilateral(20, 30, IMAGE, 1 if matrix is None else matrix)
+    crf.addPairwiseBilateral(20, srgb, image, matrix)
+    crf.addPairwiseEnergy(features, 1)
     return crf.inference(2)
 
 
@@ -98,3 +106,47 @@ def test_on_cuda() -> None:
     np.testing.assert_allclose(Q, crf.inference(1), atol=1e-5)
     value = torch.from_numpy(U).cuda().requires_grad_()
     assert marginals(value, device="cuda").is_cuda
+
+
+SMOOTHED = {
+    "sxy": torch.tensor(3.0),
+    "sxy of two": torch.tensor([3.0, 2.0]),
+    "srgb": torch.tensor([30.0, 20.0, 40.0]),
+    "image": torch.from_numpy(IMAGE).float(),
+    "features": torch.from_numpy(FEATURES),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTHED)
+def test_gradients_in_features(name: str) -> None:
+    """Those of the operator's kernels, which are not those of differences: they are there."""
+    value = SMOOTHED[name].clone().requires_grad_()
+    result = marginals(**{name.split()[0]: value})
+    np.testing.assert_allclose(
+        result.detach().numpy(), marginals(**{name.split()[0]: SMOOTHED[name]}), atol=1e-5
+    )
+    (gradient,) = torch.autograd.grad(result[0].sum(), [value])
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+
+
+def test_gradients_in_widths_are_those_of_the_operator() -> None:
+    """`dense_crf` of the same problem."""
+    widths = [torch.tensor([6.0]), torch.tensor([20.0])]
+    gradients = []
+    for drop_in in (True, False):
+        sxy, srgb = leaves = [width.clone().requires_grad_() for width in widths]
+        if drop_in:
+            crf = pydensecrf.DenseCRF2D(W, H, K)
+            crf.setUnaryEnergy(U)
+            crf.addPairwiseGaussian(3, 3)
+            crf.addPairwiseBilateral(sxy.expand(2), srgb.expand(3), IMAGE, 4)
+            result = crf.inference(3)
+        else:
+            params = DenseCRFParams(3, 3, sxy.expand(2), srgb.expand(3), 4)
+            image = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
+            energies = torch.from_numpy(U).view(1, K, H, W)
+            result = dense_crf(energies, image, params, 3)[0].flatten(1)
+        gradients.append(torch.autograd.grad(result[0].square().sum(), leaves))
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
