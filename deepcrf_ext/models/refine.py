@@ -13,12 +13,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
-from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams, unary_from_probabilities
+from deepcrf_ext.ops.dense_crf_params import (
+    PRESETS,
+    WEIGHTS,
+    WIDTHS,
+    DenseCRFParams,
+    unary_from_probabilities,
+)
 
-NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name != "compatibility")
-"""The parameters that options and files hold."""
+NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name in (*WIDTHS, *WEIGHTS))
+"""The parameters that options and files hold as numbers; beside them "normalisation"."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +58,39 @@ class DenseCRFSettings:
 
     @classmethod
     def _of_mapping(cls, values: Mapping[str, Any], source: str) -> DenseCRFSettings:
-        numbers = dict(values)
-        iterations = numbers.pop("iterations", cls.iterations)
-        unknown = [str(name) for name in numbers if name not in NUMBERS]
+        given = dict(values)
+        iterations = given.pop("iterations", cls.iterations)
+        known = (*NUMBERS, "normalisation")
+        unknown = [str(name) for name in given if name not in known]
         if unknown:
-            known = ", ".join((*NUMBERS, "iterations"))
-            raise InputError(f"{source}: {unknown[0]!r} is unknown; must be one of {known}")
-        if type(iterations) is not int or iterations < 0:
-            raise InputError(f"{source}: iterations is {iterations!r}; must be an integer >= 0")
+            raise InputError(
+                f"{source}: {unknown[0]!r} is unknown; must be one of "
+                f"{', '.join((*known, 'iterations'))}"
+            )
         try:
-            return cls(DenseCRFParams(**numbers), iterations)
+            return cls(DenseCRFParams(**given), iterations)
         except (TypeError, ValueError) as error:
             raise InputError(f"{source}: {error}") from error
 
-    def as_dict(self) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError naming what does not fit."""
+        iterations = checked_int("iterations", self.iterations, at_least=0)
+        object.__setattr__(self, "iterations", iterations)
+
+    def as_dict(self) -> dict[str, Any]:
         """What `read` takes back; without a compatibility, which only Python code sets."""
-        numbers = {name: float(getattr(self.params, name)) for name in NUMBERS}
-        return {**numbers, "iterations": self.iterations}
+        values = {name: _plain(getattr(self.params, name)) for name in NUMBERS}
+        values["iterations"] = self.iterations
+        if self.params.normalisation != DenseCRFParams.normalisation:
+            values["normalisation"] = self.params.normalisation
+        return values
+
+
+def _plain(value: Any) -> Any:
+    """A width or a weight as JSON has it: a number, or a list of them."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _parse(path: Path) -> Any:

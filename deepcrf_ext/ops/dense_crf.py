@@ -20,7 +20,7 @@ from deepcrf_ext.ops._tensor_checks import (
     check_tensor,
 )
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image
-from deepcrf_ext.ops.dense_crf_params import WEIGHTS, DenseCRFParams
+from deepcrf_ext.ops.dense_crf_params import WEIGHTS, DenseCRFParams, Normalisation
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
@@ -125,7 +125,8 @@ def _problems(
     problems = []
     for energies, bilateral in zip(unary.to(dtype).flatten(2), lattices.bilateral, strict=True):
         pairs = zip((lattices.gaussian, bilateral), compatibilities, strict=True)
-        problems.append((energies, [DenseKernel.symmetric(*pair) for pair in pairs]))
+        kernels = [DenseKernel.normalised(*pair, params.normalisation) for pair in pairs]
+        problems.append((energies, kernels))
     return problems
 
 
@@ -173,10 +174,22 @@ class DenseKernel:
     compatibility: Tensor
 
     @classmethod
-    def symmetric(cls, lattice: PermutohedralLattice, compatibility: Tensor) -> DenseKernel:
-        """The kernel normalised symmetrically, by the roots of its row sums."""
-        scale = (lattice.norms(compatibility.dtype) + 1e-20).rsqrt()
-        return cls(lattice, scale, scale, compatibility)
+    def normalised(
+        cls,
+        lattice: PermutohedralLattice,
+        compatibility: Tensor,
+        normalisation: Normalisation = "symmetric",
+    ) -> DenseKernel:
+        """The kernel divided by its row sums D (see `DenseCRFParams`)."""
+        sums = lattice.norms(compatibility.dtype) + 1e-20
+        if normalisation == "symmetric":
+            scale = sums.rsqrt()
+            return cls(lattice, scale, scale, compatibility)
+        ones = torch.ones_like(sums)
+        if normalisation == "none":
+            return cls(lattice, ones, ones, compatibility)
+        scales = (1 / sums, ones) if normalisation == "before" else (ones, 1 / sums)
+        return cls(lattice, *scales, compatibility)
 
     def message(self, marginals: Tensor) -> Tensor:
         """The energies that marginals [N, K] send along the kernel, [N, K]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from deepcrf_ext.ops._tensor_checks import check_floating, check_spatial, check_
 Width = float | Sequence[float] | Tensor
 
 WIDTHS = ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
+Normalisation = Literal["symmetric", "before", "after", "none"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 WEIGHTS = ("gaussian_weight", "bilateral_weight")
 
 
@@ -63,10 +65,13 @@ class DenseCRFParams:
         bilateral_weight: its weight, as `gaussian_weight`.
         compatibility: μ [K, K], the energy of label k (row) beside label j (column) at weight 1;
             None for Potts, which charges 1 for different labels.
+        normalisation: how kernels K are divided by their row sums D: "symmetric", D^-½ K D^-½;
+            "before" the filter, K D^-1; "after" it, D^-1 K; or "none".
 
     Raises:
-        TypeError, ValueError: a width is not positive and finite, or a weight not finite. The
-            values of tensors on CUDA, for which nothing waits, are not looked at.
+        TypeError, ValueError: a width is not positive and finite, a weight not finite, or the
+            normalisation unknown. The values of tensors on CUDA, for which nothing waits, are not
+            looked at.
 
     Example:
         >>> DenseCRFParams(bilateral_sxy=(4, 40, 40), bilateral_srgb=0.1).bilateral_sxy
@@ -79,6 +84,7 @@ class DenseCRFParams:
     bilateral_srgb: Width = 13.0
     bilateral_weight: float | Tensor = 10.0
     compatibility: Tensor | None = None
+    normalisation: Normalisation = "symmetric"
 
     def __post_init__(self) -> None:
         for name in WIDTHS:
@@ -96,6 +102,11 @@ class DenseCRFParams:
             sizes: dict[str, int] = {}
             check_tensor("compatibility", self.compatibility, "K K", sizes)
             check_floating("compatibility", self.compatibility)
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation: got {self.normalisation!r}, must be one of "
+                f"{', '.join(NORMALISATIONS)}"
+            )
 
     @classmethod
     def preset(cls, name: str) -> DenseCRFParams:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops._tensor_checks import usable_device
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
+from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 from deepcrf_ext.pydensecrf._arguments import (
     CPU,
@@ -208,15 +209,13 @@ class DenseCRF:
             lattice = PermutohedralLattice.from_planes(planes)
         except ValueError as error:
             raise ValueError(str(error).replace("features", name, 1)) from error
-        norms = lattice.norms(torch.float32) + 1e-20
-        ones = torch.ones_like(norms)
-        splat, slice_ = {
-            NormalizationType.NO_NORMALIZATION: (ones, ones),
-            NormalizationType.NORMALIZE_BEFORE: (1 / norms, ones),
-            NormalizationType.NORMALIZE_AFTER: (ones, 1 / norms),
-            NormalizationType.NORMALIZE_SYMMETRIC: (norms.rsqrt(), norms.rsqrt()),
-        }[chosen]
-        self._kernels.append(DenseKernel(lattice, splat, slice_, compatibility))
+        names: dict[NormalizationType, Normalisation] = {
+            NormalizationType.NO_NORMALIZATION: "none",
+            NormalizationType.NORMALIZE_BEFORE: "before",
+            NormalizationType.NORMALIZE_AFTER: "after",
+            NormalizationType.NORMALIZE_SYMMETRIC: "symmetric",
+        }
+        self._kernels.append(DenseKernel.normalised(lattice, compatibility, names[chosen]))
 
     def _compatibility(self, compat: Any) -> Tensor:
         if not isinstance(compat, Tensor):

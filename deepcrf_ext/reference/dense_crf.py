@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops.dense_crf import check_dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import bilateral_features, gaussian_features
-from deepcrf_ext.ops.dense_crf_params import DenseCRFParams
+from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, Normalisation
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
 
 Filter = Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ def dense_crf(
             ),
         ]
         filters = [
-            (_normalised(_gaussian(planes.t(), exact), energies), weight)
+            (_normalised(_gaussian(planes.t(), exact), energies, params.normalisation), weight)
             for planes, weight in kernels
         ]
         marginals = (-energies).softmax(1)
@@ -78,7 +78,13 @@ def _gaussian(features: Tensor, exact: bool) -> Filter:
     )
 
 
-def _normalised(smooth: Filter, energies: Tensor) -> Filter:
-    """The filter divided by the roots of its row sums, before and after."""
-    scale = (smooth(torch.ones_like(energies[:, :1])) + 1e-20).rsqrt()
-    return lambda marginals: scale * smooth(scale * marginals)
+def _normalised(smooth: Filter, energies: Tensor, normalisation: Normalisation) -> Filter:
+    """The filter divided by its row sums: by their roots before and after, or by them at once."""
+    sums = smooth(torch.ones_like(energies[:, :1])) + 1e-20
+    if normalisation == "symmetric":
+        return lambda marginals: sums.rsqrt() * smooth(sums.rsqrt() * marginals)
+    if normalisation == "before":
+        return lambda marginals: smooth(marginals / sums)
+    if normalisation == "after":
+        return lambda marginals: smooth(marginals) / sums
+    return smooth

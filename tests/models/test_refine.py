@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -76,6 +77,9 @@ def test_settings_by_name_and_in_part() -> None:
         assert DenseCRFSettings.read(name) == DenseCRFSettings(params)
     part = DenseCRFSettings.read({"bilateral_sxy": 40, "iterations": 3})
     assert part == DenseCRFSettings(DenseCRFParams(bilateral_sxy=40), 3)
+    widths = DenseCRFParams(bilateral_sxy=(40, 30), normalisation="after")
+    settings = DenseCRFSettings(widths, np.int64(3))
+    assert DenseCRFSettings.read(json.loads(json.dumps(settings.as_dict()))) == settings
 
 
 @pytest.mark.parametrize(
@@ -85,8 +89,8 @@ def test_settings_by_name_and_in_part() -> None:
         ("{compatibility: [[1]]}", "'compatibility' is unknown"),
         ("{gaussian_sxy: 0}", "gaussian_sxy: got 0, must be positive"),
         ("{bilateral_weight: much}", "bilateral_weight: got str"),
-        ("{iterations: 2.5}", "iterations is 2.5"),
-        ("{iterations: -1}", "iterations is -1"),
+        ("{iterations: 2.5}", "iterations: got float, must be an int"),
+        ("{iterations: -1}", "iterations: got -1, must be at least 0"),
         ("[1, 2]", "must hold some of"),
         ("{a: [", "not YAML"),
         ("", "must hold some of"),

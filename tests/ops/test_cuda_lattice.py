@@ -78,7 +78,7 @@ def test_more_kernels_than_a_launch_takes(cuda_target: Target) -> None:
     energies = unary[0].flatten(1)
     colours = image[0].flatten(1).float()
     kernels = [
-        DenseKernel.symmetric(
+        DenseKernel.normalised(
             PermutohedralLattice.from_planes(colours[: 1 + i % 3] / (10 + i)), weight
         )
         for i, weight in enumerate(torch.rand(9, 3, 3, generator=torch.Generator().manual_seed(2)))
@@ -94,7 +94,7 @@ def test_a_diagonal_compatibility_is_its_matrix(cuda_target: Target) -> None:
     lattice = PermutohedralLattice.from_planes(image[0].flatten(1).float() / 20)
     diagonal = torch.tensor([-1.0, 0.5, -2.0], device=cuda_target.device)
     results = [
-        dense_mean_field(unary[0].flatten(1), [DenseKernel.symmetric(lattice, compatibility)], 3)
+        dense_mean_field(unary[0].flatten(1), [DenseKernel.normalised(lattice, compatibility)], 3)
         for compatibility in (diagonal, diagonal.diag())
     ]
     assert_close(*results)

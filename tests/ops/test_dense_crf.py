@@ -22,7 +22,7 @@ from deepcrf_ext import (
     unary_from_probabilities,
 )
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_crf_marginals
-from deepcrf_ext.ops.dense_crf_params import PRESETS
+from deepcrf_ext.ops.dense_crf_params import NORMALISATIONS, PRESETS, Normalisation
 
 SMALL = DenseCRFParams(bilateral_sxy=20)
 
@@ -49,6 +49,21 @@ def test_presets_and_dtypes(operator_target: Target, preset: str, dtype: torch.d
     assert result.dtype == dtype
     limit = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
     assert float((result.cpu().double() - wanted).abs().max()) < limit
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_normalisations(
+    operator_target: Target, normalisation: Normalisation, learnt: bool
+) -> None:
+    params = replace(SMALL, gaussian_weight=0.1, bilateral_weight=0.2, normalisation=normalisation)
+    unary, image = scene(9, 12, 6)
+    wanted = reference.dense_crf(unary.double(), image, params, 3)
+    unary, image = unary.to(operator_target.device), image.to(operator_target.device)
+    result = operator_target.functions.dense_crf(unary.requires_grad_(learnt), image, params, 3)
+    assert_close(result.detach().cpu(), wanted.float())
+    with pytest.raises(ValueError, match="normalisation: got 'both', must be one of symmetric"):
+        replace(SMALL, normalisation="both")
 
 
 def test_several_blocks_of_positions() -> None:
@@ -304,7 +319,7 @@ def test_fused_operator_passes_opcheck(operator_target: Target) -> None:
     unary, image = scene(5, 6, 3, operator_target.device)
     lattices = DenseCRFLattices.build(image, SMALL)
     weight = torch.tensor(3.0, device=operator_target.device)
-    kernel = DenseKernel.symmetric(lattices.gaussian, weight)
+    kernel = DenseKernel.normalised(lattices.gaussian, weight)
     tensors = [*kernel.lattice.tensors, kernel.splat_scale, kernel.slice_scale, weight]
     torch.library.opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2))
 
