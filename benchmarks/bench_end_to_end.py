@@ -30,10 +30,10 @@ from torch import Tensor
 from deepcrf_ext.config import PresetName, TrainConfig, preset
 from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
 from deepcrf_ext.data.base import FileDataset, LabelledFile
+from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.parallel.device import autocast
-from deepcrf_ext.predict import predict_image
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 

@@ -20,6 +20,7 @@ from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import Sample, read_image, shrink
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.prediction import named_variant, upsample_labels
 from deepcrf_ext.explanation.analysis import (
     NodeExplanation,
     compatibility,
@@ -28,7 +29,6 @@ from deepcrf_ext.explanation.analysis import (
 from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.predict import named_variant, upsample_labels
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import provenance
 
@@ -170,8 +170,8 @@ def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
 def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
-    row = model.default_variant() if arguments.row is None else named_variant(model, arguments.row)
-    if row.unary is None or not row.relations or model.config.iterations < 1:
+    variant = named_variant(model, arguments.row)
+    if variant.unary is None or not variant.relations or model.config.iterations < 1:
         raise InputError("--row: the row must have a unary, relations and mean-field iterations")
     sample, truth = _sample(arguments, config, metadata)
     image, classes = sample.image, metadata["classes"]
@@ -181,14 +181,14 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     pixels = seen.permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         with autocast(device, config.amp):
-            energies = model.energies(pixels, row.potentials)
+            energies = model.energies(pixels, variant.potentials)
         before, after = (
             upsample_labels(model.marginals(energies, chosen)[0], (height, width)).cpu().numpy()
-            for chosen in (Variant(row.unary), row)
+            for chosen in (Variant(variant.unary), variant)
         )
     _, rows, columns = energies.grid
     node = (int((y + 0.5) * rows / height), int((x + 0.5) * columns / width))
-    explanation = explain_node(model, energies, row, node)
+    explanation = explain_node(model, energies, variant, node)
 
     if arguments.output is None and arguments.image is not None:
         run = arguments.checkpoint

@@ -17,115 +17,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
-from torch.optim import SGD
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config import TrainConfig, from_dict, to_dict
-from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.records.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from deepcrf_ext.records.checkpoint import save_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder
-from deepcrf_ext.training.optimiser import make_optimiser
-from deepcrf_ext.training.stages import plan_stages
+from deepcrf_ext.training.merging import merge
 
 _DESCRIPTION = """Merges runs that trained different potentials of one model into one run folder.
 
 The runs must agree in data classes, in the model apart from model.potentials, and in the number of
 steps. A potential that several of them have is taken from the first. The new folder holds last.pt,
 for evaluate, predict and train --resume."""
-
-
-class _Run:
-    """A checkpoint as a model with its optimiser, and both by potential."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = find_checkpoint(path)
-        self.state = load_checkpoint(self.path)
-        if "stage" not in self.state.get("progress", {}):
-            raise InputError(f"{self.path} is of a version whose runs cannot be merged")
-        self.config = from_dict(self.state["config"])
-        if self.config.model.share_blocks:
-            raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
-        self.model, self.optimiser = _build(self.config, len(self.state["classes"]))
-        load_weights(self.model, self.state, self.path)
-        self.optimiser.load_state_dict(self.state["optimiser"])
-
-    def must_match(self, other: _Run) -> None:
-        """Raises InputError naming what keeps two runs from being merged."""
-        for what, of in (
-            ("classes", lambda run: run.state["classes"]),
-            ("model settings", lambda run: replace(run.config.model, potentials=None)),
-            ("steps", lambda run: run.state["step"]),
-        ):
-            if of(self) != of(other):
-                raise InputError(
-                    f"{self.path} and {other.path} have other {what}: {of(self)} and {of(other)}"
-                )
-
-
-def _build(config: TrainConfig, num_classes: int) -> tuple[DeepCRF, SGD]:
-    model = DeepCRF(config.model, num_classes)
-    return model, make_optimiser(model, config.optim, from_vgg=config.vgg_weights is not None)
-
-
-def _parameters(model: DeepCRF, potential: str) -> list[Tensor]:
-    """The parameters and buffers of a potential's network, in an order that all models share."""
-    network = model.potentials[potential]
-    return [*network.parameters(), *network.buffers()]
-
-
-@torch.no_grad()
-def merge(paths: Sequence[Path]) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings and the state, as of a checkpoint, of all potentials together.
-
-    Raises InputError for a file that cannot be read, and for runs that do not fit together.
-    """
-    runs = [_Run(path) for path in paths]
-    first = runs[0]
-    for run in runs[1:]:
-        first.must_match(run)
-    sources: dict[str, _Run] = {}
-    for run in runs:
-        for name in run.model.potential_names:
-            sources.setdefault(name, run)
-    names = tuple(name for name in first.config.model.all_potentials() if name in sources)
-    model_config = replace(first.config.model, potentials=names)
-    config = replace(first.config, model=model_config, warm_start=0.0)  # all relations have started
-    model, optimiser = _build(config, len(first.state["classes"]))
-    loss_sums: dict[str, float] = {}
-    for name, run in sources.items():
-        pairs = zip(_parameters(model, name), _parameters(run.model, name), strict=True)
-        for target, source in pairs:
-            target.copy_(source)
-            if source in run.optimiser.state:
-                optimiser.state[target] = run.optimiser.state[source]
-        if name in run.state["progress"]["loss_sums"]:
-            loss_sums[name] = run.state["progress"]["loss_sums"][name]
-    epoch = first.state["epoch"]
-    begun = [stage.first_epoch < epoch for stage in plan_stages(config, model)]
-    state = {
-        **first.state,
-        "config": to_dict(config),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "progress": {
-            **first.state["progress"],
-            "stage": max(0, sum(begun) - 1),
-            "best": -1.0,
-            "loss_sums": loss_sums,
-        },
-    }
-    return config, state
 
 
 def _parser() -> ArgumentParser:

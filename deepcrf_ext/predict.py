@@ -1,6 +1,7 @@
 """`python -m deepcrf_ext.predict`: segments images with a trained model.
 
-Every image gives a label PNG with a palette, a colour overlay and, on request, its marginals.
+Every image gives a label PNG with a palette, a colour overlay and, on request, its marginals. From
+Python, `deepcrf_ext.evaluation.prediction.predict_image` does it; it can be imported from here too.
 """
 
 from __future__ import annotations
@@ -13,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
-from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from deepcrf_ext.cli import parsing
@@ -27,11 +25,11 @@ from deepcrf_ext.cli.options import (
     add_device_option,
     dense_crf_settings,
 )
-from deepcrf_ext.data import read_image, shrink, write_labels
+from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
-from deepcrf_ext.models.refine import DenseCRFSettings, refine
-from deepcrf_ext.parallel.device import autocast, choose_device
+from deepcrf_ext.evaluation.prediction import named_variant, predict_image
+from deepcrf_ext.models import VARIANTS
+from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.records.checkpoint import load_model
 
@@ -45,104 +43,6 @@ Writes below the output folder: labels/NAME.png (class indices with a palette), 
 marginals/NAME.npz. NAME is the name of the image without its suffix, or with it where two images
 would share a name. An image that cannot be read is reported and left out; the exit code is then 1,
 or 2 if none could be read."""
-
-
-def upsample_labels(marginals: Tensor, size: tuple[int, int]) -> Tensor:
-    """The likeliest label of every pixel, from marginals on the node grid.
-
-    marginals: float [K, h, w]. size: (H, W) of the image in pixels.
-    Returns uint8 [H, W]: the argmax over K of the bilinearly upsampled marginals, the lowest index
-    of equals. Only two maps of full size exist at a time, so that large images fit in memory.
-    """
-    best: Tensor | None = None
-    for index, plane in enumerate(marginals):
-        full = functional.interpolate(
-            plane[None, None], size, mode="bilinear", align_corners=False
-        )[0, 0]
-        if best is None:
-            best, labels = full, torch.zeros(size, dtype=torch.uint8, device=full.device)
-        else:
-            labels[full > best] = index
-            best = torch.maximum(best, full)
-    if best is None:
-        raise ValueError("marginals has no classes; it must be [K, h, w] with K of at least 1")
-    return labels
-
-
-def label_pixels(
-    marginals: Tensor, image: Tensor, row: Variant, dense_crf: DenseCRFSettings | None = None
-) -> Tensor:
-    """The likeliest label of every pixel of an image, after the dense CRF if the row has one.
-
-    marginals: float32 [K, h, w], the row's on the node grid. image: RGB in 0..255, [3, H, W], uint8
-    or float32. dense_crf: settings of the dense CRF (default: those of `DenseCRFSettings`).
-    Returns uint8 [H, W].
-    """
-    if row.dense_crf:
-        return refine(marginals[None], image[None], dense_crf)[0].argmax(0).to(torch.uint8)
-    return upsample_labels(marginals, (image.shape[1], image.shape[2]))
-
-
-def named_variant(model: DeepCRF, name: str) -> Variant:
-    """A row of `DeepCRF.variants` by name; raises InputError if the model does not have it."""
-    rows = model.variants()
-    if name in rows:
-        return rows[name]
-    if name not in VARIANTS:
-        raise InputError(
-            f"row {name!r} is unknown; must be one of {', '.join({**VARIANTS, **rows})}"
-        )
-    missing = [p for p in VARIANTS[name].potentials if p not in model.potential_names]
-    raise InputError(
-        f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
-        f"it has the rows {', '.join(rows) or 'none'}"
-    )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """labels: uint8 [H, W] of the image's size. marginals: float32 [K, h, w] on the node grid."""
-
-    labels: npt.NDArray[np.uint8]
-    marginals: npt.NDArray[np.float32]
-
-
-@torch.inference_mode()
-def predict_image(
-    model: DeepCRF,
-    image: npt.NDArray[np.uint8],
-    row: str | Variant,
-    max_size: int | None = None,
-    amp: bool | None = None,
-    dense_crf: DenseCRFSettings | None = None,
-) -> Prediction:
-    """Segments one image of any size.
-
-    image: uint8 [H, W, 3] RGB.
-    row: which potentials to use: a name of `deepcrf_ext.models.VARIANTS`, or a `Variant`.
-    max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
-        its labels grow back to its own size. None never shrinks: memory grows with the square of
-        the number of pixels, since neighbourhoods are fractions of the image.
-    amp: run the convolutions in bfloat16; None means where the device is fast at it.
-    dense_crf: settings of the dense CRF of a row that has one; it sees the image at its own size.
-    Raises ValueError for another array, and InputError for a row that the model does not have.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(
-            f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
-        )
-    image = np.ascontiguousarray(image)  # torch takes no negative strides
-    device = model.device
-    whole, seen = (
-        torch.from_numpy(picture).to(device).permute(2, 0, 1)
-        for picture in (image, shrink(image, max_size))
-    )
-    chosen = named_variant(model, row) if isinstance(row, str) else row
-    with autocast(device, amp):
-        energies = model.energies(seen[None].float(), chosen.potentials)
-    marginals = model.marginals(energies, chosen)[0]
-    labels = label_pixels(marginals, whole, chosen, dense_crf)
-    return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())
 
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
@@ -289,9 +189,9 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parsing.parse(_parser(), argv)
     images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
-    row = model.default_variant() if arguments.row is None else named_variant(model, arguments.row)
-    row = replace(row, dense_crf=row.dense_crf or arguments.dense_crf)
-    dense_crf = dense_crf_settings(arguments, row.dense_crf, "--dense-crf or --row full")
+    variant = named_variant(model, arguments.row)
+    variant = replace(variant, dense_crf=variant.dense_crf or arguments.dense_crf)
+    dense_crf = dense_crf_settings(arguments, variant.dense_crf, "--dense-crf or --row full")
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
@@ -304,7 +204,7 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        prediction = predict_image(model, image, row, arguments.max_size, config.amp, dense_crf)
+        prediction = predict_image(model, image, variant, arguments.max_size, config.amp, dense_crf)
         write_labels(target.labels, prediction.labels, palette)
         tinted = overlay(image, prediction.labels, palette, arguments.alpha)
         write_picture(target.overlay, tinted)

@@ -21,8 +21,8 @@ from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.interrupt import StopRequest
+from deepcrf_ext.training.picture_grid import write_picture_grid
 from deepcrf_ext.training.trainer import Trainer
-from deepcrf_ext.training.validation import write_picture_grid
 
 DESCRIPTION = """Trains a deep structured CRF, piecewise as in the paper or by another --objective.
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import (
@@ -20,13 +16,12 @@ from deepcrf_ext.cli.options import (
     add_device_option,
     dense_crf_settings,
 )
-from deepcrf_ext.data import SegmentationDataset, open_dataset, write_labels
-from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
-from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.evaluation.prediction import named_variant
+from deepcrf_ext.models import VARIANTS
+from deepcrf_ext.paper.voc_archive import write_archive
 from deepcrf_ext.parallel.device import choose_device
-from deepcrf_ext.predict import named_variant, predict_image
 from deepcrf_ext.records.checkpoint import load_model
 
 COMPETITIONS = {
@@ -39,42 +34,6 @@ _DESCRIPTION = """Segment VOC 2012's images and pack the results for the evaluat
 Writes one .tgz with results/VOC2012/Segmentation/COMPETITION_SPLIT_cls/NAME.png: class indices 0 to
 20 at the size of each image, with VOC's palette, no pixel left undecided. The archive is written
 whole or not at all."""
-
-
-def write_archive(
-    model: DeepCRF,
-    row: Variant,
-    dataset: SegmentationDataset,
-    folder: str,
-    path: Path,
-    max_size: int | None = None,
-    amp: bool | None = None,
-    dense_crf: DenseCRFSettings | None = None,
-) -> None:
-    """Segments every image of a data set into a .tgz of palette PNGs.
-
-    Args:
-        model: in eval mode, on the device to use.
-        row: the potentials to use.
-        dataset: its images; labels are not looked at.
-        folder: where the PNGs lie in the archive.
-        path: the archive; an earlier file stays whole until the new one is complete.
-        max_size, amp, dense_crf: as in `deepcrf_ext.predict.predict_image`.
-
-    Raises:
-        InputError: an image cannot be read.
-        OSError: the archive cannot be written.
-    """
-    palette = voc_palette(256)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        picture, archive = Path(temporary) / "labels.png", Path(temporary) / "archive"
-        with tarfile.open(archive, "w:gz") as tar:
-            for index in tqdm(range(len(dataset)), "segment", unit="image"):
-                sample = dataset[index]
-                labels = predict_image(model, sample.image, row, max_size, amp, dense_crf).labels
-                write_labels(picture, labels, palette)
-                tar.add(picture, f"{folder}/{sample.name}.png")
-        os.replace(archive, path)
 
 
 def _parser() -> ArgumentParser:
@@ -125,18 +84,15 @@ def _run(argv: Sequence[str] | None) -> None:
             f"checkpoint: {arguments.checkpoint} was trained for {len(metadata['classes'])} "
             f"classes ({', '.join(metadata['classes'])}), not for VOC's"
         )
-    rows = model.variants()
-    if arguments.row is not None:
-        name, row = arguments.row, named_variant(model, arguments.row)
-    elif rows:
-        name, row = list(rows.items())[-1]
-    else:
-        name, row = "all potentials", model.default_variant()
-    dense_crf = dense_crf_settings(arguments, row.dense_crf, "--row full")
+    name = arguments.row or next(reversed(model.variants()), None)
+    variant = named_variant(model, name)
+    dense_crf = dense_crf_settings(arguments, variant.dense_crf, "--row full")
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"
-    write_archive(model, row, dataset, folder, output, arguments.max_size, config.amp, dense_crf)
-    print(f"{len(dataset)} images by the row {name}: {output} with {folder}/")
+    write_archive(
+        model, variant, dataset, folder, output, arguments.max_size, config.amp, dense_crf
+    )
+    print(f"{len(dataset)} images by the row {model.name_of(variant)}: {output} with {folder}/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from deepcrf_ext.data.file_checks import check_files
 from deepcrf_ext.data.folder import FolderDataset
 from deepcrf_ext.data.images import read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.labelled_pairs import LabelledPairs
-from deepcrf_ext.data.read_ahead import read_ahead
 from deepcrf_ext.data.registry import DATASETS, open_dataset, register_dataset
 from deepcrf_ext.data.scenes import Scenes
 from deepcrf_ext.data.transforms import TrainTransform, to_tensors
@@ -26,7 +25,6 @@ __all__ = [
     "Voc",
     "check_files",
     "open_dataset",
-    "read_ahead",
     "read_image",
     "read_labels",
     "register_dataset",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.parallel.world import World
@@ -81,10 +80,7 @@ class SegmentationMetrics:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
         self.num_classes = num_classes
-        # A one-class problem is legal here but not for torchmetrics, hence at least two.
-        self._matrix = MulticlassConfusionMatrix(
-            max(num_classes, 2), ignore_index=IGNORE_INDEX, validate_args=False
-        )
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
         """Adds one image or batch.
@@ -100,18 +96,19 @@ class SegmentationMetrics:
             )
         prediction, truth = prediction.cpu().long(), truth.cpu().long()
         self._check_range("prediction", prediction)
-        self._check_range("truth", truth[truth != IGNORE_INDEX])
-        if truth.numel():
-            self._matrix.update(prediction, truth)
+        known = truth != IGNORE_INDEX
+        self._check_range("truth", truth[known])
+        pairs = self.num_classes * truth[known] + prediction[known]
+        counts = torch.bincount(pairs, minlength=self.num_classes**2)
+        self._confusion += counts.view_as(self._confusion)
 
     def add_up(self, world: World) -> None:
         """Adds what all processes counted, each its own images; every process then has the sum."""
-        self._matrix.confmat = world.sum(self._matrix.confmat)
+        self._confusion = world.sum(self._confusion)
 
     def compute(self) -> Scores:
         """The scores of everything added so far."""
-        confusion = self._matrix.confmat.numpy().astype(np.int64, copy=True)
-        return Scores.from_confusion(confusion[: self.num_classes, : self.num_classes])
+        return Scores.from_confusion(self._confusion.numpy().copy())
 
     def _check_range(self, name: str, labels: torch.Tensor) -> None:
         if labels.numel() == 0:

@@ -164,30 +164,30 @@ class NodeExplanation:
 
 @torch.inference_mode()
 def explain_node(
-    model: DeepCRF, energies: CRFEnergies, row: Variant, node: tuple[int, int]
+    model: DeepCRF, energies: CRFEnergies, variant: Variant, node: tuple[int, int]
 ) -> NodeExplanation:
     """Takes the last mean-field update of a node apart, neighbour by neighbour: exact.
 
-    energies: of one image. row: a unary and at least one relation. node: row and column on the
-    grid. Raises ValueError when the row or the node does not fit, or the model's mean field has no
-    iterations.
+    energies: of one image. variant: a unary and at least one relation. node: row and column on the
+    grid. Raises ValueError when the variant or the node does not fit, or the model's mean field has
+    no iterations.
     """
     _, height, width = energies.grid
-    if row.unary is None or not row.relations:
-        raise ValueError("row must have a unary and relations")
+    if variant.unary is None or not variant.relations:
+        raise ValueError("variant must have a unary and relations")
     if not (0 <= node[0] < height and 0 <= node[1] < width):
         raise ValueError(f"node is {node}; the grid has {height} x {width} nodes")
     steps = model.config.iterations
     if steps < 1:
         raise ValueError("the model's mean field has 0 iterations; it must have one at least")
     index = node[0] * width + node[1]
-    before = model.marginals(energies, row, steps - 1).flatten(2)[0].t().contiguous()
-    after = model.marginals(energies, row)[0, :, node[0], node[1]]
-    costs = energies.unaries[row.unary][index]
+    before = model.marginals(energies, variant, steps - 1).flatten(2)[0].t().contiguous()
+    after = model.marginals(energies, variant)[0, :, node[0], node[1]]
+    costs = energies.unaries[variant.unary][index]
     label, start = int(after.argmax()), int(costs.argmin())
     against = start if start != label else int(after.scatter(0, after.argmax(), -1).argmax())
     gains = {}
-    for name in row.relations:
+    for name in variant.relations:
         neighbours, messages = node_messages(energies.pairwise[name], before, index)
         gain = costs.new_full((height * width,), torch.nan)
         gain[neighbours] = messages[:, against] - messages[:, label]

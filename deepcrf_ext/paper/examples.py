@@ -12,12 +12,12 @@ import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.evaluate import evaluate
+from deepcrf_ext.evaluation.evaluation import evaluate
+from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.pictures.labels import colour, write_picture
-from deepcrf_ext.predict import predict_image
 
 KINDS: dict[str, str] = {
     "gains": "Largest gains",
@@ -35,14 +35,14 @@ def measure(
     model: DeepCRF,
     dataset: SegmentationDataset,
     name: str,
-    row: Variant,
+    variant: Variant,
     amp: bool | None,
     dense_crf: DenseCRFSettings,
 ) -> dict[str, Any]:
-    """A row's scores over a data set and on each image, as plain values.
+    """A variant's scores over a data set and on each image, as plain values.
 
-    Keys: "scores" (`Scores.as_dict` and `BoundaryScores.as_dict`), "image_iou" (mean IoU of each
-    image, None for one without truth), "seconds_per_image" ("networks" and "inference").
+    Keys: "scores" (of regions, outlines and probabilities), "image_iou" (mean IoU of each image,
+    None for one without truth), "seconds_per_image" ("networks" and "inference").
     """
     image_iou: list[float | None] = []
 
@@ -52,16 +52,17 @@ def measure(
         mean = metrics.compute().mean_iou
         image_iou.append(None if np.isnan(mean) else mean)
 
-    result = evaluate(model, dataset, {name: row}, amp, dense_crf, on_labels=on_labels)
+    result = evaluate(model, dataset, {name: variant}, amp, dense_crf, on_labels=on_labels)
     return {
         "scores": {
             **result.scores[name].as_dict(dataset.classes),
             **result.boundaries[name].as_dict(dataset.classes),
+            **result.probabilities[name].as_dict(),
         },
         "image_iou": image_iou,
         "seconds_per_image": {
             "networks": result.network_seconds,
-            "inference": result.row_seconds[name],
+            "inference": result.variant_seconds[name],
         },
     }
 
@@ -71,8 +72,9 @@ def choose(
 ) -> dict[str, list[int]]:
     """Indices of the images to show, by kind; an image is shown once.
 
-    before, after: mean IoU of each image under two rows. Gains and losses are the images whose IoU
-    rises and falls most, at most `count` of each; "typical" are others, spread over the data set.
+    before, after: mean IoU of each image under two variants. Gains and losses are the images whose
+    IoU rises and falls most, at most `count` of each; "typical" are others, spread over the data
+    set.
     """
     change = {
         index: b - a
@@ -90,7 +92,7 @@ def choose(
 def draw(
     model: DeepCRF,
     dataset: SegmentationDataset,
-    rows: Mapping[str, Variant],
+    variants: Mapping[str, Variant],
     chosen: Mapping[str, Sequence[int]],
     folder: Path,
     amp: bool | None,
@@ -98,7 +100,7 @@ def draw(
 ) -> list[dict[str, Any]]:
     """Writes the pictures of chosen images into a folder; returns what they show.
 
-    rows: two rows by name. Each entry has "kind", "index", "name" and "pictures": title -> file
+    variants: two by name. Each entry has "kind", "index", "name" and "pictures": title -> file
     name, for the image, the truth, both predictions and their difference.
     Raises OSError for a picture that cannot be written.
     """
@@ -107,15 +109,15 @@ def draw(
     for kind, index in ((kind, i) for kind, indices in chosen.items() for i in indices):
         sample = dataset[index]
         labels = [
-            predict_image(model, sample.image, row, amp=amp, dense_crf=dense_crf).labels
-            for row in rows.values()
+            predict_image(model, sample.image, variant, amp=amp, dense_crf=dense_crf).labels
+            for variant in variants.values()
         ]
         pictures = {
             "image": sample.image,
             "truth": colour(sample.labels, dataset.palette),
             **{
                 name: colour(prediction, dataset.palette)
-                for name, prediction in zip(rows, labels, strict=True)
+                for name, prediction in zip(variants, labels, strict=True)
             },
             "difference": difference(sample.labels, labels[0], labels[-1]),
         }

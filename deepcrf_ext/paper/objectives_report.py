@@ -77,13 +77,13 @@ def read_curve(
 
 
 def _point(line: Mapping[str, Any], seconds: float) -> Point:
-    final = list(line["mean_iou"])[-1]
+    unary, *_, final = list(line["mean_iou"]) * 2  # one alone is both
     return Point(
         line["step"],
         seconds,
         line["nll"][final],
         line["mean_iou"][final],
-        line["mean_iou"].get("unary"),
+        line["mean_iou"][unary] if unary.startswith("unary") else None,
         line["train_loss"],
     )
 

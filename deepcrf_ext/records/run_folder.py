@@ -1,10 +1,11 @@
 """A run folder: settings, metrics, checkpoints and pictures of one training run.
 
 config.yaml      the settings, resolved
-metrics.jsonl    one line a step (losses, learning rate) and one a validation (scores)
+metrics.jsonl    one line a step (losses, learning rate) and one a validation (scores); both call
+                 the unary and all relations what `DeepCRF.name_of` does, as 1unary+2pair
 events.out.*     the same for TensorBoard
 last.pt, best.pt checkpoints: the newest, and that of the best validation mean IoU
-grid.png         image / truth / unary only / with pairwise
+grid.png         image / truth / the unary alone / the unary and all relations
 """
 
 from __future__ import annotations

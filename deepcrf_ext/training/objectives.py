@@ -69,18 +69,18 @@ class PotentialLoss:
 class CRFLoss:
     """A loss of the nodes of a CRF whose potentials train together."""
 
-    row: Variant
+    name: str
+    variant: Variant
     objective: ObjectiveName
-    name: str = "crf"
 
     @property
     def potentials(self) -> tuple[str, ...]:
-        return self.row.potentials
+        return self.variant.potentials
 
     def mean(self, model: DeepCRF, inputs: list[Tensor], labels: Tensor) -> Tensor:
-        energies = model.energies_of(inputs, self.row.potentials)
+        energies = model.energies_of(inputs, self.variant.potentials)
         nodes = node_labels(labels, energies.grid[1:])
-        unary, potentials = model.crf(energies, self.row)
+        unary, potentials = model.crf(energies, self.variant)
         if self.objective == "pseudo_likelihood":
             values = dc.pseudo_likelihood_nll(
                 unary, potentials, nodes, IGNORE_INDEX, reduction="none"
@@ -126,9 +126,10 @@ def make_losses(
     """
     if objective == "piecewise":
         return tuple(PotentialLoss(name) for name in potentials)
-    row = model.default_variant()
-    others = (name for name in potentials if name not in row.potentials)
-    return (CRFLoss(row, objective), *(PotentialLoss(name) for name in others))
+    variant = model.default_variant()
+    others = (name for name in potentials if name not in variant.potentials)
+    crf = CRFLoss(model.name_of(variant), variant, objective)
+    return (crf, *(PotentialLoss(name) for name in others))
 
 
 def part_counts(model: DeepCRF, losses: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:

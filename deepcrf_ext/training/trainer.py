@@ -15,6 +15,7 @@ from tqdm import tqdm
 from deepcrf_ext.config import DataSource, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.parallel.batch_norm import share_batches
@@ -32,7 +33,6 @@ from deepcrf_ext.training.optimiser import (
     set_learning_rate,
 )
 from deepcrf_ext.training.stages import plan_stages
-from deepcrf_ext.training.validation import validate
 
 
 @dataclass
@@ -192,33 +192,24 @@ class Trainer:
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             bar.set_description("validating")
             trained = self.stages[progress.stage].potentials
-            scores = validate(
-                self.model,
-                self.val_set,
-                config.amp,
-                trained,
-                lambda: stop.signal is not None,
-                self.world,
-            )
-            if scores is None:
+            try:
+                scores = self.validate(trained, stop)
+            except EvaluationStopped:
                 return False
             means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
-            result = {title: score.mean_iou for title, score in scores.items()}
             if log is not None:
+                by_score = {
+                    key: {name: score[key] for name, score in scores.items()}
+                    for key in next(iter(scores.values()))
+                }
                 log.write(
                     "val",
                     progress.step,
-                    {
-                        "epoch": progress.epoch + 1,
-                        "train_loss": means,
-                        "mean_iou": result,
-                        "pixel_accuracy": {t: score.pixel_accuracy for t, score in scores.items()},
-                        "nll": {title: score.nll for title, score in scores.items()},
-                    },
+                    {"epoch": progress.epoch + 1, "train_loss": means, **by_score},
                 )
-                bar.write(_summary(progress.epoch + 1, means, result), file=None)
+                bar.write(_summary(progress.epoch + 1, means, by_score["mean_iou"]), file=None)
             if trained == self.model.potential_names:
-                final = list(result.values())[-1]
+                final = list(scores.values())[-1]["mean_iou"]
                 improved = final > progress.best
                 progress.best = max(final, progress.best)
         progress.epoch, progress.batch, progress.loss_sums = progress.epoch + 1, 0, {}
@@ -226,6 +217,27 @@ class Trainer:
             self.save("best.pt")
         self.save("last.pt")
         return True
+
+    def validate(self, trained: Sequence[str], stop: StopRequest) -> dict[str, dict[str, float]]:
+        """`Evaluation.summary` of the validation images, for the unary and the whole CRF.
+
+        Variants with a potential that is not among `trained` are left out. Leaves the model in eval
+        mode. Raises EvaluationStopped.
+        """
+        variants = {
+            name: variant
+            for name, variant in before_and_after(self.model).items()
+            if set(variant.potentials) <= set(trained)
+        }
+        return evaluate(
+            self.model.eval(),
+            self.val_set,
+            variants,
+            self.config.amp,
+            world=self.world,
+            boundaries=False,
+            stop=lambda: stop.signal is not None,
+        ).summary()
 
     def _enter_stage(self) -> None:
         """Goes on to the stage of the current epoch, never back when a run is made longer.

@@ -13,8 +13,7 @@ import torch
 from tiny_run import write_camvid
 
 from deepcrf_ext import compare_objectives as command
-from deepcrf_ext.paper import objectives_report as comparison_report
-from deepcrf_ext.paper.objectives_report import Curve, Point
+from deepcrf_ext.paper.objectives_report import Curve, Point, half_way, table
 from deepcrf_ext.records import steps
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.records.provenance import package_commit
@@ -76,7 +75,7 @@ def test_modes_start_alike_and_train_by_their_objectives(finished: Path) -> None
         assert [point["step"] for point in mode["points"]] == [0, 2, 4]
         assert (mode["epochs"], mode["steps"], mode["error"]) == (2, 4, None)
     names = [set(point["train_loss"]) for point in modes["mixed"]["points"]]
-    assert names == [set(), {"unary", "surrounding", "above_below"}, {"crf"}]
+    assert names == [set(), {"unary", "surrounding", "above_below"}, {"1unary+2pair"}]
     # The first phase of the mixture is what the whole of the other mode begins with.
     assert modes["mixed"]["points"][1] == modes["piecewise"]["points"][1]
     assert modes["mixed"]["points"][2] != modes["piecewise"]["points"][2]
@@ -216,10 +215,9 @@ def curve(values: list[float], error: str | None = None) -> Curve:
 
 def test_table_says_how_soon_half_of_the_best_gain_is_reached() -> None:
     curves = {"a": curve([0.1, 0.5, 0.4]), "b": curve([0.1, 0.2, 0.7]), "c": curve([0.1], "nan")}
-    assert comparison_report.half_way(curves) == pytest.approx(0.4)
+    assert half_way(curves) == pytest.approx(0.4)
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in comparison_report.table(curves).splitlines()
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table(curves).splitlines()
     ]
     assert rows[0][8] == "steps to 40.0"
     assert [row[4:6] + row[8:] for row in rows[2:]] == [

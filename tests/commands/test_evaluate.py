@@ -15,14 +15,15 @@ import torch
 from tiny_run import NUM_CLASSES, write_camvid, write_run
 
 from deepcrf_ext.data import open_dataset, to_tensors
-from deepcrf_ext.evaluate import (
+from deepcrf_ext.evaluate import format_table, main
+from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
+from deepcrf_ext.evaluation.evaluation import (
+    Evaluation,
     before_and_after,
     choose_variants,
     evaluate,
-    format_table,
-    main,
 )
-from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
+from deepcrf_ext.evaluation.probabilities import ProbabilityScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 from deepcrf_ext.models import VARIANTS, Variant
 from deepcrf_ext.records.checkpoint import load_model
@@ -124,7 +125,9 @@ def test_dense_crf_settings_change_the_full_row_alone(run, tmp_path):
         arguments = ["--checkpoint", str(run), "--rows", "1unary+2pair", "full", *options]
         assert main([*arguments, "--output", str(tmp_path / name)]) == 0
         reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
-    none, file = (report["rows"] for report in reports)
+    none, file = (
+        {name: row["confusion"] for name, row in report["rows"].items()} for report in reports
+    )
     assert none["full"] == none["1unary+2pair"] == file["1unary+2pair"] != file["full"]
     assert reports[1]["dense_crf"] == {
         "gaussian_sxy": 3,
@@ -197,13 +200,17 @@ def test_table_shows_absent_classes_as_a_dash():
     scores = Scores.from_confusion(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     boundary = BoundaryScores(np.array([0.5, 0.25, np.nan]), 0.375)
     name = "a-long-row-name"
-    table = format_table({name: scores}, {name: boundary}, ["sky", "building", "car"])
+    probabilities = {name: ProbabilityScores(0.2345, 0.0625)}
+    result = Evaluation({name: scores}, {name: boundary}, probabilities, 1, 0.0, {name: 0.0})
+    table = format_table(result, ["sky", "building", "car"])
     lines = {line.split("  ")[0].strip(): line.split()[-1] for line in table.splitlines()}
     assert lines["sky"] == "75.0"
     assert lines["building"] == "80.0"
     assert lines["car"] == "-"
     assert lines["mean IoU"] == "77.5"
     assert lines["boundary F1"] == "37.5"
+    assert lines["calibration error"] == "6.2"
+    assert lines["NLL, nats"] == "0.234"
     assert len({len(line) for line in table.splitlines()}) == 1
 
 

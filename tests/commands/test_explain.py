@@ -12,10 +12,11 @@ import pytest
 import torch
 from tiny_run import NUM_CLASSES, write_run
 
-from deepcrf_ext import EdgeGraph, FactoredPotential, explanation, reference
+from deepcrf_ext import EdgeGraph, FactoredPotential, reference
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.explain import main
+from deepcrf_ext.explanation import analysis
 from deepcrf_ext.explanation.analysis import (
     compatibility,
     explain_node,
@@ -82,7 +83,7 @@ def test_log_odds_in_the_end_are_the_unarys_and_all_gains() -> None:
 
 
 def test_compatibility_is_the_mean_over_all_edges(run: Path, monkeypatch) -> None:
-    monkeypatch.setattr(explanation, "_CHUNK_VALUES", 128 * 7)  # several chunks an image
+    monkeypatch.setattr(analysis, "_CHUNK_VALUES", 128 * 7)  # several chunks an image
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")
     table = compatibility(model, dataset, ("above_below",), amp=False)["above_below"]
@@ -109,9 +110,9 @@ def test_affinity_leaves_out_what_one_label_says_alone() -> None:
     pair = torch.zeros(4, 4, dtype=torch.float64)
     pair[1, 2] = -8
     zeros = torch.zeros_like(pair)
-    alone = explanation.Compatibility(rows[:, None] + columns, zeros, zeros)
+    alone = analysis.Compatibility(rows[:, None] + columns, zeros, zeros)
     torch.testing.assert_close(alone.affinity, zeros)
-    both = explanation.Compatibility(rows[:, None] + columns + pair, zeros, zeros)
+    both = analysis.Compatibility(rows[:, None] + columns + pair, zeros, zeros)
     assert both.affinity.argmax() == 1 * 4 + 2
     torch.testing.assert_close(both.affinity.sum(0), torch.zeros(4, dtype=torch.float64))
 

@@ -12,6 +12,7 @@ from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.probabilities import ProbabilityScores
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
@@ -51,7 +52,8 @@ def test_measuring_gives_the_scores_of_each_image():
             scores={name: total.compute()},
             boundaries={name: outlines.compute()},
             network_seconds=1.0,
-            row_seconds={name: 2.0},
+            probabilities={name: ProbabilityScores(0.5, 0.1)},
+            variant_seconds={name: 2.0},
         )
 
     with pytest.MonkeyPatch.context() as patch:

@@ -19,15 +19,9 @@ from torch.nn import functional
 from deepcrf_ext import DenseCRFParams, reference
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.prediction import named_variant, predict_image, upsample_labels
 from deepcrf_ext.models.refine import DenseCRFSettings
-from deepcrf_ext.predict import (
-    find_images,
-    main,
-    named_variant,
-    output_names,
-    predict_image,
-    upsample_labels,
-)
+from deepcrf_ext.predict import find_images, main, output_names
 from deepcrf_ext.records.checkpoint import load_model
 
 

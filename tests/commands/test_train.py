@@ -33,6 +33,7 @@ from deepcrf_ext.training.optimiser import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 POTENTIALS = {"unary", "unary_1scale", "surrounding", "above_below"}
+UNARY, CRF = "unary-3scales", "1unary+2pair"
 TINY = """
 model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
 data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
@@ -79,14 +80,14 @@ def test_run_folder(finished, data):
     assert all(line["loss"].keys() == POTENTIALS for line in steps[STEPS_PER_EPOCH:])
     measured = lines(finished, "val")
     assert [line["epoch"] for line in measured] == [1, 2, 3]
-    assert [set(line["mean_iou"]) for line in measured] == [{"unary"}, *[{"unary", "crf"}] * 2]
+    assert [set(line["mean_iou"]) for line in measured] == [{UNARY}, *[{UNARY, CRF}] * 2]
     for name in POTENTIALS:
         first = next(line["loss"][name] for line in steps if name in line["loss"])
         assert measured[-1]["train_loss"][name] < first
-    best = max((1, 2), key=lambda i: measured[i]["mean_iou"]["crf"])
+    best = max((1, 2), key=lambda i: measured[i]["mean_iou"][CRF])
     assert (
         load_checkpoint(finished / "best.pt")["progress"]["best"]
-        == (measured[best]["mean_iou"]["crf"])
+        == (measured[best]["mean_iou"][CRF])
     )
     assert load_model(finished)[2]["epoch"] == best + 1
     assert list(finished.glob("events.out.tfevents.*"))

@@ -14,16 +14,25 @@ import pytest
 import torch
 from tiny_run import write_run
 
-from deepcrf_ext import DenseCRFParams, tune_dense_crf
+from deepcrf_ext import DenseCRFParams
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import main as evaluate_main
+from deepcrf_ext.evaluation import dense_crf_search
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.dense_crf_search import (
+    BOUNDS,
+    Problem,
+    Trial,
+    TrialScores,
+    best_trial,
+    draw,
+)
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.tune_dense_crf import BOUNDS, Problem, best_trial, draw, main
+from deepcrf_ext.tune_dense_crf import main
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +53,9 @@ def test_scores_are_those_of_the_models_prediction(
         for params in (DenseCRFParams(), DenseCRFParams(bilateral_weight=30), other)
     ]
     built = []
-    build = tune_dense_crf.build_lattices
+    build = dense_crf_search.build_lattices
     monkeypatch.setattr(
-        tune_dense_crf, "build_lattices", lambda *args: built.append(args) or build(*args)
+        dense_crf_search, "build_lattices", lambda *args: built.append(args) or build(*args)
     )
     steps = []
     before, after = problem.score(settings, lambda: steps.append(1))
@@ -130,7 +139,7 @@ def test_ends_with_what_was_found_when_interrupted(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune_dense_crf, "draw", interrupt)
+    monkeypatch.setattr(dense_crf_search, "draw", interrupt)
     arguments = ["--checkpoint", str(run), "--images", "1", "--iterations", "1"]
     assert main([*arguments, "--output", str(tmp_path)]) == 130
     assert len(json.loads((tmp_path / "trials.json").read_text())["trials"]) == 2
@@ -139,11 +148,10 @@ def test_ends_with_what_was_found_when_interrupted(
 
 
 def test_undefined_scores_are_the_lowest() -> None:
-    scores = [tune_dense_crf.Scores(value, 0.5, 0.5) for value in (float("nan"), 0.1, 0.3, 0.3)]
+    scores = [TrialScores(value, 0.5, 0.5) for value in (float("nan"), 0.1, 0.3, 0.3)]
     settings = DenseCRFSettings()
     trials = [
-        tune_dense_crf.Trial(0, replace(settings, iterations=index), score)
-        for index, score in enumerate(scores)
+        Trial(0, replace(settings, iterations=index), score) for index, score in enumerate(scores)
     ]
     assert best_trial(trials, "mean_iou") is trials[2]
     assert trials[0].as_dict()["mean_iou"] is None

@@ -16,8 +16,8 @@ from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.images import read_labels, voc_palette
 from deepcrf_ext.data.voc import CLASSES
+from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.predict import predict_image
 from deepcrf_ext.records.checkpoint import load_model, save_checkpoint
 from deepcrf_ext.voc_submission import main
 

@@ -10,7 +10,7 @@ import pytest
 from deepcrf_ext.config import DataConfig, ModelConfig, RelationConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.data.scenes import Scenes
-from deepcrf_ext.evaluate import evaluate
+from deepcrf_ext.evaluation.evaluation import evaluate
 from deepcrf_ext.evaluation.regions import Scores
 from deepcrf_ext.models import Variant
 from deepcrf_ext.training.interrupt import StopRequest

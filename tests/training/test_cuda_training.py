@@ -12,9 +12,8 @@ from tiny_run import write_camvid
 
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import open_dataset
-from deepcrf_ext.parallel.world import ALONE
+from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
-from deepcrf_ext.training.validation import validate
 
 MODEL = ModelConfig(
     widths=(4, 6),
@@ -96,7 +95,6 @@ def test_steps_have_the_losses_of_the_cpu(
 def test_validation(root: Path, cuda_target: Target) -> None:
     trainer = make_trainer(root, "piecewise", "none", str(cuda_target.device))
     names = trainer.model.potential_names
-    scores = validate(trainer.model, trainer.val_set, True, names, lambda: False, ALONE)
-    assert scores is not None
-    assert list(scores) == ["unary", "crf"]
-    assert all(0 < score.nll < 10 for score in scores.values())
+    scores = trainer.validate(names, StopRequest())
+    assert list(scores) == ["unary-3scales", "1unary+2pair"]
+    assert all(0 < score["nll"] < 10 for score in scores.values())

@@ -114,7 +114,7 @@ def test_every_phase_trains_by_its_objective(finished: Path) -> None:
     names = [set(line["loss"]) for line in steps]
     assert names[:2] == [set(UNARIES)] * 2
     assert names[2:4] == [{*UNARIES, "surrounding", "above_below"}] * 2
-    assert names[4:] == [{"crf", "unary_1scale"}] * 4
+    assert names[4:] == [{"1unary+2pair", "unary_1scale"}] * 4
     rates = [0.01 * (1 - step / 8) ** 0.9 for step in range(8)]
     rates[6:] = [rate / 2 for rate in rates[6:]]
     assert [line["lr"] for line in steps] == pytest.approx(rates)

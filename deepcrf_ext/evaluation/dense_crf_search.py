@@ -1,0 +1,207 @@
+"""A search for the parameters of the dense CRF that suit a trained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.prediction import upsample_labels
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
+from deepcrf_ext.models import DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices, pixel_energies
+from deepcrf_ext.ops.dense_crf import dense_crf
+from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
+from deepcrf_ext.parallel.device import autocast
+
+Objective = Literal["mean_iou", "boundary_f1"]
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "gaussian_sxy": (0.5, 20),
+    "gaussian_weight": (0.05, 50),
+    "bilateral_sxy": (3, 300),
+    "bilateral_srgb": (1.5, 100),
+    "bilateral_weight": (0.05, 50),
+}
+"""Smallest and largest value of each parameter that a search tries."""
+
+_WIDTHS = ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
+_WEIGHTS_A_LATTICE = 4
+_LATTICES_A_ROUND = 3
+
+
+@dataclass(frozen=True)
+class TrialScores:
+    """Scores of one labelling of the images, fractions in 0..1."""
+
+    mean_iou: float
+    boundary_f1: float
+    pixel_accuracy: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The scores by name, None where undefined."""
+        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, in which round, and their scores."""
+
+    round: int
+    settings: DenseCRFSettings
+    scores: TrialScores
+
+    def as_dict(self) -> dict[str, float | None]:
+        """All of it as plain JSON types."""
+        return {"round": self.round, **self.settings.as_dict(), **self.scores.as_dict()}
+
+
+class Problem:
+    """Images of a data set with a variant's marginals of nodes, for any number of trials.
+
+    Args:
+        model: in eval mode, on the device to use.
+        variant: whose marginals the dense CRF refines.
+        dataset: its classes are those of the model.
+        indices: which of its images.
+        amp: run the convolutions in bfloat16; None means where the device is fast at it.
+    """
+
+    def __init__(
+        self,
+        model: DeepCRF,
+        variant: Variant,
+        dataset: SegmentationDataset,
+        indices: Sequence[int],
+        amp: bool | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.device = model.device
+        self.marginals: list[Tensor] = []
+        for index in tqdm(indices, "networks", unit="image", leave=False):
+            image, _ = to_tensors(dataset[index])
+            with torch.inference_mode(), autocast(self.device, amp):
+                energies = model.energies(image[None].to(self.device), variant.potentials)
+                self.marginals.append(model.marginals(energies, variant)[0].float().cpu())
+
+    @torch.inference_mode()
+    def score(
+        self, settings: Sequence[DenseCRFSettings], progress: Callable[[], object]
+    ) -> tuple[TrialScores, list[TrialScores]]:
+        """Scores without a dense CRF, and of each of the settings.
+
+        Settings of the same widths that follow each other share their lattices. `progress` is
+        called after each of them on each image.
+        """
+        num_classes = self.dataset.num_classes
+        meters = [_Meter(num_classes) for _ in range(1 + len(settings))]
+        for index, marginals in zip(self.indices, self.marginals, strict=True):
+            image, truth = to_tensors(self.dataset[index])
+            size = (truth.shape[0], truth.shape[1])
+            meters[0].update(upsample_labels(marginals, size), truth)
+            image, marginals = image[None].to(self.device), marginals[None].to(self.device)
+            unary = pixel_energies(marginals, size)
+            built: tuple[float, ...] = ()
+            for meter, setting in zip(meters[1:], settings, strict=True):
+                params, iterations = setting.params, setting.iterations
+                widths = tuple(getattr(params, name) for name in _WIDTHS)
+                if widths != built:
+                    lattices, built = build_lattices(image, params), widths
+                refined = dense_crf(unary, image, params, iterations, lattices)
+                meter.update(refined[0].argmax(0), truth)
+                progress()
+        before, *after = (meter.compute() for meter in meters)
+        return before, after
+
+
+class _Meter:
+    def __init__(self, num_classes: int) -> None:
+        self._regions, self._boundaries = SegmentationMetrics(num_classes), BoundaryF1(num_classes)
+
+    def update(self, labels: Tensor, truth: Tensor) -> None:
+        self._regions.update(labels, truth)
+        self._boundaries.update(labels.cpu().numpy(), truth.numpy())
+
+    def compute(self) -> TrialScores:
+        regions = self._regions.compute()
+        return TrialScores(
+            regions.mean_iou, self._boundaries.compute().mean_f1, regions.pixel_accuracy
+        )
+
+
+def draw(
+    best: DenseCRFParams, spread: float, count: int, generator: np.random.Generator
+) -> list[DenseCRFParams]:
+    """Parameters around the best ones, multiplied by exp(spread · normal), within `BOUNDS`.
+
+    A few trials in a row share their widths, as those can share their lattices; the first ones
+    have the widths of `best`.
+    """
+
+    def vary(params: DenseCRFParams, names: Sequence[str]) -> DenseCRFParams:
+        factors = np.exp(spread * generator.standard_normal(len(names)))
+        values: dict[str, Any] = {
+            name: float(np.clip(getattr(params, name) * factor, *BOUNDS[name]))
+            for name, factor in zip(names, factors, strict=True)
+        }
+        return replace(params, **values)
+
+    weights = [name for name in BOUNDS if name not in _WIDTHS]
+    drawn: list[DenseCRFParams] = []
+    while len(drawn) < count:
+        base = vary(best, _WIDTHS) if drawn else best
+        size = min(_WEIGHTS_A_LATTICE, count - len(drawn))
+        drawn += [vary(base, weights) for _ in range(size)]
+    return drawn
+
+
+def search(
+    problem: Problem,
+    trials: int,
+    iterations: int,
+    objective: Objective,
+    seed: int,
+    on_round: Callable[[TrialScores, list[Trial]], object],
+) -> tuple[TrialScores, list[Trial]]:
+    """The scores without a dense CRF, and `trials` trials.
+
+    The first round tries the presets. Every further one draws trials around the best so far, at
+    first within a factor of about 2.5 and in the end of 1.2. `on_round` gets all so far after
+    each. The same seed gives the same trials. Raises InputError for an image that cannot be read.
+    """
+    generator = np.random.default_rng(seed)
+    tried: list[Trial] = []
+    candidates = list(dict.fromkeys(PRESETS.values()))[:trials]
+    with tqdm(total=trials * len(problem.indices), desc="search", unit="crf", leave=False) as bar:
+        while True:
+            number = tried[-1].round + 1 if tried else 0
+            settings = [DenseCRFSettings(params, iterations) for params in candidates]
+            before, scores = problem.score(settings, bar.update)
+            tried += [Trial(number, s, score) for s, score in zip(settings, scores, strict=True)]
+            on_round(before, tried)
+            best = best_trial(tried, objective)
+            bar.set_postfix({objective: f"{100 * getattr(best.scores, objective):.2f}"})
+            if len(tried) >= trials:
+                return before, tried
+            spread = 0.9 * 0.2 ** (len(tried) / trials)
+            count = min(_WEIGHTS_A_LATTICE * _LATTICES_A_ROUND, trials - len(tried))
+            candidates = draw(best.settings.params, spread, count, generator)
+
+
+def best_trial(trials: Sequence[Trial], objective: Objective) -> Trial:
+    """The first of the trials with the highest score; an undefined score is the lowest."""
+
+    def score(trial: Trial) -> float:
+        value: float = getattr(trial.scores, objective)
+        return -1.0 if math.isnan(value) else value
+
+    return max(trials, key=score)

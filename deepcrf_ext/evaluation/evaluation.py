@@ -1,0 +1,157 @@
+"""A model over a data set: the one loop that training, evaluation and reproduction measure by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
+from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
+from deepcrf_ext.evaluation.probabilities import Probabilities, ProbabilityScores
+from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
+from deepcrf_ext.models import DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.parallel.device import autocast
+from deepcrf_ext.parallel.world import ALONE, World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    scores, boundaries, probabilities: by the name of the variant; `boundaries` is empty where they
+        were not asked for.
+    images: how many.
+    network_seconds: mean time per image of all the networks.
+    variant_seconds: mean time per image of a variant's inference and upsampling, by its name.
+    """
+
+    scores: dict[str, Scores]
+    boundaries: dict[str, BoundaryScores]
+    probabilities: dict[str, ProbabilityScores]
+    images: int
+    network_seconds: float
+    variant_seconds: dict[str, float]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """A few numbers of each variant, by its name: what a training logs."""
+        return {
+            name: {
+                "mean_iou": score.mean_iou,
+                "pixel_accuracy": score.pixel_accuracy,
+                **vars(self.probabilities[name]),
+            }
+            for name, score in self.scores.items()
+        }
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+def before_and_after(model: DeepCRF) -> dict[str, Variant]:
+    """The unary alone (if the model has one) and with all relations, by `DeepCRF.name_of`."""
+    crf = model.default_variant()
+    variants = [Variant(crf.unary), crf] if crf.unary is not None and crf.relations else [crf]
+    return {model.name_of(variant): variant for variant in variants}
+
+
+def choose_variants(model: DeepCRF, names: Sequence[str] | None) -> dict[str, Variant]:
+    """Variants by name: None gives `before_and_after`, "all" every one that the model offers.
+
+    Raises InputError for an unknown one and for one whose potentials the model lacks.
+    """
+    if not names:
+        return before_and_after(model)
+    if "all" in names:
+        return model.variants() or before_and_after(model)
+    return {name: named_variant(model, name) for name in names}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: DeepCRF,
+    dataset: SegmentationDataset,
+    variants: Mapping[str, Variant],
+    amp: bool | None = None,
+    dense_crf: DenseCRFSettings | None = None,
+    world: World = ALONE,
+    *,
+    boundaries: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    on_labels: Callable[[int, str, Tensor, Tensor], None] | None = None,
+) -> Evaluation:
+    """Scores of several variants in one pass: each network runs once an image, for all of them.
+
+    Args:
+        model: in eval mode, on the device to use.
+        dataset: its classes are those of the model; labels are compared at the size of the image.
+        variants: by the names that the results get.
+        amp: run the convolutions in bfloat16; None means where the device is fast at it.
+        dense_crf: settings of the dense CRF of variants that have one.
+        world: each process measures its share of the images; all get the scores of the whole.
+        boundaries: measure outlines too, which takes longer than the rest of the scores.
+        stop: asked before every image whether to go on.
+        on_labels: called with the index of the image, the name of the variant, its prediction and
+            the truth (uint8 and int64 [H, W]), for scores of each image; its time is not counted.
+
+    Raises:
+        InputError: a sample cannot be read.
+        EvaluationStopped: in every process, when `stop` of any has said so.
+    """
+    device = model.device
+    names = dict.fromkeys(name for variant in variants.values() for name in variant.potentials)
+    regions = {name: SegmentationMetrics(model.num_classes) for name in variants}
+    outlines = {name: BoundaryF1(model.num_classes) for name in variants if boundaries}
+    probabilities = {name: Probabilities() for name in variants}
+    seconds = dict.fromkeys(("networks", *variants), 0.0)
+    indices = world.share(len(dataset))
+    bar = tqdm(indices, "evaluate", unit="image", leave=False, disable=not world.is_main)
+    for index in bar:
+        if stop():
+            break
+        image, truth = (tensor.to(device) for tensor in to_tensors(dataset[index]))
+        start = _now(device)
+        with autocast(device, amp):
+            energies = model.energies(image[None], names)
+        seconds["networks"] += _now(device) - start
+        for name, variant in variants.items():
+            start = _now(device)
+            marginals = model.marginals(energies, variant)[0]
+            pixels = label_pixels(marginals, image, variant, dense_crf, truth)
+            seconds[name] += _now(device) - start
+            assert pixels.truth is not None
+            regions[name].update(pixels.labels, truth)
+            probabilities[name].update(pixels.labels, pixels.confidence, pixels.truth, truth)
+            if boundaries:
+                outlines[name].update(pixels.labels.cpu().numpy(), truth.cpu().numpy())
+            if on_labels is not None:
+                on_labels(index, name, pixels.labels, truth)
+    if any(world.any(stop())):
+        raise EvaluationStopped
+    for meters in (regions, outlines, probabilities):
+        for meter in meters.values():
+            meter.add_up(world)
+    total = world.sum(torch.tensor(list(seconds.values()), dtype=torch.float64))
+    network_mean, *means = (total / max(len(dataset), 1)).tolist()
+    return Evaluation(
+        scores={name: meter.compute() for name, meter in regions.items()},
+        boundaries={name: meter.compute() for name, meter in outlines.items()},
+        probabilities={name: meter.compute() for name, meter in probabilities.items()},
+        images=len(dataset),
+        network_seconds=network_mean,
+        variant_seconds=dict(zip(variants, means, strict=True)),
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

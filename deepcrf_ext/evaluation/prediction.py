@@ -1,0 +1,151 @@
+"""From the marginals of nodes to the labels of pixels, and from an image to its labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deepcrf_ext.data import shrink
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
+from deepcrf_ext.models.refine import DenseCRFSettings, refine
+from deepcrf_ext.parallel.device import autocast
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What marginals say of every pixel of an image.
+
+    labels: uint8 [H, W], the likeliest label, the lowest index of equals.
+    confidence: float [H, W], the marginal of that label.
+    truth: float [H, W], the marginal of the true label, 0 where there is none; None where the truth
+        was not asked about.
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    truth: Tensor | None = None
+
+
+def upsample_labels(marginals: Tensor, size: tuple[int, int]) -> Tensor:
+    """The likeliest label of every pixel, uint8 [H, W], from marginals on the node grid.
+
+    marginals: float [K, h, w]. size: (H, W) of the image in pixels.
+    """
+    return _upsample(marginals, size, None).labels
+
+
+def _upsample(marginals: Tensor, size: tuple[int, int], truth: Tensor | None) -> Pixels:
+    """`Pixels` of bilinearly upsampled marginals [K, h, w].
+
+    Only a few maps of full size exist at a time, whatever K is, so that large images fit in memory.
+    """
+    if len(marginals) == 0:
+        raise ValueError("marginals has no classes; it must be [K, h, w] with K of at least 1")
+    labels = torch.zeros(size, dtype=torch.uint8, device=marginals.device)
+    best = marginals.new_full(size, -torch.inf)
+    of_truth = None if truth is None else marginals.new_zeros(size)
+    for index, plane in enumerate(marginals):
+        full = functional.interpolate(
+            plane[None, None], size, mode="bilinear", align_corners=False
+        )[0, 0]
+        labels[full > best] = index
+        best = torch.maximum(best, full)
+        if truth is not None and of_truth is not None:
+            of_truth = torch.where(truth == index, full, of_truth)
+    return Pixels(labels, best, of_truth)
+
+
+def label_pixels(
+    marginals: Tensor,
+    image: Tensor,
+    variant: Variant,
+    dense_crf: DenseCRFSettings | None = None,
+    truth: Tensor | None = None,
+) -> Pixels:
+    """The labels of an image's pixels, after the dense CRF if the variant has one.
+
+    marginals: float32 [K, h, w], the variant's on the node grid. image: RGB in 0..255, [3, H, W],
+    uint8 or float32. dense_crf: settings of the dense CRF (default: those of `DenseCRFSettings`).
+    truth: true labels, integers [H, W], where their marginals are wanted too.
+    """
+    if not variant.dense_crf:
+        return _upsample(marginals, (image.shape[1], image.shape[2]), truth)
+    refined = refine(marginals[None], image[None], dense_crf)[0]
+    confidence, labels = refined.max(0)
+    of_truth = None
+    if truth is not None:
+        known = truth < len(refined)
+        of_truth = refined.gather(0, truth.where(known, 0)[None].long())[0] * known
+    return Pixels(labels.to(torch.uint8), confidence, of_truth)
+
+
+def named_variant(model: DeepCRF, name: str | None) -> Variant:
+    """A variant of `DeepCRF.variants` by name, as the option --row gives it; None: the default.
+
+    Raises InputError if the model does not have it.
+    """
+    if name is None:
+        return model.default_variant()
+    variants = model.variants()
+    if name in variants:
+        return variants[name]
+    if name not in VARIANTS:
+        known = ", ".join({**VARIANTS, **variants})
+        raise InputError(f"row {name!r} is unknown; must be one of {known}")
+    missing = [p for p in VARIANTS[name].potentials if p not in model.potential_names]
+    raise InputError(
+        f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
+        f"it has the rows {', '.join(variants) or 'none'}"
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """labels: uint8 [H, W] of the image's size. marginals: float32 [K, h, w] on the node grid."""
+
+    labels: npt.NDArray[np.uint8]
+    marginals: npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def predict_image(
+    model: DeepCRF,
+    image: npt.NDArray[np.uint8],
+    variant: str | Variant,
+    max_size: int | None = None,
+    amp: bool | None = None,
+    dense_crf: DenseCRFSettings | None = None,
+) -> Prediction:
+    """Segments one image of any size.
+
+    image: uint8 [H, W, 3] RGB.
+    variant: which potentials to use: a name of `DeepCRF.variants`, or a `Variant`.
+    max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
+        its labels grow back to its own size. None never shrinks: memory grows with the square of
+        the number of pixels, since neighbourhoods are fractions of the image.
+    amp: run the convolutions in bfloat16; None means where the device is fast at it.
+    dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
+    Raises ValueError for another array, and InputError for a variant that the model does not have.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
+        )
+    image = np.ascontiguousarray(image)  # torch takes no negative strides
+    device = model.device
+    whole, seen = (
+        torch.from_numpy(picture).to(device).permute(2, 0, 1)
+        for picture in (image, shrink(image, max_size))
+    )
+    chosen = named_variant(model, variant) if isinstance(variant, str) else variant
+    with autocast(device, amp):
+        energies = model.energies(seen[None].float(), chosen.potentials)
+    marginals = model.marginals(energies, chosen)[0]
+    labels = label_pixels(marginals, whole, chosen, dense_crf).labels
+    return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())

@@ -1,0 +1,191 @@
+"""The paper's experiments on one data set, step by step, each done once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data.reduced import Reduced
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import DeepCRF, Variant
+from deepcrf_ext.paper import examples
+from deepcrf_ext.paper.budgets import Plan
+from deepcrf_ext.paper.page import write_report
+from deepcrf_ext.parallel.device import choose_device
+from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.run_folder import create_run_folder
+from deepcrf_ext.records.steps import Steps, read_json, write_text
+from deepcrf_ext.training.interrupt import Stopped, StopRequest
+from deepcrf_ext.training.trainer import Trainer
+
+BASELINE = "unary-3scales"
+
+
+class Reproduction:
+    """One reproduction in its folder; every method is done once and remembered there.
+
+    Args:
+        plan: what to train and measure.
+        folder: where everything goes; made if it does not exist.
+        command: the command line, for the records.
+
+    Raises InputError if the folder holds a reproduction with other settings.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, command: str) -> None:
+        self.plan = replace(plan, train=replace(plan.train, output=folder / "train"))
+        self.folder, self.command = folder, command
+        self.variants = plan.variants()
+        self.steps = Steps(folder / "steps", command)
+        file = folder / "plan.json"
+        if file.exists():
+            changed = Plan.from_dict(read_json(file)).differences(plan)
+            if changed:
+                raise InputError(
+                    f"output: {folder} holds a reproduction with other settings "
+                    f"({'; '.join(changed)}); choose another folder"
+                )
+        else:
+            write_text(file, json.dumps(plan.as_dict(), indent=1) + "\n")
+
+    def run(self) -> Path:
+        """Everything that is not done yet, then the report; returns its path.
+
+        Raises:
+            InputError: data or settings that cannot be used.
+            TrainingError: a loss is not finite.
+            OSError: a file cannot be written.
+        """
+        training = self.steps.run("train", self._train)
+        splits = {split: self._measure_split(split) for split in self.plan.splits}
+        data = self._dataset(self.plan.splits[0])
+        results = {
+            "command": self.command,
+            "plan": self.plan.as_dict(),
+            "classes": list(data.classes),
+            "palette": data.palette.tolist(),
+            "training": training,
+            "splits": splits,
+        }
+        write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        return write_report(results, self.folder)
+
+    def _dataset(self, split: str) -> SegmentationDataset:
+        """A split as this plan uses it."""
+        data, plan = self.plan.train.data, self.plan
+        full = open_dataset(data, split=split, seed=plan.train.seed)
+        images = plan.train_images if split == data.train_split else plan.eval_images
+        return Reduced(full, images, plan.max_side)
+
+    def _train(self) -> dict[str, Any]:
+        """Trains, or goes on from the newest checkpoint."""
+        config = self.plan.train
+        train_set = self._dataset(config.data.train_split)
+        trainer = Trainer(config, train_set, self._dataset(config.data.val_split))
+        run = self.folder / "train"
+        if (run / "last.pt").exists():
+            trainer.restore(run / "last.pt")
+        else:
+            for file in run.glob("*"):  # of a run that was killed before its first checkpoint
+                file.unlink()
+            create_run_folder(config)
+        with StopRequest() as stop:
+            finished = trainer.fit(run, stop)
+        if not finished:
+            raise Stopped(stop.exit_code)
+        return {
+            "images": len(train_set),
+            "epochs": trainer.progress.epoch,
+            "steps": trainer.progress.step,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "device": str(trainer.device),
+        }
+
+    @cached_property
+    def _model(self) -> tuple[DeepCRF, dict[str, Any]]:
+        """The trained model and what its checkpoint says of itself."""
+        device = choose_device(self.plan.train.device)
+        model, _, metadata = load_model(self.folder / "train", device)
+        return model, metadata
+
+    def _measure_split(self, split: str) -> dict[str, Any]:
+        """Scores of every variant on a split, their gains over the unary, and the examples."""
+        rows = {}
+        for name, variant in self.variants.items():
+            print(f"{split}: {name}", flush=True)
+            step = f"evaluate-{split}-{name}"
+            record = self.steps.run(step, partial(self._measure_variant, split, name, variant))
+            rows[name] = {**record, "potentials": describe(variant)}
+        names = list(rows)
+        baseline, final = BASELINE if BASELINE in rows else names[0], names[-1]
+        for record in rows.values():
+            record["gains"] = _gains(rows[baseline], record)
+        return {
+            "images": rows[baseline]["result"]["images"],
+            "images_in_split": rows[baseline]["result"]["images_in_split"],
+            "baseline": baseline,
+            "final": final,
+            "rows": rows,
+            "examples": self.steps.run(
+                f"pictures-{split}-{final}",
+                partial(self._pictures, split, baseline, final, rows),
+            ),
+        }
+
+    def _measure_variant(self, split: str, name: str, variant: Variant) -> dict[str, Any]:
+        """Measures a variant on a split."""
+        model, metadata = self._model
+        dataset = self._dataset(split)
+        assert isinstance(dataset, Reduced)
+        return {
+            "row": name,
+            "split": split,
+            "images": len(dataset),
+            "images_in_split": len(dataset.dataset),
+            "checkpoint": {key: metadata[key] for key in ("epoch", "step")},
+            **examples.measure(
+                model, dataset, name, variant, self.plan.train.amp, self.plan.dense_crf
+            ),
+        }
+
+    def _pictures(
+        self, split: str, baseline: str, final: str, rows: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draws the examples of a split."""
+        before, after = (rows[name]["result"]["image_iou"] for name in (baseline, final))
+        folder = Path("pictures") / split / final
+        entries = examples.draw(
+            self._model[0],
+            self._dataset(split),
+            {name: self.variants[name] for name in (baseline, final)},
+            examples.choose(before, after, self.plan.examples),
+            self.folder / folder,
+            self.plan.train.amp,
+            self.plan.dense_crf,
+        )
+        for entry in entries:
+            entry["iou"] = {baseline: before[entry["index"]], final: after[entry["index"]]}
+        return {"folder": str(folder), "images": entries}
+
+
+def _gains(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
+    """How much the IoU of each class rises from one row's record to another's, in points."""
+    ious = (record["result"]["scores"]["iou"] for record in (before, after))
+    return {
+        name: None if a is None or b is None else 100 * (b - a)
+        for (name, a), b in zip(next(ious).items(), next(ious).values(), strict=True)
+    }
+
+
+def describe(variant: Variant) -> str:
+    """The potentials of a variant in words."""
+    unary = {None: "no unary", "unary": "unary", "unary_1scale": "unary, largest scale only"}
+    parts = [
+        unary.get(variant.unary, str(variant.unary)),
+        *(name.replace("_", "/") for name in variant.relations),
+    ]
+    return " + ".join([*parts, "dense CRF"] if variant.dense_crf else parts)

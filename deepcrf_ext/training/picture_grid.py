@@ -1,0 +1,32 @@
+"""A picture of what a training has come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.evaluation.evaluation import before_and_after
+from deepcrf_ext.evaluation.prediction import predict_image
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.pictures.labels import colour, picture_grid
+
+
+def write_picture_grid(
+    model: DeepCRF, dataset: SegmentationDataset, amp: bool | None, path: Path, count: int = 6
+) -> None:
+    """Image, truth and the variants of `before_and_after`, for images spread over a data set."""
+    model.eval()
+    variants = before_and_after(model)
+    pictures = []
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
+        sample = dataset[int(index)]
+        predictions = [
+            predict_image(model, sample.image, variant, amp=amp).labels
+            for variant in variants.values()
+        ]
+        coloured = [colour(labels, dataset.palette) for labels in (sample.labels, *predictions)]
+        pictures.append([sample.image, *coloured])
+    titles = ["image", "truth", *variants]
+    picture_grid(pictures, titles, path, dataset.classes, dataset.palette)
