@@ -17,7 +17,6 @@ EXTRA = {
     "PIL": "pillow",
     "scipy": "scipy",
     "tensorboard": "tensorboard",
-    "torchmetrics": "torchmetrics",
     "tqdm": "tqdm",
     "yaml": "pyyaml",
 }

@@ -32,7 +32,7 @@ for arguments in [(9, 40, -3, 2, -30, 25), (7, 33, 1, 4, -2, 2), (5, 6, 3, 9, -9
 
 IMPORT_CHECK = """
 import sys
-for name in ("cv2", "PIL", "scipy", "tqdm", "matplotlib", "tensorboard", "torchmetrics",
+for name in ("cv2", "PIL", "scipy", "tqdm", "matplotlib", "tensorboard",
              "jsonargparse", "yaml"):
     sys.modules[name] = None
 import deepcrf_ext
