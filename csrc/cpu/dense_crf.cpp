@@ -1,6 +1,7 @@
 #include "ops/dense_crf.h"
 
 #include <atomic>
+#include <cmath>
 #include <limits>
 
 #include "cpu/dispatch.h"
@@ -39,9 +40,9 @@ auto reduce(Vector v) {
   }
 }
 
-// The softmax of a row, in place. Padded channels hold -inf and become 0.
+// The softmax of a row, or its logarithm, in place. Padded channels hold -inf.
 template <typename Row>
-void softmax(const Row& row, typename Row::T* values) {
+void softmax(const Row& row, bool log, typename Row::T* values) {
   using Vector = typename Row::Vector;
   Vector high = Row::load(values);
   for (int64_t r = 1; r < row.vectors(); ++r) {
@@ -51,13 +52,15 @@ void softmax(const Row& row, typename Row::T* values) {
   const auto highest = reduce<true, Row::V>(high);
   Vector total = {};
   for (int64_t r = 0; r < row.vectors(); ++r) {
-    const Vector v = exponential<Row>(Row::load(values + r * Row::V) - highest);
-    Row::store(values + r * Row::V, v);
+    const Vector logit = Row::load(values + r * Row::V) - highest;
+    const Vector v = exponential<Row>(logit);
+    Row::store(values + r * Row::V, log ? logit : v);
     total += v;
   }
-  const typename Row::T inverse = 1 / reduce<false, Row::V>(total);
+  const typename Row::T sum = reduce<false, Row::V>(total);
+  const typename Row::T factor = log ? 1 : 1 / sum, shift = log ? std::log(sum) : 0;
   for (int64_t r = 0; r < row.vectors(); ++r) {
-    Row::store(values + r * Row::V, Row::load(values + r * Row::V) * inverse);
+    Row::store(values + r * Row::V, Row::load(values + r * Row::V) * factor - shift);
   }
 }
 
@@ -194,7 +197,8 @@ class DenseMeanField {
               }
               if (at_block && done < arguments_.iterations) kernels_[k].clear_block(n);
             }
-            for (int64_t i = 0; i < count; ++i) softmax(row_, tile + i * row_.width());
+            const bool log = arguments_.log && done == arguments_.iterations;
+            for (int64_t i = 0; i < count; ++i) softmax(row_, log, tile + i * row_.width());
             if (done == arguments_.iterations) {
               write_marginals(n, count, tile);
             } else {

@@ -37,6 +37,7 @@ struct UpdateRows {
   T* rows;           // [N, width], marginals, or partial logits where more kernels follow
   bool more_follow;
   T* marginals;  // [K, N], written in the last update alone, else null
+  bool log;      // write their logarithms
 };
 
 template <class T, int kGroup>
@@ -115,19 +116,23 @@ __global__ void update_kernel(const __grid_constant__ SliceTasks<T> tasks, Updat
       if (!kOneVector) load_vector(row, v, values);
 #pragma unroll
       for (int j = 0; j < kVector<T>; ++j) {
-        values[j] = exponential(values[j] - highest);
-        total += values[j];
+        const T logit = values[j] - highest;
+        const T exponent = exponential(logit);
+        values[j] = rows.log ? logit : exponent;
+        total += exponent;
       }
       if (!kOneVector) store_vector(row, v, values);
     }
-    const T inverse = 1 / group_sum<T, kGroup>(total);
+    total = group_sum<T, kGroup>(total);
+    const T factor = rows.log ? 1 : 1 / total;
+    const T shift = rows.log ? logarithm(total) : 0;
 
     for (int v = lane; v < vectors; v += kGroup) {
       if (!kOneVector) load_vector(row, v, values);
 #pragma unroll
       for (int j = 0; j < kVector<T>; ++j) {
         const int label = v * kVector<T> + j;
-        values[j] *= inverse;
+        values[j] = values[j] * factor - shift;
         if (rows.marginals != nullptr && label < shape.num_channels) {
           rows.marginals[label * num_values + n] = values[j];
         }
@@ -279,7 +284,8 @@ class DenseMeanField {
         first == 0 ? logits_ : rows_,
         rows_,
         first + kMaxLattices < count,
-        done == arguments_.iterations ? static_cast<T*>(arguments_.marginals) : nullptr};
+        done == arguments_.iterations ? static_cast<T*>(arguments_.marginals) : nullptr,
+        done == arguments_.iterations && arguments_.log};
     switch (shape_.group_bits) {
       case 0: return launch_update<1, true>(tasks, rows);
       case 1: return launch_update<2, true>(tasks, rows);

@@ -26,6 +26,7 @@ struct DenseCRFArguments {
   int64_t iterations;
   const void* unary;  // [K, N]
   void* marginals;    // [K, N]
+  bool log;           // write the logarithms of the marginals, which never round to that of 0
 };
 
 namespace cpu {

@@ -92,7 +92,7 @@ def dense_crf_log_marginals(
 ) -> Tensor:
     """The logarithm of `dense_crf`, in float32 at least, also of marginals that round to 0."""
     results = [
-        dense_log_mean_field(energies, kernels, iterations)
+        dense_mean_field(energies, kernels, iterations, log=True)
         for energies, kernels in _problems(unary, image, params, iterations, None)
     ]
     return _batch(results, unary)
@@ -205,8 +205,12 @@ class DenseKernel:
             return filtered @ self.compatibility.t()
 
 
-def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: int) -> Tensor:
+def dense_mean_field(
+    unary: Tensor, kernels: Sequence[DenseKernel], iterations: int, log: bool = False
+) -> Tensor:
     """Mean field over positions without a grid: energies [K, N] -> marginals [K, N].
+
+    With `log` their logarithms, which are finite also where marginals round to 0.
 
     Raises:
         ValueError: the unary holds NaN or -inf, or a position has no finite energy. On CUDA, where
@@ -225,30 +229,17 @@ def dense_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: 
                 kernel.compatibility,
             )
         ]
-        return dense_crf_marginals(tensors, unary, iterations)
+        return dense_crf_marginals(tensors, unary, iterations, log)
     if not (unary.is_cuda or torch.compiler.is_compiling()):
         _check_energies(unary)
-    energies = unary.t()
-    marginals = (-energies).softmax(1)
+    energies = unary.t().contiguous()
+    total = energies
     for _ in range(iterations):
-        marginals = (-_with_messages(energies, kernels, marginals)).softmax(1)
-    return marginals.t()
-
-
-def dense_log_mean_field(unary: Tensor, kernels: Sequence[DenseKernel], iterations: int) -> Tensor:
-    """As `dense_mean_field`, the logarithm of the marginals."""
-    energies = unary.t()
-    if iterations > 0:
-        marginals = dense_mean_field(unary, kernels, iterations - 1).t()
-        energies = _with_messages(energies, kernels, marginals)
-    return (-energies).log_softmax(1).t()
-
-
-def _with_messages(energies: Tensor, kernels: Sequence[DenseKernel], marginals: Tensor) -> Tensor:
-    """Energies [N, K] with the messages that the marginals send."""
-    for kernel in kernels:
-        energies = energies + kernel.message(marginals)
-    return energies
+        marginals = (-total).softmax(1)
+        total = energies
+        for kernel in kernels:
+            total = total + kernel.message(marginals)
+    return (-total).log_softmax(1).t() if log else (-total).softmax(1).t()
 
 
 def _needs_gradient(unary: Tensor, kernels: Sequence[DenseKernel]) -> bool:
@@ -266,12 +257,14 @@ def _check_energies(unary: Tensor) -> None:
         )
 
 
-def _fake_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
+def _fake_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int, log: bool) -> Tensor:
     return unary.new_empty(unary.shape)
 
 
 @operator(fake=_fake_marginals)
-def dense_crf_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: int) -> Tensor:
+def dense_crf_marginals(
+    kernels: Sequence[Tensor], unary: Tensor, iterations: int, log: bool
+) -> Tensor:
     """The whole loop in one call: the tensors of each kernel in turn, energies [K, N]."""
     prepared = unary.contiguous()
     marginals = torch.empty_like(prepared)
@@ -282,6 +275,7 @@ def dense_crf_marginals(kernels: Sequence[Tensor], unary: Tensor, iterations: in
         prepared,
         iterations,
         marginals,
+        log,
     )
     workspace = _backend.workspace("dense_crf_workspace", prepared, *arguments)
     _backend.native().dense_crf(*arguments, workspace, *_backend.launch_args(prepared))

@@ -321,7 +321,8 @@ def test_fused_operator_passes_opcheck(operator_target: Target) -> None:
     weight = torch.tensor(3.0, device=operator_target.device)
     kernel = DenseKernel.normalised(lattices.gaussian, weight)
     tensors = [*kernel.lattice.tensors, kernel.splat_scale, kernel.slice_scale, weight]
-    torch.library.opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2))
+    for log in (False, True):
+        torch.library.opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2, log))
 
 
 def test_compiles_whole(operator_target: Target) -> None:

@@ -204,9 +204,10 @@ def test_gradients_have_the_dtype_of_their_leaf(dtype: torch.dtype) -> None:
         assert leaf.grad.isfinite().all()
 
 
-def test_log_marginals(operator_target: Target) -> None:
+@pytest.mark.parametrize("num_labels", [1, 3, 21, 150])
+def test_log_marginals(operator_target: Target, num_labels: int) -> None:
     """They are the logarithms, and stay finite where marginals round to 0."""
-    unary, image = scene(6, 7, 3, operator_target.device)
+    unary, image = scene(6, 7, num_labels, operator_target.device)
     params = DenseCRFParams(2, 1.0, 4, 25, 2.0)
     for iterations in (0, 1, 3):
         logs = dense_crf_log_marginals(unary, image, params, iterations)
@@ -217,7 +218,12 @@ def test_log_marginals(operator_target: Target) -> None:
         assert torch.allclose(unrolled.detach(), logs, rtol=1e-5, atol=1e-5)
     sure = dense_crf_log_marginals(300 * unary, image, params, 2)
     assert sure.isfinite().all()
-    assert float(sure.min()) < -200
+    assert num_labels == 1 or float(sure.min()) < -200
+    unary[:, 0] = torch.inf
+    if num_labels > 1:
+        forbidden = dense_crf_log_marginals(unary, image, params, 2)
+        assert forbidden[:, 0].isneginf().all()
+        assert forbidden[:, 1:].isfinite().all()
 
 
 def test_compiles_whole(operator_target: Target) -> None:

@@ -259,3 +259,27 @@ def test_labels_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
     unary = unary_from_labels(labels, np.int64(3), np.float32(0.5))  # type: ignore[arg-type]
     assert unary.shape == (2, 3, *shape)
     assert torch.equal(unary.argmin(1), labels.long())
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_channels", "num_labels"),
+    [((12, 20, 18), 1, 3), ((7, 9, 8), 3, 5), ((30, 40), 3, 4), ((30, 40), 6, 2), ((200,), 2, 3)],
+)
+def test_agrees_with_pydensecrf(shape: tuple[int, ...], num_channels: int, num_labels: int) -> None:
+    """Volumes as its utils describe them, pictures in the order of its DenseCRF2D."""
+    densecrf = pytest.importorskip("pydensecrf.densecrf")
+    utils = pytest.importorskip("pydensecrf.utils")
+    unary, image = volume(shape, num_channels, num_labels)
+    near, far = [(*widths, 5.0)[: len(shape)] for widths in ((2.0, 3.0), (4.0, 6.0))]
+    crf = densecrf.DenseCRF(int(np.prod(shape)), num_labels)
+    crf.setUnaryEnergy(unary[0].flatten(1).numpy())
+    for features, weight in (
+        (utils.create_pairwise_gaussian(near, shape), 1.0),
+        (utils.create_pairwise_bilateral(far, [20.0] * num_channels, image[0].numpy(), 0), 2.0),
+    ):
+        if len(shape) == 2:
+            features[:2] = features[[1, 0]]
+        crf.addPairwiseEnergy(np.ascontiguousarray(features), compat=weight)
+    wanted = torch.tensor(np.array(crf.inference(5))).view(unary.shape)
+    params = DenseCRFParams(near, 1.0, far, 20.0, 2.0)
+    assert float((dense_crf(unary, image, params, 5) - wanted).abs().max()) < 1e-5
