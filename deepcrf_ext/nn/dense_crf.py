@@ -30,11 +30,11 @@ class DenseCRF(nn.Module):
     logarithm of ``deepcrf_ext.dense_crf(-logits, image, params, iterations)``. The gradient reaches
     the logits, what is learnt, and an image that wants one.
 
-    Memory in training, on the CPU in float32: 4 (4 i + 2) bytes a pixel and class for i iterations
-    and 4 (2 i + 2) more where the compatibility is a matrix, and some 100 bytes a pixel for the
-    lattices; without gradients 12 bytes a pixel and class. Time grows with pixels times classes
-    times iterations; "widths" or an image with a gradient make the backward pass some 2 (d + 1)
-    filters an iteration longer, d the spatial axes and channels.
+    Training keeps 4 (3 i + 1) bytes a pixel and class for i iterations, 4 (7 i + 1) where widths or
+    the image get a gradient, and works in some 30 more; without gradients a pixel and class take
+    some 20 bytes. The lattices take 80 bytes a pixel (float32, CPU, photographs; more in
+    `deepcrf_ext.dense_crf`). A step that learns the weights takes some 4 times the time of the
+    forward pass without gradients, one that gives the image a gradient some 8 times.
 
     Args:
         num_classes: K, labels.
