@@ -113,6 +113,26 @@ class FilePattern:
         return "".join(pieces)
 
 
+def find_splits(root: Path, text: str) -> list[str]:
+    """What `{split}` may stand for in a pattern, by the files and folders that are there."""
+    parts = PurePosixPath(text).parts
+    index = next((i for i, part in enumerate(parts) if "{split}" in part), None)
+    if index is None or any(_WILD.search(part) for part in parts[:index]):
+        return []
+    before, after = parts[index].split("{split}", 1)
+    folder = root.joinpath(*parts[:index])
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    splits = {
+        name[len(before) : len(name) - len(after)]
+        for name in names
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before + after)
+    }
+    usual = [name for name in ("train", "val", "test") if name in splits]
+    return [*usual, *sorted(splits - set(usual))]
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """All files below a folder, in order, through links to folders too; none twice by a loop."""
     seen: set[str] = set()

@@ -51,6 +51,14 @@ class Pairing:
 class FolderDataset(FileDataset):
     """A split of a folder of images and masks.
 
+    Args:
+        root: the folder.
+        split: replaces {split} in the patterns.
+        source: how the folder is laid out, and what its masks mean; its dataset and root do not
+            matter here.
+        strict: raise for what does not fit in the folder. If not, only what fits is taken, and
+            `pairing.problems` has the rest.
+
     Attributes:
         source: as given, with classes and labels as plain values instead of files.
         pairing: what was found.
@@ -61,7 +69,7 @@ class FolderDataset(FileDataset):
             alone and no label map says what 255 is.
     """
 
-    def __init__(self, root: Path, split: str, source: DataSource) -> None:
+    def __init__(self, root: Path, split: str, source: DataSource, strict: bool = True) -> None:
         require_folder(root, "the folder of images and masks")
         labels = read_labels_setting(source.labels, root)
         classes = self._classes(root, source, labels)
@@ -75,11 +83,11 @@ class FolderDataset(FileDataset):
         else:
             self.label_map = explicit_map(labels, classes.names)
         self.pairing = pair_files(root, split, source)
-        if self.pairing.problems:
-            raise InputError(f"{root}: {listed(self.pairing.problems)}")
         super().__init__(self.pairing.files, classes.names, classes.palette)
-        if labels is None:
-            self._refuse_255_for_a_class(root)
+        if labels is None and not (strict and self.pairing.problems):
+            self.pairing.problems += self._only_255_beside_0(root)
+        if strict and self.pairing.problems:
+            raise InputError(f"{root}: {listed(self.pairing.problems)}")
 
     @property
     def coding(self) -> str:
@@ -103,8 +111,8 @@ class FolderDataset(FileDataset):
         names = class_names(labels)
         return ClassList(names, CODING_COLOURS.get(str(source.labels)) or map_colours(labels))
 
-    def _refuse_255_for_a_class(self, root: Path) -> None:
-        """Without a label map, masks of 0 and 255 alone would train on 0 alone."""
+    def _only_255_beside_0(self, root: Path) -> list[str]:
+        """The problem of masks of 0 and 255 without a label map: they would train on 0 alone."""
         seen: set[int] = set()
         for file in self.files[:_PROBED]:
             if file.labels is None:
@@ -114,15 +122,16 @@ class FolderDataset(FileDataset):
             except InputError:
                 continue  # named when it is checked or read
             if not seen <= {value_code(0), value_code(IGNORE_INDEX)}:
-                return
-        if value_code(IGNORE_INDEX) in seen:
-            second = self.classes[1] if self.num_classes == 2 else "NAME"
-            held = " and ".join(describe_code(code) for code in sorted(seen))
-            raise InputError(
-                f"{root}: the masks hold {held} alone, and 255 means ignored pixels, so that "
-                f"nothing but {self.classes[0]} would be learnt; if 255 is a class, give "
-                f"--data.labels '{{0: {self.classes[0]}, 255: {second}}}'"
-            )
+                return []
+        if value_code(IGNORE_INDEX) not in seen:
+            return []
+        second = self.classes[1] if self.num_classes == 2 else "NAME"
+        held = " and ".join(describe_code(code) for code in sorted(seen))
+        return [
+            f"masks hold {held} alone, and 255 means ignored pixels, so that nothing but "
+            f"{self.classes[0]} would be learnt; if 255 is a class, give "
+            f"--data.labels '{{0: {self.classes[0]}, 255: {second}}}'"
+        ]
 
 
 def pair_files(root: Path, split: str, source: DataSource) -> Pairing:

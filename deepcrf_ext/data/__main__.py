@@ -1,0 +1,119 @@
+"""`python -m deepcrf_ext.data`: what a data set holds, before anything is trained on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt
+from tqdm import tqdm
+
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.config.data import DataSource
+from deepcrf_ext.data.base import require_folder
+from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
+
+_DESCRIPTION = """Show what a data set holds, and check every file of it.
+
+Prints for each split how many images there are, their sizes, how often each class occurs, what is
+ignored or left out and every file that cannot be used, and writes a contact sheet of images with
+their labels. The options are those of deepcrf_ext.train. The exit code is 0 where training would
+take the data, and 2 where it would not."""
+
+
+def _parser() -> ArgumentParser:
+    parser = parsing.make_parser("python -m deepcrf_ext.data", _DESCRIPTION)
+    parser.add_argument("root", type=Path | None, nargs="?", help="Folder of the data set.")
+    parser.add_class_arguments(DataSource, "data", skip={"root"})
+    parser.set_defaults({"data.dataset": "folder"})
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        type=str,
+        help="Splits to look at. Default: those that are there.",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("contact-sheet.png"),
+        help="The contact sheet to write, replaced if there is one.",
+    )
+    parser.add_argument(
+        "--pictures", type=NonNegativeInt, default=4, help="Images of a split on the contact sheet."
+    )
+    return parser
+
+
+def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int) -> None:
+    """Writes images of every split, spread evenly, with their labels beside and over them."""
+    rows = []
+    for overview in overviews:
+        dataset, count = overview.dataset, min(pictures, len(overview.good))
+        for number in range(count):
+            index = overview.good[(2 * number + 1) * len(overview.good) // (2 * count)]
+            image, labels = dataset[index].image, dataset[index].labels
+            rows.append(
+                [image, colour(labels, dataset.palette), overlay(image, labels, dataset.palette)]
+            )
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first = overviews[0].dataset
+        titles = ["image", "labels", "both"]
+        picture_grid(rows, titles, path, first.classes, np.asarray(first.palette))
+        print(f"contact sheet: {path}")
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = parsing.parse(_parser(), argv)
+    source: DataSource = replace(arguments.data, root=arguments.root)
+    if source.dataset == "folder" and source.root is None:
+        raise InputError("root: not given; must be the folder of the data set")
+    if source.root is not None:
+        require_folder(source.root.expanduser(), "the folder of the data set")
+    splits = arguments.splits or list_splits(source)
+    if not splits:
+        splits = ["train"]  # whose absence is told with what is there instead
+    untold = source.dataset == "folder" and source.classes is None and source.labels is None
+    if untold:
+        source = values_as_classes(source, splits)
+    overviews, unopened = [], []
+    with tqdm(unit="file", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for split in splits:
+            try:
+                overviews.append(survey(source, split, bar.update))
+            except InputError as error:
+                if arguments.splits or len(splits) == 1:
+                    raise
+                unopened.append(f"{split}: {error}")
+    for overview in overviews:
+        print(describe(overview), end="\n\n")
+    for line in unopened:
+        print(f"not there: {line}\n")
+    write_contact_sheet(overviews, arguments.output, arguments.pictures)
+    problems = sum(len(overview.problems) for overview in overviews)
+    if problems:
+        raise InputError(f"{source.root}: {problems} problems, listed above")
+    if not overviews:
+        raise InputError(f"{source.root}: none of the splits {', '.join(splits)} can be opened")
+    if untold:
+        assert isinstance(source.labels, dict)
+        named = ", ".join(f"{value}: NAME" for value in source.labels.values())
+        raise InputError(
+            f'data.classes: not given; give --data.labels "{{{named}}}", or --data.classes where '
+            "the values are indices"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 where data cannot be trained on."""
+    return parsing.run_command(lambda: _run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What a data set holds, split by split: counts, sizes, classes, what is ignored, bad files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from deepcrf_ext.config.data import DataSource
+from deepcrf_ext.data.base import FileDataset, SegmentationDataset
+from deepcrf_ext.data.file_checks import report_files
+from deepcrf_ext.data.file_patterns import find_splits
+from deepcrf_ext.data.folder import FolderDataset, pair_files
+from deepcrf_ext.data.label_maps import Labels, describe_code
+from deepcrf_ext.data.masks import read_codes
+from deepcrf_ext.data.registry import DATASETS, open_dataset
+from deepcrf_ext.errors import InputError
+
+MAX_VALUES = 64  # a folder without a label map: more values in its masks are no coding
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One split of a data set.
+
+    dataset: what can be used of it.
+    good: indices of the samples that can be read.
+    problems: what cannot be used, each naming the file.
+    left_out: files that are no images.
+    sizes: how many images have each (width, height).
+    pixels: of every class, then ignored: int64 [K + 1]. images: how many they occur in.
+    """
+
+    split: str
+    dataset: SegmentationDataset
+    good: tuple[int, ...]
+    problems: tuple[str, ...]
+    left_out: tuple[Path, ...]
+    sizes: Counter[tuple[int, int]]
+    pixels: np.ndarray
+    images: np.ndarray
+
+
+def list_splits(source: DataSource) -> list[str]:
+    """The splits that are there; of a folder those that its patterns find. Empty if none is."""
+    if source.dataset != "folder":
+        return list(DATASETS.get(source.dataset, ()))
+    root = (source.root or Path()).expanduser()
+    if source.split_file is not None:
+        return find_splits(root, source.split_file) or ["all"]
+    text = source.images or "images/{split}/**"
+    return find_splits(root, text) if "{split}" in text else ["all"]
+
+
+def survey(source: DataSource, split: str, progress: Progress | None = None) -> Overview:
+    """Reads every file of a split. Raises InputError when it cannot be opened at all."""
+    problems: list[str] = []
+    left_out: Sequence[Path] = ()
+    dataset: SegmentationDataset
+    if source.dataset == "folder" and source.root is not None:
+        dataset = FolderDataset(source.root.expanduser(), split, source, strict=False)
+        problems += dataset.pairing.problems
+        left_out = dataset.pairing.left_out
+    else:
+        dataset = open_dataset(source, split=split)
+    sizes: Counter[tuple[int, int]] = Counter()
+    pixels, images = np.zeros((2, dataset.num_classes + 1), np.int64)
+    good = []
+    for index, found in enumerate(_contents(dataset, problems, progress)):
+        if found is None:
+            continue
+        (height, width), counts = found
+        good.append(index)
+        sizes[width, height] += 1
+        for label, count in counts.items():
+            place = label if label < dataset.num_classes else dataset.num_classes
+            pixels[place] += count
+            images[place] += 1
+    return Overview(
+        split, dataset, tuple(good), tuple(problems), tuple(left_out), sizes, pixels, images
+    )
+
+
+def _contents(
+    dataset: SegmentationDataset, problems: list[str], progress: Progress | None
+) -> Iterable[tuple[tuple[int, int], dict[int, int]] | None]:
+    """Size and pixels by label of every sample; None, and a problem, for one that is unusable."""
+    if isinstance(dataset, FileDataset):
+        for report in report_files(dataset, progress):
+            if report.problem is not None:
+                problems.append(report.problem)
+            yield None if report.size is None else (report.size, report.counts)
+        return
+    for index in range(len(dataset)):
+        labels = dataset[index].labels
+        height, width = labels.shape
+        counts = np.bincount(labels.ravel(), minlength=256)
+        yield (height, width), {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
+        if progress is not None:
+            progress(1)
+
+
+def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
+    """Of a folder whose classes are not told: each value or colour in its masks as a class.
+
+    Raises InputError where there are more than can be a coding.
+    """
+    assert source.root is not None
+    root = source.root.expanduser()
+    paths = [
+        file.labels
+        for split in splits
+        for file in pair_files(root, split, source).files
+        if file.labels is not None
+    ]
+    codes: set[int] = set()
+    with ThreadPoolExecutor() as threads:
+        for found in threads.map(lambda path: _codes(path, source), paths):
+            codes |= found
+    if len(codes) > MAX_VALUES:
+        some = ", ".join(describe_code(code) for code in sorted(codes)[:12])
+        raise InputError(
+            f"{root}: masks hold {len(codes)} values or colours ({some}, ...); masks need few, in "
+            "a lossless format"
+        )
+    labels: Labels = {describe_code(c).strip("'"): describe_code(c) for c in sorted(codes)}
+    return replace(source, labels=labels)
+
+
+def _codes(path: Path, source: DataSource) -> set[int]:
+    try:
+        return set(np.unique(read_codes(path, source.palette_masks)).tolist())
+    except InputError:
+        return set()  # named by the survey
+
+
+def describe(overview: Overview) -> str:
+    """An overview as text of several lines."""
+    dataset, count = overview.dataset, len(overview.good)
+    lines = [f"{overview.split}: {count} images with masks, {_describe_sizes(overview.sizes)}"]
+    total = max(int(overview.pixels.sum()), 1)
+    names = [*dataset.classes, "(ignored)"]
+    width = max(len("class"), *(len(name) for name in names))
+    lines.append(f"  {'label':>5}  {'class':<{width}}  {'pixels':>8}  {'images':>7}")
+    for index, name in enumerate(names):
+        label = index if index < dataset.num_classes else dataset.ignore_index
+        share = f"{overview.pixels[index] / total:.2%}" if overview.pixels[index] else "never"
+        lines.append(f"  {label:>5}  {name:<{width}}  {share:>8}  {overview.images[index]:>7}")
+    if overview.left_out:
+        kinds = Counter(path.suffix or path.name for path in overview.left_out)
+        named = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        lines.append(f"  left out, no images: {named}")
+    lines += [f"  problem: {problem}" for problem in overview.problems]
+    return "\n".join(lines)
+
+
+def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    if not sizes:
+        return "none of them usable"
+    if len(sizes) == 1:
+        ((width, height),) = sizes
+        return f"all of {width}x{height} pixels"
+    widths, heights = zip(*sizes, strict=True)
+    (common_width, common_height), _ = sizes.most_common(1)[0]
+    return (
+        f"{min(widths)}..{max(widths)} wide and {min(heights)}..{max(heights)} high in "
+        f"{len(sizes)} sizes, most often {common_width}x{common_height}"
+    )

@@ -1,0 +1,107 @@
+"""`python -m deepcrf_ext.data`: what it shows of a folder, and when its exit code is 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_data import write, write_blobs
+
+from deepcrf_ext.data import read_image
+from deepcrf_ext.data.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_good_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_blobs(place / "data", (200, 20, 10), (0, 0, 0), ["val", "train", "far"])
+    (root / "images" / "train" / "notes.txt").write_text("x")
+    labels = ["--data.labels", "{0: ground, '#c8140a': ball, 255: ignore}"]
+    assert main([str(root), *labels, "--output", "out/sheet.png", "--pictures", "2"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if "images with masks" in line] == [
+        "train",
+        "val",
+        "far",
+    ]
+    assert "train: 6 images with masks, all of 56x40 pixels" in out
+    assert out.count("left out, no images: 1 .txt") == 1
+    ground, ball, ignored = (line.split() for line in out.splitlines()[2:5])
+    assert ground == ["0", "ground", "78.57%", "6"]
+    assert ball == ["1", "ball", "21.43%", "6"]
+    assert ignored == ["255", "(ignored)", "never", "0"]
+    sheet = read_image(place / "out/sheet.png")
+    assert (sheet == (200, 20, 10)).all(2).mean() > 0.02
+    assert main([str(root), *labels, "--splits", "val", "--pictures", "0"]) == 0
+    assert "train" not in capsys.readouterr().out
+
+
+def test_every_bad_file_is_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_blobs(place / "data", 1)
+    bad = [root / f"{kind}/train/série 0/bild {i}" for i, kind in ((0, "images"), (2, "masks"))]
+    bad[0].with_suffix(".jpg").write_bytes(b"x")
+    write(bad[1].with_suffix(".png"), np.full((40, 56), 77, np.uint8))
+    write(root / "masks/val/lonely.png", np.zeros((2, 2), np.uint8))
+    write(root / "images/val/bare.png", np.zeros((2, 2), np.uint8))
+    assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
+    out, error = capsys.readouterr()
+    assert error == f"error: {root}: 4 problems, listed above\n"
+    for part in ("bild 0.jpg: cannot be read", "bild 2.png: holds 77", "lonely.png: mask without",
+                 "bare.png: image without", "train: 4 images", "val: 6 images"):  # fmt: skip
+        assert part in out
+
+
+def test_a_folder_whose_classes_are_not_told(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", (200, 20, 10), (0, 0, 0))
+    assert main([str(root)]) == 2
+    out, error = capsys.readouterr()
+    assert "21.43%" in out
+    assert "--data.labels \"{0: NAME, '#c8140a': NAME}\"" in error
+    assert (place / "contact-sheet.png").exists()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    write(root / "masks/train/série 0/bild 0.png", noise)
+    assert main([str(root)]) == 2
+    assert "values or colours" in capsys.readouterr().err
+
+
+def test_masks_of_0_and_255(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_blobs(place / "data", 255)
+    assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
+    assert "problem: masks hold 0 and 255 alone" in capsys.readouterr().out
+
+
+def test_split_files_and_other_data_sets(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 1)
+    for split in ("train", "val"):
+        names = [f"{split}/série {i % 2}/bild {i}" for i in range(3)]
+        (root / f"{split}.txt").write_text("\n".join(names))
+    options = ["--data.split_file", "{split}.txt", "--data.classes", "[a, b]"]
+    assert main([str(root), *options]) == 0
+    assert capsys.readouterr().out.count("3 images with masks") == 2
+    assert main(["--data.dataset", "scenes", "--splits", "val", "--pictures", "1"]) == 0
+    assert "val: 64 images with masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "root: not given"),
+        (["nowhere"], "nowhere: does not exist"),
+        (["empty"], "empty holds no images"),
+        (["empty", "--data.dataset", "mine"], "data.dataset is 'mine'"),
+        (["empty", "--data.colour", "x"], "colour"),
+        (["empty", "--pictures", "-1"], "pictures"),
+    ],
+)
+def test_bad_options_end_in_one_line(arguments, message, place: Path, capsys) -> None:
+    (place / "empty").mkdir()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
