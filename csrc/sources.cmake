@@ -11,6 +11,10 @@ set(DEEPCRF_CPU_VECTOR_SOURCES
     cpu/dense_crf.cpp
     cpu/gated_crf_loss.cpp)
 
+# Compiled for processors with matrix tiles.
+set(DEEPCRF_CPU_TILE_SOURCES
+    cpu/pairwise_nll_tiles.cpp)
+
 # Compiled once, for the portable instruction set.
 set(DEEPCRF_CPU_SOURCES
     cpu/dispatch.cpp)
@@ -38,6 +42,7 @@ set(DEEPCRF_BINDING_SOURCES
     bindings/gated_crf_loss.cpp)
 
 list(TRANSFORM DEEPCRF_CPU_VECTOR_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+list(TRANSFORM DEEPCRF_CPU_TILE_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CPU_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 list(TRANSFORM DEEPCRF_BINDING_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

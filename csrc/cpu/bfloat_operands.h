@@ -15,6 +15,7 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 class BfloatOperands {
  public:
   using Value = float;
+  struct Scope {};
   static_assert(kBlockEdges == 2 * kMaskBits, "a block holds the pairs of one mask");
 
   explicit BfloatOperands(const LossShape& shape)
@@ -32,7 +33,8 @@ class BfloatOperands {
         gradient_by_column_(shape.with_gradient ? shape.tile_edges : 0, ceil_div(shape.pairs, 2)),
         hidden_by_edge_(shape.with_gradient ? blocks_ * kMaskBits * row_ : 0),
         gradient_by_edge_(shape.with_gradient ? blocks_ * kMaskBits : 0, shape.pairs),
-        edge_masks_(shape.with_gradient ? blocks_ * row_ : 0) {}
+        edge_masks_(shape.with_gradient ? blocks_ * row_ : 0),
+        lane_sums_(shape) {}
 
   template <typename In>
   void pack_weight(const In* weight,  // [K, K, D]
@@ -140,16 +142,17 @@ class BfloatOperands {
     }
   }
 
-  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&,
-                       float* lane_sums) {  // [count, kMaskBits, lanes]
+  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
     for (int64_t panel = 0; panel < weight_by_column_.count(); ++panel) {
       with_panel_vectors(weight_by_column_.vectors(panel), [&](auto vectors) {
         masked_dots<vectors()>(
             count, gradient_by_column_.at(panel, first), masks_.of_edge(first) + word, 2 * groups_,
-            weight_by_column_.at(panel, word * kMaskBits), panel == 0, lane_sums);
+            weight_by_column_.at(panel, word * kMaskBits), panel == 0, lane_sums_.mine());
       });
     }
   }
+
+  Vec<float> hidden_gradient(int64_t i, int64_t d) { return lane_sums_.total(i, d); }
 
   void add_weight_gradient(int64_t tile_size, int64_t feature, int64_t features, int64_t panel,
                            const Panels<float>&, Panels<float>& weight_gradient) {
@@ -189,6 +192,7 @@ class BfloatOperands {
   Buffer<BfloatPair> hidden_by_edge_;      // [blocks * kMaskBits, row]
   Panels<BfloatPair> gradient_by_edge_;    // [blocks * kMaskBits, K * K]
   Buffer<uint32_t> edge_masks_;            // [blocks, row]
+  LaneSums<float> lane_sums_;
 };
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -4,11 +4,39 @@
 
 #include "core/checks.h"
 
+#if defined(DEEPCRF_WITH_TILES) && !defined(DEEPCRF_EMULATE_TILES)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace deepcrf::cpu {
 
 namespace {
 
-// What the machine runs, weakest first; position = value of Isa.
+#if defined(DEEPCRF_EMULATE_TILES)
+bool may_use_tiles() { return true; }
+#elif defined(DEEPCRF_WITH_TILES)
+// Whether the processor has tiles of bfloat16 and the system lets this process use them, which it
+// has to be asked for.
+bool may_use_tiles() {
+  unsigned int a, b, c, d;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned int kTileBfloat16 = 1u << 22, kTiles = 1u << 24;
+  if ((d & kTileBfloat16) == 0 || (d & kTiles) == 0) return false;
+  __get_cpuid(1, &a, &b, &c, &d);
+  constexpr unsigned int kSavesStates = 1u << 27;
+  if ((c & kSavesStates) == 0) return false;
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr uint32_t kTileStates = 3u << 17;
+  if ((low & kTileStates) != kTileStates) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+// What the machine runs, weakest first.
 const std::vector<Isa>& supported() {
   static const std::vector<Isa> found = [] {
     std::vector<Isa> isas = {Isa::portable};
@@ -21,7 +49,11 @@ const std::vector<Isa>& supported() {
       return isas;
     }
     isas.push_back(Isa::avx512);
-    if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512_bf16);
+    if (!__builtin_cpu_supports("avx512bf16")) return isas;
+    isas.push_back(Isa::avx512_bf16);
+#endif
+#ifdef DEEPCRF_WITH_TILES
+    if (may_use_tiles()) isas.push_back(Isa::amx);
 #endif
     return isas;
   }();
@@ -48,6 +80,7 @@ const char* isa_name(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::amx: return "amx";
   }
   return "unknown";
 }

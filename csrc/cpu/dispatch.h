@@ -20,7 +20,8 @@
 
 namespace deepcrf::cpu {
 
-enum class Isa { portable, avx2, avx512, avx512_bf16 };
+// amx is avx512_bf16 with matrix tiles for products of bfloat16.
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx };
 
 const char* isa_name(Isa isa);
 
@@ -52,7 +53,8 @@ Function* select_isa(Function* portable, Function* avx2, Function* avx512, Funct
   switch (active_isa()) {
     case Isa::avx2: return avx2;
     case Isa::avx512: return avx512;
-    case Isa::avx512_bf16: return avx512_bf16;
+    case Isa::avx512_bf16:
+    case Isa::amx: return avx512_bf16;
     default: return portable;
   }
 }
@@ -69,6 +71,21 @@ Function* select_isa(Function* portable, Function* avx2, Function* avx512, Funct
   }
 #define DEEPCRF_SELECT_ISA(function) portable::function
 
+#endif
+
+// Sources in DEEPCRF_CPU_TILE_SOURCES define the same in namespace amx, for bfloat16 alone.
+#ifdef DEEPCRF_WITH_TILES
+#define DEEPCRF_DECLARE_TILES(function) \
+  namespace amx {                       \
+  decltype(cpu::function) function;     \
+  }
+#define DEEPCRF_SELECT_TILES(dtype, function)                             \
+  ((dtype) == DType::bfloat16 && ::deepcrf::cpu::active_isa() == Isa::amx \
+       ? amx::function                                                    \
+       : DEEPCRF_SELECT_ISA(function))
+#else
+#define DEEPCRF_DECLARE_TILES(function)
+#define DEEPCRF_SELECT_TILES(dtype, function) DEEPCRF_SELECT_ISA(function)
 #endif
 
 }  // namespace deepcrf::cpu

@@ -4,14 +4,14 @@
 //   hidden = relu(source + target),  energies = hidden W' + b,  softmax,  hidden gradient = G W,
 // then all threads share out the sums over the tile's edges by the rows and columns they own, so
 // the result does not depend on the number of threads. Only a tile of energies is ever alive.
-// The three products skip the zeros of the hidden vectors (masked_product.h); what they read is the
-// business of Operands: FloatOperands or BfloatOperands.
+// What the three products read, and how they multiply, is the business of Operands: FloatOperands,
+// BfloatOperands or TileOperands.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "cpu/bfloat_operands.h"
+#include "cpu/loss_operands.h"
 #include "ops/pairwise_nll.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -40,9 +40,9 @@ class FactoredLoss {
                             num_threads}),
         energies_(tile_edges_, pairs_),
         hidden_gradient_(with_gradient_ ? tile_edges_ * D_ : 0),
-        weight_gradient_(with_gradient_ ? D_ : 0, pairs_),
-        bias_gradient_(energies_.columns()),
-        lane_sums_(num_threads, with_gradient_ ? kBlockEdges * kMaskBits * V : 0) {
+        gradient_rows_(with_gradient_ ? round_up(D_, kMaskBits) : 0),
+        weight_gradient_(gradient_rows_, pairs_),
+        bias_gradient_(energies_.columns()) {
     if (with_gradient_) {
       grad_source_ = static_cast<T*>(gradient->source);
       grad_target_ = static_cast<T*>(gradient->target);
@@ -55,6 +55,7 @@ class FactoredLoss {
     int64_t edge = 0, node = 0, tile_size = 0;
 #pragma omp parallel num_threads(num_threads_)
     {
+      [[maybe_unused]] const typename Operands::Scope scope;
       initialise();
       while (true) {
 #pragma omp single
@@ -107,7 +108,7 @@ class FactoredLoss {
       for (int64_t i = 0; i < graph_.num_nodes * D_; ++i) grad_source_[i] = grad_target_[i] = 0;
 #pragma omp for schedule(static) nowait
       for (int64_t panel = 0; panel < energies_.count(); ++panel) {
-        std::fill_n(weight_gradient_.at(panel, 0), D_ * energies_.width(panel), T(0));
+        std::fill_n(weight_gradient_.at(panel, 0), gradient_rows_ * energies_.width(panel), T(0));
         std::fill_n(bias_gradient_.get() + energies_.column(panel), energies_.width(panel), T(0));
       }
     }
@@ -203,17 +204,16 @@ class FactoredLoss {
 
   // dL/d(source + target) of a block: dL/denergies times W, where hidden > 0.
   void differentiate_hidden(int64_t first, int64_t count) {
-    T* lane_sums = lane_sums_.mine().get();  // [kBlockEdges, kMaskBits, lanes]
     const int64_t row = operands_.hidden_row();
     const T* hidden = operands_.hidden(first);
     operands_.pack_gradient(first, count, energies_);
     for (int64_t word = 0; word * kMaskBits < D_; ++word) {
-      operands_.multiply_weight(first, count, word, energies_, lane_sums);
+      operands_.multiply_weight(first, count, word, energies_);
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t d = word * kMaskBits; d < std::min((word + 1) * kMaskBits, D_); d += V) {
-          const Vec<T> sums = horizontal_sums(lane_sums + (i * kMaskBits + d % kMaskBits) * V);
           store_up_to(hidden_gradient_.get() + (first + i) * D_ + d, D_ - d,
-                      where_positive<T>(load(hidden + i * row + d), sums));
+                      where_positive<T>(load(hidden + i * row + d),
+                                        operands_.hidden_gradient(i, d % kMaskBits)));
         }
       }
     }
@@ -286,15 +286,15 @@ class FactoredLoss {
   int64_t K_, D_, pairs_, tile_edges_;
   Buffer<TileEdge> tile_;  // [tile]
   Operands operands_;
-  Panels<T> energies_;              // [tile, K * K], later dL/denergies
-  Buffer<T> hidden_gradient_;       // [tile, D]
-  Panels<T> weight_gradient_;       // [D, K * K]
-  Buffer<T> bias_gradient_;         // [K * K, padded]
-  PerThread<Buffer<T>> lane_sums_;  // [kBlockEdges, kMaskBits, lanes]
-  T* grad_source_ = nullptr;        // [N, D]
-  T* grad_target_ = nullptr;        // [N, D]
-  T* grad_weight_ = nullptr;        // [K, K, D]
-  T* grad_bias_ = nullptr;          // [K, K]
+  Panels<T> energies_;         // [tile, K * K], later dL/denergies
+  Buffer<T> hidden_gradient_;  // [tile, D]
+  int64_t gradient_rows_;      // D, padded
+  Panels<T> weight_gradient_;  // [gradient_rows, K * K]
+  Buffer<T> bias_gradient_;    // [K * K, padded]
+  T* grad_source_ = nullptr;   // [N, D]
+  T* grad_target_ = nullptr;   // [N, D]
+  T* grad_weight_ = nullptr;   // [K, K, D]
+  T* grad_bias_ = nullptr;     // [K, K]
 };
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "cpu/bfloat_operands.h"
 #include "cpu/dispatch.h"
 #include "cpu/factored_loss.h"
 
@@ -120,19 +121,22 @@ namespace deepcrf::cpu {
 
 DEEPCRF_DECLARE_ISAS(pairwise_nll_factored)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_factored_backward)
+DEEPCRF_DECLARE_TILES(pairwise_nll_factored)
+DEEPCRF_DECLARE_TILES(pairwise_nll_factored_backward)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_table)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_table_backward)
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                            const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_ISA(pairwise_nll_factored)(graph, potential, labels, losses, ctx);
+  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_nll_factored)
+  (graph, potential, labels, losses, ctx);
 }
 
 void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
                                     const EdgeLabels& labels, const void* edge_weight, void* losses,
                                     const AnyFactoredGradient& gradient,
                                     const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_ISA(pairwise_nll_factored_backward)
+  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_nll_factored_backward)
   (graph, potential, labels, edge_weight, losses, gradient, ctx);
 }
 

@@ -13,7 +13,7 @@
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(DEEPCRF_EMULATE_TILES)
 constexpr int kVectorBytes = 64;
 constexpr int kVectorRegisters = 32;
 #elif defined(__AVX2__)

@@ -24,7 +24,7 @@ inline Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
   return sum + a * b;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(DEEPCRF_EMULATE_TILES)
 struct BfloatPair {
   bfloat16 first, second;
 };
@@ -32,6 +32,33 @@ template <>
 struct VecType<BfloatPair> {
   typedef int32_t type __attribute__((vector_size(kVectorBytes)));
 };
+// Lane i becomes the pair of first[i] and second[i], rounded to nearest even.
+inline Vec<BfloatPair> pack_pairs(Vec<float> first, Vec<float> second) {
+#if defined(__AVX512BF16__)
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  const auto low = (Halves)_mm512_cvtneps_pbh((__m512)first);
+  const auto high = (Halves)_mm512_cvtneps_pbh((__m512)second);
+  return __builtin_convertvector(low, Vec<BfloatPair>) |
+         __builtin_convertvector(high, Vec<BfloatPair>) << 16;
+#else
+  BfloatPair pairs[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) pairs[i] = {bfloat16(first[i]), bfloat16(second[i])};
+  return load(pairs);
+#endif
+}
+
+// Sixteen floats, rounded to nearest even, as eight neighbouring pairs.
+inline void store_bfloat16(BfloatPair* to, Vec<float> v) {
+#if defined(__AVX512BF16__)
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(to, &rounded, sizeof(rounded));
+#else
+  for (int i = 0; i < kLanes<float>; i += 2) to[i / 2] = {bfloat16(v[i]), bfloat16(v[i + 1])};
+#endif
+}
+#endif
+
+#if defined(__AVX512BF16__)
 template <>
 struct SumOf<BfloatPair> {
   using type = float;
@@ -45,21 +72,6 @@ inline Vec<BfloatPair> broadcast_word(BfloatPair pair) {
 
 inline Vec<float> multiply_add(Vec<float> sum, Vec<BfloatPair> a, Vec<BfloatPair> b) {
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-
-// Lane i becomes the pair of first[i] and second[i], rounded to nearest even.
-inline Vec<BfloatPair> pack_pairs(Vec<float> first, Vec<float> second) {
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  const auto low = (Halves)_mm512_cvtneps_pbh((__m512)first);
-  const auto high = (Halves)_mm512_cvtneps_pbh((__m512)second);
-  return __builtin_convertvector(low, Vec<BfloatPair>) |
-         __builtin_convertvector(high, Vec<BfloatPair>) << 16;
-}
-
-// Sixteen floats, rounded to nearest even, as eight neighbouring pairs.
-inline void store_bfloat16(BfloatPair* to, Vec<float> v) {
-  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(to, &rounded, sizeof(rounded));
 }
 #endif
 

@@ -1,0 +1,194 @@
+// The operands of the factored loss in bfloat16, for processors that multiply matrix tiles.
+//
+// A product sums over pairs of neighbours along one axis:
+//   energies = H W'        pairs of features
+//   hidden gradient = G W  pairs of columns
+//   weight gradient = H' G pairs of edges
+// Sums are float. Rows and columns are padded with zeros to whole tiles.
+#pragma once
+
+#include "cpu/loss_operands.h"
+#include "cpu/tiles.h"
+
+namespace deepcrf::cpu::DEEPCRF_ISA {
+
+class TileOperands {
+ public:
+  using Value = float;
+  using Scope = TileScope;
+  static_assert(kLanes<float> == kTileRows, "a vector of floats is a row of a tile");
+  static_assert(kBlockEdges % kTileDepth == 0 && kGroupFeatures % kTileDepth == 0);
+
+  explicit TileOperands(const LossShape& shape)
+      : shape_(shape),
+        features_(round_up(shape.features, kGroupFeatures)),
+        row_(features_ + kTileRows),
+        feature_steps_(features_ / kTileDepth),
+        column_steps_(ceil_div(shape.pairs, kTileDepth)),
+        blocks_(ceil_div(shape.tile_edges, kBlockEdges)),
+        scratch_(shape.num_threads, kBlockEdges * row_),
+        sums_(shape.num_threads, shape.with_gradient ? kBlockEdges * kMaskBits : 0),
+        weight_by_feature_(features_ / 2, shape.pairs),
+        hidden_(blocks_ * kBlockEdges * row_),
+        weight_by_column_(shape.with_gradient ? column_steps_ * features_ * kTileRows : 0),
+        gradient_(shape.with_gradient ? blocks_ * kBlockEdges * gradient_row() : 0),
+        hidden_by_edge_(shape.with_gradient ? blocks_ * kBlockEdges / 2 * features_ : 0),
+        gradient_by_edge_(shape.with_gradient ? blocks_ * kBlockEdges / 2 : 0, shape.pairs) {}
+
+  // Fills the rows of a group of features; call for each.
+  template <typename In>
+  void pack_weight(const In* weight,  // [K, K, D]
+                   int64_t group) {
+    const int64_t first = group * kGroupFeatures;
+    for (int64_t panel = 0; panel < weight_by_feature_.count(); ++panel) {
+      const int64_t width = weight_by_feature_.width(panel);
+      const int64_t column = weight_by_feature_.column(panel);
+      BfloatPair* to = weight_by_feature_.at(panel, first / 2);
+      for (int64_t i = 0; i < width; ++i) {
+        for (int64_t f = 0; f < kGroupFeatures; f += 2) {
+          to[f / 2 * width + i] = {weight_at(weight, column + i, first + f),
+                                   weight_at(weight, column + i, first + f + 1)};
+        }
+      }
+    }
+    if (!shape_.with_gradient) return;
+    for (int64_t pair = 0; pair < column_steps_ * kTileRows; ++pair) {
+      for (int64_t f = first; f < first + kGroupFeatures; ++f) {
+        *weight_by_column(pair, f) = {weight_at(weight, 2 * pair, f),
+                                      weight_at(weight, 2 * pair + 1, f)};
+      }
+    }
+  }
+
+  // Where a thread writes the hidden vectors of the block of edges from `first` on, zero-padded.
+  float* hidden(int64_t) { return scratch_.mine().get(); }  // [count, row]
+  int64_t hidden_row() const { return row_; }
+  void pack_hidden(int64_t first, int64_t count) {
+    float* hidden = scratch_.mine().get();
+    std::fill_n(hidden + count * row_, (kBlockEdges - count) * row_, 0.0f);
+    for (int64_t i = 0; i < kBlockEdges; ++i) {
+      bfloat16* to = hidden_.get() + (first + i) * row_;
+      for (int64_t d = 0; d < features_; d += V) store_rounded(to + d, load(hidden + i * row_ + d));
+    }
+    if (!shape_.with_gradient) return;
+    for (int64_t d = 0; d < features_; d += kTileRows) {
+      for (int64_t edge = 0; edge < kBlockEdges; edge += kTileDepth) {
+        Vec<int32_t> pairs[kTileRows];
+        for (int64_t i = 0; i < kTileRows; ++i) {
+          const float* from = hidden + (edge + 2 * i) * row_ + d;
+          pairs[i] = pack_pairs(load(from), load(from + row_));
+        }
+        transpose_words(pairs);
+        BfloatPair* to = hidden_by_edge(d / kTileRows, (first + edge) / kTileDepth);
+        for (int64_t i = 0; i < kTileRows; ++i) store(to + i * kTileRows, pairs[i]);
+      }
+    }
+  }
+
+  // energies += H W', for one panel of columns; also of the padding of the block.
+  void add_energies(int64_t first, int64_t count, int64_t panel, Panels<float>& energies) {
+    const int64_t width = energies.width(panel);
+    multiply_add_tiles(ceil_div(count, kTileRows), width / kTileRows, feature_steps_,
+                       {hidden_.get() + first * row_, kTileRows * row_ / 2, kTileRows, row_ / 2},
+                       {weight_by_feature_.at(panel, 0), kTileRows, kTileRows * width, width},
+                       energies.at(panel, first), width);
+  }
+
+  // Rounds the gradients of a block.
+  void pack_gradient(int64_t first, int64_t count, const Panels<float>& gradient) {
+    for (int64_t panel = 0; panel < gradient.count(); ++panel) {
+      const int64_t width = gradient.width(panel);
+      for (int64_t i = 0; i < kBlockEdges; i += 2) {
+        const float* from = gradient.at(panel, first + i);
+        bfloat16* row = gradient_.get() + (first + i) * gradient_row() + gradient.column(panel);
+        BfloatPair* pairs = gradient_by_edge_.at(panel, (first + i) / 2);
+        for (int64_t n = 0; n < width; n += V) {
+          const Vec<float> even = i < count ? load(from + n) : Vec<float>{};
+          const Vec<float> odd = i + 1 < count ? load(from + width + n) : Vec<float>{};
+          store_rounded(row + n, even);
+          store_rounded(row + gradient_row() + n, odd);
+          store(pairs + n, pack_pairs(even, odd));
+        }
+      }
+    }
+    const int64_t columns = gradient.columns();
+    for (int64_t i = 0; i < kBlockEdges; ++i) {
+      bfloat16* row = gradient_.get() + (first + i) * gradient_row();
+      std::fill_n(row + columns, gradient_row() - columns, bfloat16(0.0f));
+    }
+  }
+
+  // G W of one word of features.
+  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
+    float* sums = sums_.mine().get();
+    std::fill_n(sums, kBlockEdges * kMaskBits, 0.0f);
+    multiply_add_tiles(
+        ceil_div(count, kTileRows), kMaskBits / kTileRows, column_steps_,
+        {gradient_.get() + first * gradient_row(), kTileRows * gradient_row() / 2, kTileRows,
+         gradient_row() / 2},
+        {weight_by_column(0, word * kMaskBits), kTileElements, features_ * kTileRows, kTileRows},
+        sums, kMaskBits);
+  }
+
+  // What it gave for edge i of the block and a vector of features from d of the word on.
+  Vec<float> hidden_gradient(int64_t i, int64_t d) {
+    return load(sums_.mine().get() + i * kMaskBits + d);
+  }
+
+  // weight_gradient += H' G, for some features and one panel of columns. The edges go in parts
+  // whose rows of a tile of columns fit in L1.
+  void add_weight_gradient(int64_t tile_size, int64_t feature, int64_t features, int64_t panel,
+                           const Panels<float>&, Panels<float>& weight_gradient) {
+    constexpr int64_t kPartSteps = 16;
+    const int64_t width = weight_gradient.width(panel);
+    const int64_t steps = round_up(tile_size, kBlockEdges) / kTileDepth;
+    for (int64_t step = 0; step < steps; step += kPartSteps) {
+      multiply_add_tiles(
+          ceil_div(features, kTileRows), width / kTileRows, std::min(kPartSteps, steps - step),
+          {hidden_by_edge(feature / kTileRows, step), blocks_ * kBlockEdges * kTileRows / 2,
+           kTileElements, kTileRows},
+          {gradient_by_edge_.at(panel, step * kTileRows), kTileRows, kTileRows * width, width},
+          weight_gradient.at(panel, feature), width);
+    }
+  }
+
+ private:
+  static constexpr int64_t V = kLanes<float>;
+
+  static void store_rounded(bfloat16* to, Vec<float> v) {
+    store_bfloat16(reinterpret_cast<BfloatPair*>(to), v);
+  }
+
+  int64_t gradient_row() const { return column_steps_ * kTileDepth + kTileDepth; }
+  // Tiles [column step][feature tile][16 pairs of columns, 16 features].
+  BfloatPair* weight_by_column(int64_t pair, int64_t feature) const {
+    return weight_by_column_.get() + pair / kTileRows * (features_ * kTileRows) +
+           feature / kTileRows * kTileElements + pair % kTileRows * kTileRows + feature % kTileRows;
+  }
+  // Tiles [feature tile][edge step][16 features, 16 pairs of edges].
+  BfloatPair* hidden_by_edge(int64_t feature_tile, int64_t step) const {
+    return hidden_by_edge_.get() +
+           (feature_tile * (blocks_ * kBlockEdges / kTileDepth) + step) * kTileElements;
+  }
+
+  template <typename In>
+  bfloat16 weight_at(const In* weight, int64_t pair, int64_t f) const {
+    const bool inside = pair < shape_.pairs && f < shape_.features;
+    return bfloat16(inside ? float(weight[pair * shape_.features + f]) : 0.0f);
+  }
+
+  LossShape shape_;
+  int64_t features_;  // padded
+  int64_t row_;       // of hidden vectors; not a power of two
+  int64_t feature_steps_, column_steps_, blocks_;
+  PerThread<Buffer<float>> scratch_;      // [kBlockEdges, row]
+  PerThread<Buffer<float>> sums_;         // [kBlockEdges, kMaskBits]
+  Panels<BfloatPair> weight_by_feature_;  // [features / 2, K * K]
+  Buffer<bfloat16> hidden_;               // [tile, row]
+  Buffer<BfloatPair> weight_by_column_;   // see weight_by_column()
+  Buffer<bfloat16> gradient_;             // [tile, gradient_row]
+  Buffer<BfloatPair> hidden_by_edge_;     // see hidden_by_edge()
+  Panels<BfloatPair> gradient_by_edge_;   // [tile / 2, K * K]
+};
+
+}  // namespace deepcrf::cpu::DEEPCRF_ISA
