@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +11,13 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import pybind11
 import torch
+from host_build import build_module
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 
 SOURCE = Path(__file__).resolve().parent
-BUILD = SOURCE.parents[1] / "build" / "cuda_on_host"
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
 
 
@@ -104,38 +96,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def load(name: str) -> CheckedModule:
-    """Build and import `kernels_on_host` or `_C_cuda_on_host`.
-
-    Raises:
-        RuntimeError: The build failed; the message ends with the compiler's.
-    """
-    _build(name)
-    path = BUILD / (name + sysconfig.get_config_var("EXT_SUFFIX"))
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return CheckedModule(module)
-
-
-def _build(target: str) -> None:
-    BUILD.mkdir(parents=True, exist_ok=True)
-    search = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-    environment = {"CXX": "g++", **os.environ, "PATH": search}
-    cmake = shutil.which("cmake", path=search) or "cmake"
-    configure = [
-        *(cmake, "-S", str(SOURCE), "-B", str(BUILD), "-G", "Ninja"),
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    ]
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (configure, [cmake, "--build", str(BUILD), "--target", target]):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode != 0:
-                output = (done.stdout + done.stderr)[-4000:]
-                raise RuntimeError(f"{' '.join(command)} failed:\n{output}")
+    """Build and import `kernels_on_host` or `_C_cuda_on_host`."""
+    return CheckedModule(build_module(SOURCE, name))
 
 
 @contextmanager
