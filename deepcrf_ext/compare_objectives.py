@@ -21,7 +21,7 @@ from deepcrf_ext.training.interrupt import Stopped, StopRequest
 
 DESCRIPTION = """Trains one model by several objectives, from the same weights on the same images.
 
-First the unaries alone train for --start_epochs epochs and the relations start from them, once for
+First the unaries alone train for --start-epochs epochs and the relations start from them, once for
 all modes. Then every mode of --modes trains on, each with the whole learning-rate schedule, for
 --epochs epochs, or for the epochs that fit into --seconds of training steps. Steps are timed in
 turns at the beginning, so that other work on the machine slows no mode more than another.
@@ -55,7 +55,7 @@ def make_parser() -> ArgumentParser:
         "in place of --epochs.",
     )
     parser.add_argument(
-        "--start_epochs",
+        "--start-epochs",
         type=int,
         default=6,
         help="Epochs of the unaries alone before all modes; 0 starts from random weights.",

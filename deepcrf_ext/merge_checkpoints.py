@@ -3,8 +3,8 @@
 Potentials are independent (paper, section 5), so each can be trained by a run of its own, on its
 own machine, without any traffic between them:
 
-    python -m deepcrf_ext.train --warm_start 0 --model.potentials '[unary]' --output runs/u
-    python -m deepcrf_ext.train --warm_start 0 --model.potentials '[surrounding]' --output runs/s
+    python -m deepcrf_ext.train --warm-start 0 --model.potentials '[unary]' --output runs/u
+    python -m deepcrf_ext.train --warm-start 0 --model.potentials '[surrounding]' --output runs/s
     python -m deepcrf_ext.merge_checkpoints runs/u runs/s --output runs/merged
 
 The result is what training them together would have given, and can be trained further. With a warm

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -18,7 +19,9 @@ EXIT_INTERRUPTED = 130
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with `--config FILE.yaml`, whose values later options override."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, print_config="--print-config"
+    )
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; options after it override it."
     )
@@ -26,15 +29,64 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """The parsed arguments with dataclass groups built. Raises InputError in one line."""
+    """The parsed arguments with dataclass groups built. Raises InputError in one line.
+
+    Options are spelt with dashes, as in --data.train-split; underscores are taken too. The settings
+    that they stand for, in config files and in the result, have underscores.
+    """
+    options = _spell_with_dashes(parser)
+    given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        arguments = parser.instantiate(parser.parse_args(argv))
+        arguments = parser.instantiate(parser.parse_args(given))
     except ArgumentError as error:
         cause = error.__cause__ or error.__context__
-        message = cause if isinstance(cause, InputError) else error
-        raise InputError(_plain(" ".join(str(message).split()))) from error
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from error
+        message = _plain(" ".join(str(error).split()))
+        raise InputError(message + _suggestion(message, options)) from error
     require("cv2")  # which loads lazily: --help works without, and a run fails before it begins
     return arguments
+
+
+def _spell_with_dashes(parser: ArgumentParser) -> set[str]:
+    """Gives every option, of subcommands too, dashes for underscores; returns their names."""
+    options: set[str] = set()
+    for action in parser._actions:
+        action.option_strings = [option.replace("_", "-") for option in action.option_strings]
+        parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+        options.update(option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action.choices, dict):
+            for subparser in action.choices.values():
+                options |= _spell_with_dashes(subparser)
+    return options
+
+
+def _respell(word: str, options: Set[str]) -> str:
+    """A word of a command line; the name of an option, or of one that it is a part of, in dashes.
+
+    --model.relations.above_below.step 2 is about a part of --model.relations whose name is as it
+    is.
+    """
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    pieces = name.split(".")
+    for count in range(len(pieces), 0, -1):
+        option = ".".join(pieces[:count]).replace("_", "-")
+        if option in options:
+            return ".".join([option, *pieces[count:]]) + equals + value
+    return word
+
+
+def _suggestion(message: str, options: Set[str]) -> str:
+    """What an unknown option in a message was probably meant to be, to stand behind it."""
+    match = re.search(r"nrecognized arguments: (--[^\s=]+)", message)
+    if match is None:
+        return ""
+    name = match[1].replace("_", "-")
+    similar = [option for option in sorted(options) if option.endswith(f".{name[2:]}")]
+    similar += difflib.get_close_matches(name, options, 1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 _VALUE = re.compile(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,19 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.train import parse_new_run
+
+COMMANDS = (
+    "compare_objectives",
+    "evaluate",
+    "explain",
+    "merge_checkpoints",
+    "predict",
+    "reproduce",
+    "train",
+    "tune_dense_crf",
+    "voc_submission",
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +52,50 @@ def test_bad_values_are_told_plainly(arguments, message):
         parsing.parse(parser, arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.train-split", "a", "--warm-start=0", "--model.head-per-scale", "true"],
+        ["--data.train_split=a", "--warm_start", "0", "--model.head_per_scale", "true"],
+        ["--data", "{train_split: a}", "--warm-start", "0", "--model", "{head_per_scale: true}"],
+    ],
+)
+def test_options_are_taken_with_dashes_and_with_underscores(arguments):
+    config = parse_new_run(arguments)
+    assert (config.data.train_split, config.warm_start) == ("a", 0)
+    assert config.model.head_per_scale
+
+
+def test_a_part_of_an_option_keeps_its_name():
+    parser = parsing.make_parser("program", "")
+    parser.add_argument("--some_numbers", type=dict[str, int], default={})
+    for option in ("--some-numbers.a_b", "--some_numbers.a_b"):
+        assert parsing.parse(parser, [option, "3"]).some_numbers == {"a_b": 3}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_spells_options_with_dashes(command, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"deepcrf_ext.{command}").main(["--help"])
+    assert re.findall(r"--[a-z.]*_[a-z_]*", capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--train_split", "--data.train-split"),
+        ("--data.trainsplit", "--data.train-split"),
+        ("--epochz", "--epochs"),
+        ("--colour", None),
+    ],
+)
+def test_an_unknown_option_is_told_what_it_may_be(option, meant):
+    with pytest.raises(InputError) as caught:
+        parse_new_run([option, "3"])
+    end = "" if meant is None else f"; did you mean {meant}?"
+    assert str(caught.value) == f"unrecognized arguments: {option} 3{end}"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_help_explains_every_option(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for words in ("output stride", "Mean-field iterations", "--resume", "--data.scale_range"):
+    for words in ("output stride", "Mean-field iterations", "--resume", "--data.scale-range"):
         assert words in text
 
 
