@@ -36,8 +36,8 @@ class FilePattern:
 
     `{split}` is the split. `{name}` is the name of an image, sub-folders included; `*` and `?` are
     parts of a file name and `**` is any folders. Where there is no `{name}`, a file is called by
-    its path below the folder that the placeholders begin in, without its suffix. Files are images
-    of any suffix where the pattern gives none. Names compare in one Unicode form, as file systems
+    its path below the folder that the placeholders begin in, without its suffix. Files have one
+    of `suffixes` where the pattern gives none. Names compare in one Unicode form, as file systems
     differ in how they spell accents.
 
     Raises InputError, naming `option`, for a pattern that matches only one path.
@@ -45,6 +45,7 @@ class FilePattern:
 
     option: str
     text: str
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
 
     def __post_init__(self) -> None:
         if not _WILD.search(self.text) or not self.text.strip("/"):
@@ -75,7 +76,7 @@ class FilePattern:
             match = named.fullmatch(inner)
             if match is None:
                 continue
-            if path.suffix.lower() not in IMAGE_SUFFIXES and path.suffix != fixed:
+            if path.suffix.lower() not in self.suffixes and path.suffix != fixed:
                 found.others.append(path)
                 continue
             name = match["name"] if "name" in named.groupindex else inner

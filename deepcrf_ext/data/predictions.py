@@ -1,0 +1,181 @@
+"""What any model says of an image, from files: label maps, probabilities, grey-level saliency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from deepcrf_ext.data.images import has_values, open_picture, read_values
+from deepcrf_ext.errors import InputError
+
+Layout = Literal["auto", "khw", "hwk"]
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+_NAMES = ("probabilities", "marginals", "softmax", "logits", "arr_0")
+"""Arrays of an .npz that are taken where it holds several."""
+
+
+@dataclass(frozen=True)
+class LabelPicture:
+    """A label map and how it was stored.
+
+    labels: uint8 [H, W]. mode: Pillow's mode of the file, "1", "L" or "P" (deeper greys are "L").
+    palette: the colours of a palette, RGB one after another; None in the other modes.
+    """
+
+    labels: np.ndarray
+    mode: str
+    palette: tuple[int, ...] | None
+
+    def write(self, file: Any) -> None:
+        """Write it as a PNG."""
+        values = self.labels.astype(bool) if self.mode == "1" else self.labels
+        picture = Image.fromarray(values)
+        if self.palette is not None:
+            picture.putpalette(self.palette)
+        picture.save(file, format="PNG")
+
+
+def read_label_picture(path: Path) -> LabelPicture:
+    """Read a label map, a picture with one channel of class indices or a palette.
+
+    Raises InputError when it cannot be decoded, has colours, or holds values above 255.
+    """
+    with open_picture(path) as picture:
+        if not has_values(picture):
+            raise InputError(
+                f"{path}: a label map in mode {picture.mode}; "
+                "must have one channel of class indices, or a palette"
+            )
+        values = read_values(picture)
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(f"{path}: label values {values.min()}..{values.max()}; must be 0..255")
+        mode = picture.mode if picture.mode in ("1", "P") else "L"
+        palette = tuple(picture.getpalette() or ()) if mode == "P" else None
+        return LabelPicture(values.astype(np.uint8), mode, palette)
+
+
+def read_saliency(path: Path) -> np.ndarray:
+    """Read a grey-level picture as the probability of the foreground, float32 [H, W] in 0..1.
+
+    Black is 0 and white 1, at any depth; of colours the luminance is taken.
+    """
+    with open_picture(path) as picture:
+        if picture.mode == "F":
+            raise InputError(f"{path}: floating-point image; must have 1 to 16 bits a channel")
+        if picture.mode.startswith("I"):
+            return (read_values(picture) / 65535).clip(0, 1).astype(np.float32)
+        return np.asarray(picture.convert("L"), np.float32) / 255
+
+
+def read_probabilities(path: Path, size: tuple[int, int], layout: Layout = "auto") -> np.ndarray:
+    """Read an array of probabilities as float32 [K, h, w].
+
+    An .npz holds one array, or calls it "probabilities", "marginals", "softmax" or "logits". It is
+    [K, h, w], [h, w, K], one of these with an axis of 1 before, or [h, w], the probability of the
+    second of two classes. Integers up to 255 stand for fractions of 255.
+
+    Args:
+        path: the file.
+        size: (H, W) of the image, which tells which axis is that of the classes where it is not
+            clear from sums of 1.
+        layout: "khw" and "hwk" say which.
+
+    Raises:
+        InputError: the file cannot be read, or its array is no probabilities.
+    """
+    return _checked(path, _planes(path, size, layout))
+
+
+def read_logits(path: Path, size: tuple[int, int], layout: Layout = "auto") -> np.ndarray:
+    """As `read_probabilities`, from logits: their softmax over the classes."""
+    logits = _planes(path, size, layout)
+    if not np.isfinite(logits).all():
+        raise InputError(f"{path}: holds NaN or infinity; must hold logits")
+    exponentials = np.exp(logits - logits.max(0))
+    return exponentials / exponentials.sum(0)
+
+
+def _planes(path: Path, size: tuple[int, int], layout: Layout) -> np.ndarray:
+    array = _load(path)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: holds {array.dtype}; must hold numbers")
+    values = array.astype(np.float32)
+    if array.dtype.kind in "iu" and values.size and values.max() > 1:
+        values /= 255
+    if values.ndim == 4 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim == 2:
+        values = np.stack([1 - values, values])
+    elif values.ndim == 3:
+        if (_layout(path, values, size) if layout == "auto" else layout) == "hwk":
+            values = np.ascontiguousarray(np.moveaxis(values, 2, 0))
+    if values.ndim != 3 or 0 in values.shape:
+        raise InputError(
+            f"{path}: an array of shape {list(array.shape)}; must be [K, h, w], [h, w, K] or [h, w]"
+        )
+    return values
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            known = [name for name in _NAMES if name in names]
+            if not (known or len(names) == 1):
+                raise InputError(
+                    f"{path}: holds the arrays {', '.join(names) or 'none'}; must hold one, or "
+                    f"{', '.join(_NAMES[:4])}"
+                )
+            array: np.ndarray = loaded[known[0] if known else names[0]]
+            return array
+    except InputError:
+        raise
+    except Exception as error:  # NumPy raises errors of many kinds on damaged files
+        raise InputError(f"{path}: cannot be read as an array ({error})") from error
+
+
+def _layout(path: Path, values: np.ndarray, size: tuple[int, int]) -> Layout:
+    """Which end the axis of the classes lies at: where sums are 1, else where the size fits."""
+    sums: dict[Layout, float] = {
+        layout: float(np.abs(values.sum(axis) - 1).max()) for layout, axis in _AXES.items()
+    }
+    fitting = [layout for layout, error in sums.items() if error < _SUM]
+    if len(fitting) != 1:
+        shapes: dict[Layout, tuple[int, ...]] = {"khw": values.shape[1:], "hwk": values.shape[:2]}
+        candidates = fitting or list(shapes)
+        fitting = [layout for layout in candidates if shapes[layout] == size]
+    if len(fitting) != 1:
+        raise InputError(
+            f"{path}: an array of shape {list(values.shape)}: which axis is that of the classes? "
+            "--layout khw or hwk says it"
+        )
+    return fitting[0]
+
+
+_AXES: dict[Layout, int] = {"khw": 0, "hwk": 2}
+_SUM = 0.02  # how far from 1 sums of probabilities may be, for rounded ones
+
+
+def _checked(path: Path, probabilities: np.ndarray) -> np.ndarray:
+    if not (probabilities.min() >= -1e-3 and probabilities.max() <= 1 + 1e-3):  # False of NaN
+        raise InputError(
+            f"{path}: holds values {probabilities.min():.4g}..{probabilities.max():.4g}; must be "
+            "probabilities within 0..1 (--kind logits takes logits)"
+        )
+    error = float(np.abs(probabilities.sum(0) - 1).max())
+    if error > _SUM * 3:
+        raise InputError(
+            f"{path}: probabilities of a pixel sum to 1 ± {error:.3g}; must sum to 1 over the "
+            "classes (--layout says which axis theirs is)"
+        )
+    return probabilities
