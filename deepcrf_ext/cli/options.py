@@ -12,7 +12,9 @@ from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
+from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 
@@ -143,3 +145,57 @@ def dense_crf_settings(arguments: Namespace, used: bool, needs: str) -> DenseCRF
                 raise InputError(f"--dense-crf-{option} goes with {needs}")
     settings = DenseCRFSettings() if source is None else DenseCRFSettings.read(source)
     return settings if iterations is None else replace(settings, iterations=iterations)
+
+
+def add_mask_options(parser: ArgumentParser) -> None:
+    """Adds what says how masks of any model are called and read (see `evaluation.masks`)."""
+    parser.add_argument(
+        "--kind",
+        type=Kind,
+        default="auto",
+        help="What masks hold. auto: arrays hold probabilities, pictures label maps.",
+    )
+    parser.add_argument(
+        "--certainty",
+        type=float | None,
+        help="Of label maps, the probability that a label is right; of others, what the largest "
+        "probability is mixed down to with uniform ones, 1 for as they are. Default: "
+        + ", ".join(f"{value} for {kind}" for kind, value in CERTAINTY.items())
+        + ".",
+    )
+    parser.add_argument(
+        "--unsure",
+        type=int | None,
+        default=MaskSettings.unsure,
+        help="Label of pixels that could be anything; null if there is none.",
+    )
+    parser.add_argument(
+        "--classes",
+        type=int | None,
+        help="How many classes label maps have. Default: up to the highest label in all of them.",
+    )
+    parser.add_argument(
+        "--layout",
+        type=Layout,
+        default="auto",
+        help="Which axis of an array is that of the classes: the first (khw), the last (hwk), or "
+        "the one over which probabilities sum to 1.",
+    )
+    for noun in ("image", "mask", "truth"):
+        parser.add_argument(
+            f"--{noun}-pattern",
+            default="**",
+            help=f"How files of {noun}s are called below their folder: {{name}} is the name that "
+            "they share, * part of a file name, ** any folders; '{name}_mask.png' or '**/*.jpg'.",
+        )
+
+
+def mask_settings(arguments: Namespace) -> MaskSettings:
+    """The settings that the options of `add_mask_options` give."""
+    return MaskSettings(
+        arguments.kind,
+        arguments.certainty,
+        arguments.unsure,
+        arguments.classes,
+        arguments.layout,
+    )

@@ -72,7 +72,9 @@ def read_saliency(path: Path) -> np.ndarray:
         return np.asarray(picture.convert("L"), np.float32) / 255
 
 
-def read_probabilities(path: Path, size: tuple[int, int], layout: Layout = "auto") -> np.ndarray:
+def read_probabilities(
+    path: Path, size: tuple[int, int], layout: Layout = "auto", *, logits: bool = False
+) -> np.ndarray:
     """Read an array of probabilities as float32 [K, h, w].
 
     An .npz holds one array, or calls it "probabilities", "marginals", "softmax" or "logits". It is
@@ -84,43 +86,38 @@ def read_probabilities(path: Path, size: tuple[int, int], layout: Layout = "auto
         size: (H, W) of the image, which tells which axis is that of the classes where it is not
             clear from sums of 1.
         layout: "khw" and "hwk" say which.
+        logits: whether the array holds logits, of which the softmax is taken ([h, w]: the sigmoid).
 
     Raises:
-        InputError: the file cannot be read, or its array is no probabilities.
+        InputError: the file cannot be read, or its array holds no such thing.
     """
-    return _checked(path, _planes(path, size, layout))
-
-
-def read_logits(path: Path, size: tuple[int, int], layout: Layout = "auto") -> np.ndarray:
-    """As `read_probabilities`, from logits: their softmax over the classes."""
-    logits = _planes(path, size, layout)
-    if not np.isfinite(logits).all():
-        raise InputError(f"{path}: holds NaN or infinity; must hold logits")
-    exponentials = np.exp(logits - logits.max(0))
-    return exponentials / exponentials.sum(0)
-
-
-def _planes(path: Path, size: tuple[int, int], layout: Layout) -> np.ndarray:
     array = _load(path)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: holds {array.dtype}; must hold numbers")
     values = array.astype(np.float32)
-    if array.dtype.kind in "iu" and values.size and values.max() > 1:
+    if not logits and array.dtype.kind in "iu" and values.size and values.max() > 1:
         values /= 255
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim == 2:
-        values = np.stack([1 - values, values])
+        values = np.stack([np.zeros_like(values) if logits else 1 - values, values])
     elif values.ndim == 3:
-        if (_layout(path, values, size) if layout == "auto" else layout) == "hwk":
-            values = np.ascontiguousarray(np.moveaxis(values, 2, 0))
+        chosen = _layout(path, values, size, logits) if layout == "auto" else layout
+        values = np.ascontiguousarray(np.moveaxis(values, 2, 0)) if chosen == "hwk" else values
     if values.ndim != 3 or 0 in values.shape:
         raise InputError(
             f"{path}: an array of shape {list(array.shape)}; must be [K, h, w], [h, w, K] or [h, w]"
         )
-    return values
+    return _softmax(path, values) if logits else _checked(path, values)
+
+
+def _softmax(path: Path, logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise InputError(f"{path}: holds NaN or infinity; must hold logits")
+    exponentials = np.exp(logits - logits.max(0))
+    return exponentials / exponentials.sum(0)
 
 
 def _load(path: Path) -> np.ndarray:
@@ -144,12 +141,12 @@ def _load(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot be read as an array ({error})") from error
 
 
-def _layout(path: Path, values: np.ndarray, size: tuple[int, int]) -> Layout:
+def _layout(path: Path, values: np.ndarray, size: tuple[int, int], logits: bool) -> Layout:
     """Which end the axis of the classes lies at: where sums are 1, else where the size fits."""
     sums: dict[Layout, float] = {
         layout: float(np.abs(values.sum(axis) - 1).max()) for layout, axis in _AXES.items()
     }
-    fitting = [layout for layout, error in sums.items() if error < _SUM]
+    fitting = [layout for layout, error in sums.items() if error < _SUM and not logits]
     if len(fitting) != 1:
         shapes: dict[Layout, tuple[int, ...]] = {"khw": values.shape[1:], "hwk": values.shape[:2]}
         candidates = fitting or list(shapes)

@@ -1,0 +1,149 @@
+"""`python -m deepcrf_ext.refine`: sharpens the masks of any model by a dense CRF."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+
+from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import (
+    add_dense_crf_options,
+    add_device_option,
+    add_mask_options,
+    dense_crf_settings,
+    mask_settings,
+)
+from deepcrf_ext.cli.progress import progress
+from deepcrf_ext.evaluation.masks import count_classes, pair_masks
+from deepcrf_ext.evaluation.refinement import (
+    Outcome,
+    RefinedFolder,
+    record_of,
+    refine_files,
+)
+from deepcrf_ext.ops.dense_crf_params import Normalisation
+from deepcrf_ext.parallel.device import choose_device
+
+_DESCRIPTION = """Sharpen the masks of any model by a dense CRF over their images.
+
+MASKS holds, for every image, a label map (PNG with class indices, grey or with a palette), an array
+of probabilities (.npy, .npz: [K, h, w] or [h, w, K], upsampled where smaller than the image) or a
+grey-level saliency mask (--kind saliency). Masks and images belong together by name, sub-folders
+included; --mask-pattern '{name}_mask.png' says how masks are called. Two files do as well.
+
+Writes labels/NAME.png below the output folder, in the coding of the mask, and with --probabilities
+probabilities/NAME.npz (float16 [K, H, W]; of saliency grey levels, NAME.png). Every file is written
+whole or not at all, so that a run that was stopped goes on where it was. Files that cannot be used
+are listed and left out; the exit code is then 1, or 2 if none could be used."""
+
+
+def _parser() -> ArgumentParser:
+    parser = parsing.make_parser("python -m deepcrf_ext.refine", _DESCRIPTION)
+    parser.add_argument("images", type=Path, help="Folder of images, or one image.")
+    parser.add_argument("masks", type=Path, help="Folder of their masks, or the mask of the one.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
+    add_mask_options(parser)
+    parser.add_argument(
+        "--truth",
+        type=Path | None,
+        help="Folder of true label maps, 255 where they are not known: the mean IoU of masks and "
+        "refined labels is printed.",
+    )
+    add_dense_crf_options(parser)
+    parser.add_argument(
+        "--normalisation",
+        type=Normalisation | None,
+        help="How the kernels are divided by their row sums. Default: that of the parameters, "
+        "symmetric unless their file says else.",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="Also write the refined probabilities."
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Do again what is finished; otherwise it is passed over.",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=PositiveInt | None,
+        help="Images of one size that run together. Default: 8 on a GPU, 1 on the CPU.",
+    )
+    parser.add_argument(
+        "--workers", type=PositiveInt, default=2, help="Threads that read and write files."
+    )
+    add_device_option(parser)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = parsing.parse(_parser(), argv)
+    device = choose_device(arguments.device)
+    crf = dense_crf_settings(arguments, True, "")
+    if arguments.normalisation is not None:
+        crf = replace(crf, params=replace(crf.params, normalisation=arguments.normalisation))
+    pairs, problems = pair_masks(
+        arguments.images,
+        arguments.masks,
+        arguments.truth,
+        (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern),
+    )
+    for problem in problems:
+        _report(problem)
+    masks = count_classes(pairs, mask_settings(arguments), arguments.workers)
+    output = RefinedFolder(arguments.output, arguments.probabilities)
+    files = output.begin(pairs, record_of(masks, crf), arguments.overwrite)
+    todo = {file.name for file in files}
+
+    def watch(results: Iterable[str | None]) -> Iterator[str | None]:
+        for problem in progress(results, len(files), "refine", "image"):
+            if problem is not None:
+                _report(problem)
+            yield problem
+
+    outcome = refine_files(
+        files,
+        masks,
+        crf,
+        output,
+        device,
+        arguments.batch_size or (8 if device.type == "cuda" else 1),
+        arguments.workers,
+        [file for file in pairs if file.name not in todo],
+        watch,
+    )
+    print(_summary(outcome, len(pairs) - len(files), len(problems), arguments.output))
+    failed = len(problems) + len(outcome.problems)
+    if not failed:
+        return 0
+    return 1 if outcome.refined or len(pairs) > len(files) else parsing.EXIT_INPUT
+
+
+def _report(problem: str) -> None:
+    print(f"error: {problem}", file=sys.stderr)
+
+
+def _summary(outcome: Outcome, finished: int, unpaired: int, folder: Path) -> str:
+    failed = unpaired + len(outcome.problems)
+    total = outcome.refined + finished + failed
+    text = f"{outcome.refined + finished} of {total} masks refined into {folder}"
+    if finished:
+        text += f" ({finished} of them earlier)"
+    if outcome.scored:
+        before, after = 100 * outcome.before, 100 * outcome.after
+        text += f"\nmean IoU of {outcome.scored} images: {before:.2f} before, {after:.2f} after"
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 (some masks left out) or 2 (bad input)."""
+    return parsing.run_command(lambda: _run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
