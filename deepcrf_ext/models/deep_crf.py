@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.errors import InputError
@@ -22,6 +21,8 @@ from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.ops.mean_field import mean_field
+from deepcrf_ext.ops.pairwise_nll import pairwise_nll
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 
@@ -249,8 +250,8 @@ class DeepCRF(nn.Module):
             assert unary is not None
             return node_nll(unary, nodes, self.class_weights)
         if self.class_weights is None:
-            return dc.pairwise_nll(potential, nodes, IGNORE_INDEX)
-        values = dc.pairwise_nll(potential, nodes, IGNORE_INDEX, reduction="none")
+            return pairwise_nll(potential, nodes, IGNORE_INDEX)
+        values = pairwise_nll(potential, nodes, IGNORE_INDEX, reduction="none")
         return weighted_mean(values, edge_weights(potential.graph, nodes, self.class_weights))
 
     def loss_count(self, name: str, labels: Tensor) -> Tensor:
@@ -339,7 +340,7 @@ class DeepCRF(nn.Module):
         unary, potentials = self.crf(energies, variant)
         batch, height, width = energies.grid
         steps = self.config.iterations if iterations is None else iterations
-        nodes = dc.mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
+        nodes = mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
         return nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
 
     def predict(

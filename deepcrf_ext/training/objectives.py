@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-import deepcrf_ext as dc
 from deepcrf_ext.config import ObjectiveName
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF, Variant
@@ -28,7 +27,10 @@ from deepcrf_ext.models.deep_crf import (
     node_weights,
     weighted_mean,
 )
+from deepcrf_ext.ops.mean_field import mean_field
+from deepcrf_ext.ops.pairwise_messages import pairwise_messages
 from deepcrf_ext.ops.potentials import Potential
+from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 
 
 class Loss(Protocol):
@@ -82,9 +84,7 @@ class CRFLoss:
         nodes = node_labels(labels, energies.grid[1:])
         unary, potentials = model.crf(energies, self.variant)
         if self.objective == "pseudo_likelihood":
-            values = dc.pseudo_likelihood_nll(
-                unary, potentials, nodes, IGNORE_INDEX, reduction="none"
-            )
+            values = pseudo_likelihood_nll(unary, potentials, nodes, IGNORE_INDEX, reduction="none")
             return weighted_mean(values, node_weights(nodes, model.class_weights))
         return mean_field_nll(
             unary, potentials, nodes, model.config.iterations, model.class_weights
@@ -109,10 +109,10 @@ def mean_field_nll(
     """
     if iterations == 0:
         return node_nll(unary, labels, class_weights)
-    marginals = dc.mean_field(unary, potentials, iterations - 1)
+    marginals = mean_field(unary, potentials, iterations - 1)
     energies = unary
     for potential in potentials:
-        energies = energies + dc.pairwise_messages(potential, marginals)
+        energies = energies + pairwise_messages(potential, marginals)
     return node_nll(energies, labels, class_weights)
 
 
