@@ -239,7 +239,7 @@ def run_table(images: int, epoch: int, load_seconds: float, rate: float) -> list
 def step_times(config: TrainConfig, world: World, others: World, count: int) -> list[float]:
     """Seconds of training steps in `world`, begun at once in all `others`, after two before."""
     data = open_dataset("scenes", None, "train")
-    trainer = Trainer(config, data, data, world)
+    trainer = Trainer(config, data, data, world=world)
     trainer.model.train()
     batch = next(epoch_batches(data, config, 0, 0, world))
     times = []

@@ -98,12 +98,13 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         for split in (config.data.train_split, config.data.val_split)
     )
     _refuse_same_images(config, train_set, val_set)
-    trainer = Trainer(config, train_set, val_set, world)
+    trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
+    if world.is_main and trainer.transfer is not None:
+        print(f"{config.init_from}: {trainer.transfer}")
     if checkpoint is None:
         folder = world.from_main(create_run_folder(config) if world.is_main else Path())
     else:
-        trainer.restore(checkpoint)
         folder = checkpoint.parent
         if world.is_main:
             write_config(folder, config)

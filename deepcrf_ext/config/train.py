@@ -19,7 +19,8 @@ class OptimConfig:
 
     Args:
         lr: Learning rate of new layers.
-        lr_initialised: Learning rate of layers that start from VGG-16 weights.
+        lr_initialised: Learning rate of layers that start from given weights (vgg_weights,
+            init_from).
         momentum: Momentum.
         weight_decay: Weight decay.
         schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly"
@@ -92,6 +93,10 @@ class TrainConfig:
             the class occurs in; an edge weighs the geometric mean of its two labels' weights.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
             torchvision's.
+        init_from: Start from the weights of a trained run, a run folder or a checkpoint, of other
+            classes too: what fits is taken, the last layers class by class by name. It learns at
+            optim.lr_initialised, what is new at optim.lr, without a warm start where the relations
+            are taken.
         validate_every: Epochs between measurements on the validation images; the last epoch is
             always measured.
         save_minutes: Longest time between two checkpoints; one is also written after every epoch.
@@ -111,6 +116,7 @@ class TrainConfig:
     warm_start: float = 0.6
     class_balance: Literal["none", "median_frequency"] = "none"
     vgg_weights: str | None = None
+    init_from: str | None = None
     validate_every: int = 2
     save_minutes: float = 10.0
 

@@ -60,10 +60,11 @@ def vgg_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     return layers
 
 
-def initialise_from_vgg16(model: DeepCRF, source: str) -> None:
+def initialise_from_vgg16(model: DeepCRF, source: str) -> set[str]:
     """Copies the weights in `source` (`load_vgg16`) to every place of a model that has room.
 
-    Blocks 1-5 take the convolutions and block 6, as a 7x7 convolution, fc6. Raises InputError
+    Blocks 1-5 take the convolutions and block 6, as a 7x7 convolution, fc6. Returns the names of
+    the parameters that took weights. Raises InputError
     naming `source` and the key that is missing or of another shape.
     """
     state = load_vgg16(source)
@@ -83,3 +84,5 @@ def initialise_from_vgg16(model: DeepCRF, source: str) -> None:
                 )
             with torch.no_grad():
                 parameter.copy_(value.reshape(shape))
+    taken = {id(parameter) for _, conv in vgg_layers(model) for parameter in conv.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in taken}

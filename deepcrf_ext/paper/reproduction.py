@@ -85,11 +85,12 @@ class Reproduction:
         """Trains, or goes on from the newest checkpoint."""
         config = self.plan.train
         train_set = self._dataset(config.data.train_split)
-        trainer = Trainer(config, train_set, self._dataset(config.data.val_split))
         run = self.folder / "train"
-        if (run / "last.pt").exists():
-            trainer.restore(run / "last.pt")
-        else:
+        last = run / "last.pt"
+        checkpoint = last if last.exists() else None
+        val_set = self._dataset(config.data.val_split)
+        trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint)
+        if checkpoint is None:
             for file in run.glob("*"):  # of a run that was killed before its first checkpoint
                 file.unlink()
             create_run_folder(config)

@@ -56,6 +56,14 @@ def find_checkpoint(path: Path, name: str = "last.pt") -> Path:
     return path
 
 
+def find_trained(path: Path) -> Path:
+    """The checkpoint file at `path`: itself, or a run folder's best.pt, else its last.pt.
+
+    Raises InputError.
+    """
+    return find_checkpoint(path, "best.pt" if (path / "best.pt").is_file() else "last.pt")
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote, tensors on the CPU.
 
@@ -112,9 +120,7 @@ def load_model(
     Raises:
         InputError: the file cannot be read, or its weights do not fit its settings.
     """
-    path = Path(path)
-    name = "best.pt" if (path / "best.pt").is_file() else "last.pt"
-    file = find_checkpoint(path, name)
+    file = find_trained(Path(path))
     state = load_checkpoint(file)
     config = from_dict(state["config"])
     model = DeepCRF(config.model, len(state["classes"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,17 +12,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deepcrf_ext.config import DataConfig, TrainConfig
-from deepcrf_ext.data import SegmentationDataset, TrainTransform
+from deepcrf_ext.data import Sample, SegmentationDataset, TrainTransform
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, LostProcessError, World
+
+Transform = Callable[[Sample, np.random.Generator], tuple[Tensor, Tensor]]
+"""Makes a sample an image, float32 [3, h, w] RGB 0..255, and labels, int64 [h, w]."""
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
     """Augmented samples by (epoch, index): float32 image [3, h, w] and int64 labels [h, w]."""
 
-    def __init__(self, dataset: SegmentationDataset, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        config: DataConfig,
+        seed: int,
+        transform: Transform | None = None,
+    ) -> None:
         self.dataset = dataset
-        self.transform = TrainTransform(config.crop, config.flip, config.scale_range)
+        self.transform = transform or TrainTransform(config.crop, config.flip, config.scale_range)
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -42,10 +51,12 @@ def epoch_batches(
     epoch: int,
     first: int = 0,
     world: World = ALONE,
+    transform: Transform | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch from number `first` on: images [B, 3, h, w], labels [B, h, w].
 
-    Of every batch, a process gets its part (`World.split`); all together get what one alone would.
+    `transform` stands in for the settings' `TrainTransform`. Of every batch, a process gets its
+    part (`World.split`); all together get what one alone would.
 
     Raises InputError when an image cannot be read or images of several sizes meet in a batch.
     """
@@ -56,7 +67,7 @@ def epoch_batches(
         for i in range(first, batches_per_epoch(len(dataset), size))
     ]
     loader = DataLoader(
-        TrainingSamples(dataset, config.data, config.seed),
+        TrainingSamples(dataset, config.data, config.seed, transform),
         batch_sampler=batches,
         num_workers=config.data.workers,
         collate_fn=_collate,

@@ -30,7 +30,10 @@ class _Run:
         self.config = from_dict(self.state["config"])
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
-        self.model, self.optimiser = _build(self.config, len(self.state["classes"]))
+        self.initialised: list[str] = self.state.get("initialised", [])
+        self.model, self.optimiser = _build(
+            self.config, len(self.state["classes"]), self.initialised
+        )
         load_weights(self.model, self.state, self.path)
         self.optimiser.load_state_dict(self.state["optimiser"])
 
@@ -47,9 +50,11 @@ class _Run:
                 )
 
 
-def _build(config: TrainConfig, num_classes: int) -> tuple[DeepCRF, SGD]:
+def _build(
+    config: TrainConfig, num_classes: int, initialised: Sequence[str]
+) -> tuple[DeepCRF, SGD]:
     model = DeepCRF(config.model, num_classes)
-    return model, make_optimiser(model, config.optim, from_vgg=config.vgg_weights is not None)
+    return model, make_optimiser(model, config.optim, initialised)
 
 
 def _parameters(model: DeepCRF, potential: str) -> list[Tensor]:
@@ -75,7 +80,13 @@ def merge(paths: Sequence[Path]) -> tuple[TrainConfig, dict[str, Any]]:
     names = tuple(name for name in first.config.model.all_potentials() if name in sources)
     model_config = replace(first.config.model, potentials=names)
     config = replace(first.config, model=model_config, warm_start=0.0)  # all relations have started
-    model, optimiser = _build(config, len(first.state["classes"]))
+    initialised = sorted(
+        name
+        for potential, run in sources.items()
+        for name in run.initialised
+        if name.startswith(f"potentials.{potential}.")
+    )
+    model, optimiser = _build(config, len(first.state["classes"]), initialised)
     loss_sums: dict[str, float] = {}
     for name, run in sources.items():
         pairs = zip(_parameters(model, name), _parameters(run.model, name), strict=True)
@@ -92,6 +103,7 @@ def merge(paths: Sequence[Path]) -> tuple[TrainConfig, dict[str, Any]]:
         "config": to_dict(config),
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
+        "initialised": initialised,
         "progress": {
             **first.state["progress"],
             "stage": max(0, sum(begun) - 1),

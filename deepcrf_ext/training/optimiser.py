@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from torch import nn
 from torch.optim import SGD
 
 from deepcrf_ext.config import OptimConfig
-from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.vgg_init import vgg_layers
 
 
-def make_optimiser(model: DeepCRF, config: OptimConfig, from_vgg: bool) -> SGD:
-    """SGD in two groups: new layers at `lr`, layers that start from VGG-16 at `lr_initialised`."""
-    initialised = set()
-    if from_vgg:
-        initialised = {p for _, conv in vgg_layers(model) for p in conv.parameters()}
-    new = [p for p in model.parameters() if p not in initialised]
-    old = [p for p in model.parameters() if p in initialised]
+def make_optimiser(model: nn.Module, config: OptimConfig, initialised: Collection[str] = ()) -> SGD:
+    """SGD in two groups: new layers at `lr`, those that start from given weights, named by their
+    parameters, at `lr_initialised`."""
+    new = [p for name, p in model.named_parameters() if name not in initialised]
+    old = [p for name, p in model.named_parameters() if name in initialised]
     groups = [(new, config.lr), (old, config.lr_initialised)]
     return SGD(
         [{"params": ps, "lr": rate, "initial_lr": rate} for ps, rate in groups if ps],

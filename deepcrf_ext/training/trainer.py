@@ -17,15 +17,26 @@ from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.transfer import Transfer, transfer_weights
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from deepcrf_ext.records.checkpoint import (
+    find_trained,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
-from deepcrf_ext.training.loader import batches_per_epoch, epoch_batches, loaders_needed
+from deepcrf_ext.training.loader import (
+    Transform,
+    batches_per_epoch,
+    epoch_batches,
+    loaders_needed,
+)
 from deepcrf_ext.training.objectives import Loss, make_losses, part_counts, part_weights
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
@@ -56,6 +67,10 @@ class Trainer:
     Args:
         config: the run.
         train_set, val_set: images.
+        model: what is trained; None makes the one of the settings. Its own settings replace theirs.
+        transform: makes a sample an image, float32 [3, h, w] RGB 0..255, and labels, int64 [h, w],
+            with the random numbers of a generator; None is the `TrainTransform` of the settings.
+        checkpoint: of this run, to go on from.
         world: the processes that train together, each its part of every batch.
 
     Raises InputError when the settings do not fit the model, the data or the machine.
@@ -66,8 +81,25 @@ class Trainer:
         config: TrainConfig,
         train_set: SegmentationDataset,
         val_set: SegmentationDataset,
+        model: DeepCRF | None = None,
+        *,
+        transform: Transform | None = None,
+        checkpoint: Path | None = None,
         world: World = ALONE,
     ) -> None:
+        for name, dataset in (("train_set", train_set), ("val_set", val_set)):
+            if not isinstance(dataset, SegmentationDataset):
+                raise TypeError(
+                    f"{name}: got {type(dataset).__name__}, must be a SegmentationDataset; "
+                    "deepcrf_ext.data.LabelledPairs makes one of any data set of pairs"
+                )
+        if model is not None:
+            if model.num_classes != train_set.num_classes:
+                raise ValueError(
+                    f"model: has {model.num_classes} classes, must have those of train_set, "
+                    f"{train_set.num_classes}"
+                )
+            config = replace(config, model=model.config)
         if val_set.classes != train_set.classes:
             raise InputError(
                 f"data.val_split: has the classes {', '.join(val_set.classes)}; training has "
@@ -84,24 +116,48 @@ class Trainer:
         self.train_set, self.val_set = train_set, val_set
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = DeepCRF(config.model, train_set.num_classes)
-        if config.vgg_weights is not None:
-            initialise_from_vgg16(self.model, config.vgg_weights)
+        self.model = DeepCRF(config.model, train_set.num_classes) if model is None else model
+        self.transform = transform
+        self.transfer: Transfer | None = None
+        self.initialised: set[str] = set()
+        if checkpoint is None:
+            self._take_weights()
         self.model.to(self.device)
         share_batches(self.model, world)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
-        self.optimiser = make_optimiser(
-            self.model, config.optim, from_vgg=config.vgg_weights is not None
-        )
-        self.stages = plan_stages(config, self.model)
+        self.optimiser = make_optimiser(self.model, config.optim, self.initialised)
+        self.stages = plan_stages(self.config, self.model)
         self.progress = Progress()
         self.folder = Path()
         self.last_saved = time.monotonic()
+        if checkpoint is not None:
+            self.restore(checkpoint)
+
+    def _take_weights(self) -> None:
+        """Gives the model the weights that the settings name (vgg_weights, init_from)."""
+        config = self.config
+        if config.vgg_weights is not None:
+            self.initialised |= initialise_from_vgg16(self.model, config.vgg_weights)
+        if config.init_from is None:
+            return
+        path = find_trained(Path(config.init_from))
+        state = load_checkpoint(path)
+        classes = self.train_set.classes
+        self.transfer = transfer_weights(self.model, classes, state["model"], state["classes"])
+        state_dict = self.model.state_dict()
+        if not any(state_dict[name].ndim > 1 for name in self.transfer.whole):
+            raise InputError(f"init_from: no layer of {path} fits the model ({self.transfer})")
+        self.initialised |= set(self.transfer.whole)
+        relations = [f"potentials.{name}.source.weight" for name in config.model.relations]
+        if self.transfer.started(relations):
+            self.config = replace(config, warm_start=0.0)  # it would start relations once more
 
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
         state = load_checkpoint(path)
         load_weights(self.model, state, path)
+        self.initialised = set(state.get("initialised", ()))
+        self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
         self.optimiser.load_state_dict(state["optimiser"])
         try:
             self.progress = Progress(**state["progress"])
@@ -165,6 +221,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "progress": asdict(self.progress),
+                "initialised": sorted(self.initialised),
                 "class_weights": None if weights is None else weights.tolist(),
             },
         )
@@ -256,7 +313,12 @@ class Trainer:
         """This process's parts of the batches that are left of the epoch."""
         progress = self.progress
         return epoch_batches(
-            self.train_set, self.config, progress.epoch, progress.batch, self.world
+            self.train_set,
+            self.config,
+            progress.epoch,
+            progress.batch,
+            self.world,
+            self.transform,
         )
 
     def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:

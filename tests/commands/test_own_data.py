@@ -97,3 +97,28 @@ def test_measuring_on_another_folder(place, capsys):
     assert report["data"]["root"] == str(elsewhere)
     write(elsewhere / "masks/far/away/série 0/bild 0.png", np.zeros((3, 3), np.uint8))
     assert evaluate.main([*command, *labels]) == 2
+
+
+def test_fine_tuning_on_other_classes(place, capsys):
+    root = write_blobs(place / "data", 255)
+    assert train_on(root, "--data.labels", "{0: background, 255: crack}") == 0
+    capsys.readouterr()
+    tune = ["--config", "tiny.yaml", "--data.dataset", "folder", "--data.root", str(root)]
+    labels = "{255: crack, 0: wall, 7: door}"
+    tune += ["--data.labels", labels, "--output", "tuned", "--epochs", "2"]
+    assert train.main([*tune, "--init_from", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "more for the classes that both have (crack)" in out
+    _, config, metadata = load_model("tuned")
+    assert metadata["classes"] == ["crack", "wall", "door"]
+    assert config.warm_start == 0  # the relations were taken
+    steps = [json.loads(line) for line in (place / "tuned/metrics.jsonl").read_text().splitlines()]
+    assert "surrounding" in steps[0]["loss"]
+    # It goes on without what it began from.
+    (place / "run").rename(place / "gone")
+    assert train.main(["--resume", "tuned", "--epochs", "3"]) == 0
+    assert train.main([*tune, "--init_from", "run", "--output", "again"]) == 2
+    assert "run is neither a checkpoint nor a run folder" in capsys.readouterr().err
+    narrow = ["--model.widths", "[5, 7]", "--model.head_widths", "[9]", "--model.hidden", "7"]
+    assert train.main([*tune, "--init_from", "gone", "--output", "again", *narrow]) == 2
+    assert "init_from: no layer of gone/best.pt fits the model" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from tiny_run import lines, write_learnable_camvid
 from deepcrf_ext import train as command
 from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.vgg_init import vgg_layers
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.optimiser import (
@@ -252,7 +253,9 @@ def test_learning_rate_groups_and_schedules():
     config.potentials = ("unary", "surrounding")
     model = DeepCRF(config, 3)
     optim = OptimConfig(lr=1e-3, lr_initialised=1e-4, schedule="exponential", decay=0.97)
-    optimiser = make_optimiser(model, optim, from_vgg=True)
+    taken = {id(p) for _, conv in vgg_layers(model) for p in conv.parameters()}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    optimiser = make_optimiser(model, optim, names)
     new, initialised = optimiser.param_groups
     assert (new["lr"], initialised["lr"]) == (1e-3, 1e-4)
     slow = {id(p) for p in initialised["params"]}
