@@ -33,7 +33,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcrf_ext.config import TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.nn.relations import relation_box
 from deepcrf_ext.parallel.batch_norm import BatchNorm
 from deepcrf_ext.parallel.world import ALONE, World, join
 from deepcrf_ext.training.loader import epoch_batches
@@ -113,7 +112,7 @@ def count_potentials(config: TrainConfig, num_classes: int) -> list[Potential]:
             network(pyramid[:1] if potential == "unary_1scale" else pyramid)
         operations = 3.0 * counter.get_total_flops()
         if potential in config.model.relations:
-            box = relation_box(config.model.relations[potential], height, width)
+            box = config.model.relations[potential].box(height, width)
             edges = height * width * (box.bottom - box.top + 1) * (box.right - box.left + 1)
             operations += 6.0 * edges * config.model.pairwise_hidden * num_classes**2
         size = sum(4 * parameter.numel() for parameter in network.parameters())

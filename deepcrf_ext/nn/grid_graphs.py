@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from threading import Lock
 
 import torch
+from torch import Tensor
 
-from deepcrf_ext.nn.relations import RelationConfig, relation_box
-from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.nn.relations import RelationConfig
+from deepcrf_ext.ops._available_memory import available_memory
+from deepcrf_ext.ops._flat_tensors import graph_tensors
+from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
+from deepcrf_ext.ops.range_box_edges import Edges
 
 
 class GraphCache:
-    """The graphs used last, as many as `max_bytes` hold, but always the newest."""
+    """The graphs used last, as many as `max_bytes` hold, but always the newest.
+
+    Threads may share it, forked processes inherit it, and a graph may be read on any CUDA stream,
+    in a captured CUDA graph too: such a graph is kept for good, as replays read it unseen.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._graphs: OrderedDict[Hashable, EdgeGraph] = OrderedDict()
+        self._captured: list[EdgeGraph] = []
         self._lock = Lock()
+        if hasattr(os, "register_at_fork"):  # a child must not find the lock held
+            os.register_at_fork(
+                before=self._lock.acquire,
+                after_in_parent=self._lock.release,
+                after_in_child=self._lock.release,
+            )
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -27,18 +44,31 @@ class GraphCache:
     def get(self, key: Hashable) -> EdgeGraph | None:
         """The graph of a key, or None."""
         with self._lock:
-            if key in self._graphs:
-                self._graphs.move_to_end(key)
-            return self._graphs.get(key)
+            graph = self._graphs.get(key)
+            if graph is None:
+                return None
+            self._graphs.move_to_end(key)
+            if graph.device.type == "cuda":
+                self._keep_for_stream(graph)
+            return graph
 
     def put(self, key: Hashable, graph: EdgeGraph) -> None:
-        """Adds a graph and lets the ones unused longest go."""
+        """Adds a graph, written whole by now, and lets the ones unused longest go."""
         with self._lock:
             if key not in self._graphs:
                 self._graphs[key] = graph
                 self.num_bytes += graph.num_bytes
             while self.num_bytes > self.max_bytes and len(self._graphs) > 1:
                 self.num_bytes -= self._graphs.popitem(last=False)[1].num_bytes
+
+    def _keep_for_stream(self, graph: EdgeGraph) -> None:
+        """Keeps the memory of a graph from reuse while work of the current stream may read it."""
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.append(graph)
+            return
+        stream = torch.cuda.current_stream(graph.device)
+        for tensor in graph_tensors(graph):
+            tensor.record_stream(stream)
 
 
 _CACHE = GraphCache(max_bytes=256 << 20)
@@ -49,14 +79,92 @@ def relation_graph(
 ) -> EdgeGraph:
     """The edges of a batch of equal grids; nodes are numbered image by image, row by row.
 
-    Graphs are kept for the next call with the same arguments, up to 256 MB of them.
+    Graphs are kept for the next call with the same arguments, up to 256 MB of them. In compiled or
+    exported code they are built anew for the sizes met.
+
+    Raises:
+        InputError: the graph would take more than a third of the memory that is left.
     """
-    key = (relation, batch, height, width, device)
+    if torch.compiler.is_compiling():
+        return EdgeGraph(
+            *relation_edges(
+                relation.kind, relation.width, relation.height, relation.offsets, relation.step,
+                batch, height, width, device,
+            )
+        )  # fmt: skip
+    box = relation.box(height, width)
+    key = (box, batch, height, width, device)
     graph = _CACHE.get(key)
     if graph is None:
-        box = relation_box(relation, height, width)
         with torch.inference_mode(False):  # training may be the next to use it
-            one = EdgeGraph.from_range_box(height, width, box)
-            graph = EdgeGraph.batch([one] * batch).to(device)
+            graph = _build(box, batch, height, width, device)
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return graph  # it is written by every replay, and nowhere else
+            torch.cuda.current_stream(device).synchronize()
         _CACHE.put(key, graph)
     return graph
+
+
+def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> EdgeGraph:
+    num_edges, num_nodes = batch * box.num_edges(height, width), batch * height * width
+    num_bytes = 16 * (num_edges + num_nodes)
+    available = available_memory(device)
+    # Building takes up to three times the graph, and so do losses over its edges.
+    if available is not None and 3 * num_bytes > available:
+        raise InputError(
+            f"relation: a box of {box.bottom - box.top + 1} x {box.right - box.left + 1} offsets "
+            f"on {batch} x {height} x {width} nodes has {num_edges:,} edges, "
+            f"{num_bytes / 1e9:.1f} GB, must be at most a third of the {available / 1e9:.1f} GB "
+            f"of memory available on {device}: take a coarser or smaller grid, fewer images at a "
+            "time, a smaller box, or a box with a larger step"
+        )
+    if batch == 0:
+        return EdgeGraph.from_range_box(0, 0, box, device)
+    return EdgeGraph.batch([EdgeGraph.from_range_box(height, width, box, device)] * batch)
+
+
+@torch.library.custom_op("deepcrf_ext::relation_edges", mutates_args=())
+def relation_edges(
+    kind: str,
+    box_width: float,
+    box_height: float,
+    offsets: Sequence[int] | None,
+    step: int,
+    batch: int,
+    height: int,
+    width: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of `relation_graph`, for a `RelationConfig` given by its fields.
+
+    An operator, so that tracing with symbolic sizes need not follow how a box becomes edges.
+    """
+    four = None if offsets is None else tuple(offsets)
+    relation = RelationConfig(kind, box_width, box_height, four, step)  # type: ignore[arg-type]
+    graph = _build(relation.box(height, width), batch, height, width, device)
+    row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges = graph_tensors(graph)
+    return row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges
+
+
+@relation_edges.register_fake
+def _(
+    kind: str,
+    box_width: float,
+    box_height: float,
+    offsets: Sequence[int] | None,
+    step: int,
+    batch: int,
+    height: int,
+    width: int,
+    device: torch.device,
+) -> Edges:
+    num_edges = torch.library.get_ctx().new_dynamic_size()
+    num_offsets = batch * height * width + 1
+    return (
+        torch.empty(num_offsets, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
+        torch.empty(num_offsets, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
+        torch.empty(num_edges, dtype=torch.int64, device=device),
+    )

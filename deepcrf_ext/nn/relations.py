@@ -54,24 +54,28 @@ class RelationConfig:
         if self.step < 1:
             raise InputError(f"relation: step {self.step} must be at least 1")
 
+    def box(self, height: int, width: int) -> RangeBox:
+        """The box of neighbours on a grid of height x width nodes."""
+        if self.offsets is not None:
+            return RangeBox(*self.offsets, step=self.step)
+        size = {"box_width": self.width, "box_height": self.height}
+        if self.kind == "surrounding":
+            box = RangeBox.surrounding(height, width, size=self.width)
+        elif self.kind == "above_below":
+            box = RangeBox.above_below(height, width, **size)
+        else:
+            box = RangeBox.left_right(height, width, **size)
+        return replace(box, step=self.step)
+
+
+NAMED_RELATIONS = {
+    "surrounding": RelationConfig("surrounding", 0.4, 0.4),
+    "above_below": RelationConfig("above_below", 0.3, 0.4),
+    "left_right": RelationConfig("left_right", 0.4, 0.3),
+}
+"""The relations that a name alone stands for; the paper has the first two."""
+
 
 def paper_relations() -> dict[str, RelationConfig]:
     """The paper's two (section 3.2): a square of 0.4 and a box of 0.3 x 0.4 of the short side."""
-    return {
-        "surrounding": RelationConfig("surrounding", 0.4, 0.4),
-        "above_below": RelationConfig("above_below", 0.3, 0.4),
-    }
-
-
-def relation_box(relation: RelationConfig, height: int, width: int) -> RangeBox:
-    """The box of neighbours on a grid of height x width nodes."""
-    if relation.offsets is not None:
-        return RangeBox(*relation.offsets, step=relation.step)
-    size = {"box_width": relation.width, "box_height": relation.height}
-    if relation.kind == "surrounding":
-        box = RangeBox.surrounding(height, width, size=relation.width)
-    elif relation.kind == "above_below":
-        box = RangeBox.above_below(height, width, **size)
-    else:
-        box = RangeBox.left_right(height, width, **size)
-    return replace(box, step=relation.step)
+    return {name: NAMED_RELATIONS[name] for name in ("surrounding", "above_below")}

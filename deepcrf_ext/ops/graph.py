@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._tensor_checks import usable_device
-from deepcrf_ext.ops.range_box_edges import range_box_edges
+from deepcrf_ext.ops.range_box_edges import (
+    dilated_box_edges,
+    num_dilated_box_edges,
+    num_range_box_edges,
+    range_box_edges,
+)
 
 _MAX_NODES = 2**31 - 1  # targets are int32
 
@@ -129,6 +134,20 @@ class RangeBox:
         turned = cls.above_below(height, width, box_width=box_height, box_height=box_width)
         return cls(turned.left, turned.right, turned.top, turned.bottom)
 
+    def clipped(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """top, bottom, left and right, without what lies off every grid of this size."""
+        top, bottom = (max(-height, min(height, offset)) for offset in (self.top, self.bottom))
+        left, right = (max(-width, min(width, offset)) for offset in (self.left, self.right))
+        return top, bottom, left, right
+
+    def num_edges(self, height: int, width: int) -> int:
+        """How many edges its graph over a grid of height × width nodes has, without building it."""
+        height, width = _grid_size(height, width)
+        sides = self.clipped(height, width)
+        if self.step == 1:
+            return num_range_box_edges(height, width, *sides)
+        return num_dilated_box_edges(height, width, *sides, self.step)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeGraph:
@@ -169,18 +188,11 @@ class EdgeGraph:
         height, width = _grid_size(height, width)
         if not isinstance(box, RangeBox):
             raise TypeError(f"box must be a RangeBox, got {type(box).__name__}")
-        top, bottom = (max(-height, min(height, offset)) for offset in (box.top, box.bottom))
-        left, right = (max(-width, min(width, offset)) for offset in (box.left, box.right))
+        top, bottom, left, right = box.clipped(height, width)
         device = usable_device(device)
-        graph = cls(*range_box_edges(height, width, top, bottom, left, right, device))
         if box.step == 1:
-            return graph
-        source, target = graph.edge_index()
-        rows = target // width - source // width
-        columns = target % width - source % width
-        kept = (rows % box.step == 0) & (columns % box.step == 0)
-        thinned = cls.from_edges(source[kept], target[kept], graph.num_nodes)
-        return replace(thinned, edge_order=None)  # they were in order
+            return cls(*range_box_edges(height, width, top, bottom, left, right, device))
+        return cls(*dilated_box_edges(height, width, top, bottom, left, right, box.step, device))
 
     @classmethod
     def from_edges(cls, source_index: Tensor, target_index: Tensor, num_nodes: int) -> EdgeGraph:

@@ -34,6 +34,20 @@ def num_range_box_edges(
     return pairs - height * width if contains_origin else pairs
 
 
+def num_dilated_box_edges(
+    height: int, width: int, top: int, bottom: int, left: int, right: int, step: int
+) -> int:
+    """The number of edges of a range box with a step, in O(offsets of a row and of a column)."""
+
+    def pairs(size: int, low: int, high: int) -> int:
+        offsets = range(-(-low // step) * step, high + 1, step)
+        return sum(max(0, size - abs(offset)) for offset in offsets)
+
+    total = pairs(height, top, bottom) * pairs(width, left, right)
+    contains_origin = top <= 0 <= bottom and left <= 0 <= right
+    return total - height * width if contains_origin else total
+
+
 def _allocate(
     height: int, width: int, top: int, bottom: int, left: int, right: int, device: torch.device
 ) -> Edges:
@@ -73,3 +87,54 @@ def range_box_edges(
         height, width, top, bottom, left, right, *edges, *_backend.launch_args(edges[0])
     )
     return edges
+
+
+def dilated_box_edges(
+    height: int,
+    width: int,
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+    step: int,
+    device: torch.device,
+) -> Edges:
+    """As `range_box_edges`, of those neighbours alone whose offsets are multiples of `step`.
+
+    In PyTorch, as it is needed once a grid; some 50 bytes an edge are alive at a time.
+    """
+
+    def neighbours(size: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """First neighbour of each position of an axis, and how many there are, int64 [size]."""
+        position = torch.arange(size, device=device)
+        first = position - -low // step * step
+        last = position + high // step * step
+        first += (step - 1 - first).clamp(min=0) // step * step
+        last -= (step - size + last).clamp(min=0) // step * step
+        return first, ((last - first) // step + 1).clamp(min=0)
+
+    first_row, rows = neighbours(height, top, bottom)
+    first_column, columns = neighbours(width, left, right)
+    counts = (rows[:, None] * columns).flatten()
+    sources = torch.arange(height * width, device=device).repeat_interleave(counts)
+    own_row, own_column = sources // width, sources % width
+    place = torch.arange(sources.shape[0], device=device) - (counts.cumsum(0) - counts)[sources]
+    row = first_row[own_row] + place // columns[own_column] * step
+    column = first_column[own_column] + place % columns[own_column] * step
+    targets = row * width + column
+    if top <= 0 <= bottom and left <= 0 <= right:
+        others = targets != sources
+        sources, targets = sources[others], targets[others]
+    reverse_edges = torch.sort(targets, stable=True).indices
+
+    def row_offsets(ends: Tensor) -> Tensor:
+        degrees = ends.bincount(minlength=height * width)
+        return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
+
+    return (
+        row_offsets(sources),
+        targets.int(),
+        row_offsets(targets),
+        sources[reverse_edges].int(),
+        reverse_edges,
+    )

@@ -11,7 +11,6 @@ from deepcrf_ext.config import ModelConfig, RelationConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
-from deepcrf_ext.nn.relations import relation_box
 
 K = 4
 TINY = ModelConfig(widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=8)
@@ -146,9 +145,9 @@ def test_relations_become_boxes_of_the_grid():
     above = RelationConfig("above_below", width=0.3, height=0.4)
     around = RelationConfig("surrounding", width=0.2, height=0.2)
     offsets = RelationConfig("offsets", offsets=(-1, 2, 0, 3))
-    assert relation_box(above, 20, 30) == RangeBox(1, 8, -3, 3)
-    assert relation_box(around, 20, 30) == RangeBox(-2, 2, -2, 2)
-    assert relation_box(offsets, 20, 30) == RangeBox(-1, 2, 0, 3)
+    assert above.box(20, 30) == RangeBox(1, 8, -3, 3)
+    assert around.box(20, 30) == RangeBox(-2, 2, -2, 2)
+    assert offsets.box(20, 30) == RangeBox(-1, 2, 0, 3)
     graph = relation_graph(around, 2, 20, 30, torch.device("cpu"))
     one = EdgeGraph.from_range_box(20, 30, RangeBox(-2, 2, -2, 2))
     assert graph.num_nodes == 1200

@@ -10,7 +10,6 @@ from deepcrf_ext.config import ModelConfig, RelationConfig, from_dict, paper_rel
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
-from deepcrf_ext.nn.relations import relation_box
 from deepcrf_ext.train import parse_new_run
 
 RELATIONS = {
@@ -60,10 +59,10 @@ def test_left_node_comes_first_in_a_left_right_edge() -> None:
 
 
 def test_relations_become_boxes_of_the_grid() -> None:
-    assert relation_box(RELATIONS["left_right"], 20, 30) == RangeBox(-3, 3, 1, 8)
-    assert relation_box(RELATIONS["far"], 20, 30) == RangeBox(-8, 8, -8, 8, step=3)
+    assert RELATIONS["left_right"].box(20, 30) == RangeBox(-3, 3, 1, 8)
+    assert RELATIONS["far"].box(20, 30) == RangeBox(-8, 8, -8, 8, step=3)
     offsets = RelationConfig("offsets", offsets=(0, 4, 0, 4), step=2)
-    assert relation_box(offsets, 20, 30) == RangeBox(0, 4, 0, 4, 2)
+    assert offsets.box(20, 30) == RangeBox(0, 4, 0, 4, 2)
     dense = relation_graph(RelationConfig("surrounding", 0.8, 0.8), 2, 20, 30, torch.device("cpu"))
     thin = relation_graph(RELATIONS["far"], 2, 20, 30, torch.device("cpu"))
     assert thin.num_nodes == dense.num_nodes
