@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
+
+from torch import nn
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.ops.graph import RangeBox
@@ -74,6 +77,57 @@ NAMED_RELATIONS = {
     "left_right": RelationConfig("left_right", 0.4, 0.3),
 }
 """The relations that a name alone stands for; the paper has the first two."""
+
+
+Relation: TypeAlias = RelationConfig | RangeBox
+
+
+def named_relations(relations: Sequence[str] | Mapping[str, Relation]) -> dict[str, RelationConfig]:
+    """Relations by name, from names of `NAMED_RELATIONS` or from a dictionary of one's own.
+
+    Raises:
+        TypeError: `relations`, a name or a relation is of another type.
+        ValueError: a name is not known, given twice, or cannot be the key of a state.
+    """
+    if isinstance(relations, Mapping):
+        given = dict(relations)
+    elif isinstance(relations, (list, tuple)):
+        unknown = [name for name in relations if name not in NAMED_RELATIONS]
+        if unknown:
+            raise ValueError(
+                f"relations: got {unknown[0]!r}, must be names out of "
+                f"{', '.join(NAMED_RELATIONS)}, or a dictionary of relations by name"
+            )
+        if len(set(relations)) < len(relations):
+            raise ValueError(f"relations: got {tuple(relations)!r}, must be different names")
+        given = {name: NAMED_RELATIONS[name] for name in relations}
+    else:
+        raise TypeError(
+            f"relations: got {type(relations).__name__}, must be a tuple of names or a dictionary"
+        )
+    return {_checked_name(name): _as_config(name, value) for name, value in given.items()}
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"relations: got the name {name!r}, must be a str")
+    if not name.isidentifier() or name == "unary" or hasattr(nn.ModuleDict, name):
+        raise ValueError(
+            f"relations: got the name {name!r}, must be an identifier other than 'unary' and the "
+            "attributes of a torch.nn.ModuleDict, as states and losses are keyed by it"
+        )
+    return name
+
+
+def _as_config(name: str, relation: Relation) -> RelationConfig:
+    if isinstance(relation, RelationConfig):
+        return relation
+    if isinstance(relation, RangeBox):
+        sides = (relation.top, relation.bottom, relation.left, relation.right)
+        return RelationConfig("offsets", offsets=sides, step=relation.step)
+    raise TypeError(
+        f"relations[{name!r}]: got {type(relation).__name__}, must be a RangeBox or RelationConfig"
+    )
 
 
 def paper_relations() -> dict[str, RelationConfig]:
