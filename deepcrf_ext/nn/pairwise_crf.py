@@ -263,11 +263,12 @@ class PairwiseCRF(nn.Module):
 
     def _check(self, logits: Tensor, features: Tensor) -> None:
         sizes = {"K": self.num_classes}
-        if isinstance(logits, Tensor) and logits.dim() == 4:  # any of these may be 0
-            sizes.update(zip("Bhw", (logits.shape[0], *logits.shape[2:]), strict=True))
+        if isinstance(logits, Tensor) and logits.dim() == 4:
+            sizes["B"] = logits.shape[0]  # may be 0
         check_tensor("logits", logits, "B K h w", sizes)
         check_floating("logits", logits)
-        check_tensor("features", features, "B C h w", {**sizes, "C": self.in_channels})
+        sizes["C"] = self.in_channels
+        check_tensor("features", features, "B C h w", sizes)
         check_device("features", features.device, logits.device, "logits")
         for _, network in self._networks():
             check_features("features", features, network.weight)
