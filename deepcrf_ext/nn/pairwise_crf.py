@@ -18,7 +18,7 @@ from deepcrf_ext.nn.node_losses import (
 )
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
-from deepcrf_ext.ops._argument_checks import check_iterations
+from deepcrf_ext.ops._argument_checks import check_iterations, checked_labels
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
@@ -114,9 +114,9 @@ class PairwiseCRF(nn.Module):
             features: [B, C, h, w], in the dtype of the layer (any under autocast).
 
         Returns:
-            [B, K, h, w], contiguous, log-probabilities over the K labels; float64 for float64 logits, else
-            float32. The last update is made in log space, so that a label whose marginal is next to
-            0 has a finite loss and a gradient.
+            [B, K, h, w], contiguous, log-probabilities over the K labels; float64 for float64
+            logits, else float32. The last update is made in log space, so that a label whose
+            marginal is next to 0 has a finite loss and a gradient.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
@@ -276,10 +276,9 @@ class PairwiseCRF(nn.Module):
     def _nodes(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Labels at the nodes, int64 [N]."""
         check_tensor("labels", labels, "B H W", {"B": logits.shape[0]})
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
-        check_device("labels", labels.device, logits.device, "logits")
-        return node_labels(labels, (logits.shape[2], logits.shape[3])).long()
+        nodes = node_labels(labels, (logits.shape[2], logits.shape[3]))
+        count = nodes.shape[0]
+        return checked_labels(nodes, count, self.num_classes, self.ignore_index, logits.device)
 
     def _class_weights(
         self, weights: Tensor | Sequence[float] | None, device: torch.device

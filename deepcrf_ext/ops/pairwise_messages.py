@@ -131,8 +131,9 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _factored_gradient(ctx: Any, grad_messages: Tensor) -> tuple[Any, ...]:
-    graph = list(ctx.saved_tensors[: ctx.num_graph_tensors])
-    *potential, marginals = ctx.saved_tensors[ctx.num_graph_tensors :]
+    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
+    graph = list(saved[: ctx.num_graph_tensors])
+    *potential, marginals = saved[ctx.num_graph_tensors :]
     gradients: tuple[Tensor | None, ...] = (None, None, None, None)
     if any(ctx.needs_input_grad[1:5]):
         gradients = pairwise_messages_factored_backward(graph, *potential, marginals, grad_messages)
@@ -187,8 +188,9 @@ def _(
 
 
 def _table_gradient(ctx: Any, grad_messages: Tensor) -> tuple[Any, ...]:
-    graph = list(ctx.saved_tensors[: ctx.num_graph_tensors])
-    energies, marginals = ctx.saved_tensors[ctx.num_graph_tensors :]
+    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
+    graph = list(saved[: ctx.num_graph_tensors])
+    energies, marginals = saved[ctx.num_graph_tensors :]
     grad_energies = grad_marginals = None
     if ctx.needs_input_grad[1]:
         grad_energies = pairwise_messages_table_backward(graph, energies, marginals, grad_messages)

@@ -222,8 +222,9 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _factored_gradient(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    graph = list(ctx.saved_tensors[: ctx.num_graph_tensors])
-    *potential, labels = ctx.saved_tensors[ctx.num_graph_tensors :]
+    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
+    graph = list(saved[: ctx.num_graph_tensors])
+    *potential, labels = saved[ctx.num_graph_tensors :]
     _, *gradients = pairwise_nll_factored_backward(
         graph, *potential, labels, ctx.ignore_index, grad_losses
     )
@@ -345,8 +346,9 @@ def _(
 
 
 def _table_gradient(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    graph = list(ctx.saved_tensors[: ctx.num_graph_tensors])
-    energies, labels = ctx.saved_tensors[ctx.num_graph_tensors :]
+    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
+    graph = list(saved[: ctx.num_graph_tensors])
+    energies, labels = saved[ctx.num_graph_tensors :]
     _, grad_energies = pairwise_nll_table_backward(
         graph, energies, labels, ctx.ignore_index, grad_losses
     )

@@ -10,6 +10,7 @@ from deepcrf_ext.config import ModelConfig, RelationConfig, from_dict, paper_rel
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
+from deepcrf_ext.ops._flat_tensors import graph_tensors
 from deepcrf_ext.train import parse_new_run
 
 RELATIONS = {
@@ -40,10 +41,14 @@ def test_dilated_box_holds_every_offset_that_is_a_multiple(
         and (q_row - p_row) % step == 0
         and (q_column - p_column) % step == 0
     ]
-    graph = EdgeGraph.from_range_box(height, width, RangeBox(*box, step=step))
+    relation = RangeBox(*box, step=step)
+    assert relation.num_edges(height, width) == len(expected)
+    graph = EdgeGraph.from_range_box(height, width, relation)
     assert list(zip(*graph.edge_index().tolist(), strict=True)) == expected
-    sources = graph.edge_index()[0]
-    assert torch.equal(sources[graph.reverse_edges], graph.reverse_sources.long())
+    sorted_edges = EdgeGraph.from_edges(*graph.edge_index(), height * width)
+    for found, wanted in zip(graph_tensors(graph), graph_tensors(sorted_edges), strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
     assert graph.num_nodes == height * width
     assert graph.edge_order is None
 
