@@ -14,6 +14,7 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.nn.relations import RelationConfig
 from deepcrf_ext.ops._available_memory import available_memory
 from deepcrf_ext.ops._flat_tensors import graph_tensors
+from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 from deepcrf_ext.ops.range_box_edges import Edges
 
@@ -124,7 +125,29 @@ def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.dev
     return EdgeGraph.batch([EdgeGraph.from_range_box(height, width, box, device)] * batch)
 
 
-@torch.library.custom_op("deepcrf_ext::relation_edges", mutates_args=())
+def _allocate(
+    kind: str,
+    box_width: float,
+    box_height: float,
+    offsets: Sequence[int] | None,
+    step: int,
+    batch: int,
+    height: int,
+    width: int,
+    device: torch.device,
+) -> Edges:
+    num_edges = torch.library.get_ctx().new_dynamic_size()
+    num_offsets = batch * height * width + 1
+    return (
+        torch.empty(num_offsets, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
+        torch.empty(num_offsets, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
+        torch.empty(num_edges, dtype=torch.int64, device=device),
+    )
+
+
+@operator(fake=_allocate)
 def relation_edges(
     kind: str,
     box_width: float,
@@ -145,26 +168,3 @@ def relation_edges(
     graph = _build(relation.box(height, width), batch, height, width, device)
     row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges = graph_tensors(graph)
     return row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges
-
-
-@relation_edges.register_fake
-def _(
-    kind: str,
-    box_width: float,
-    box_height: float,
-    offsets: Sequence[int] | None,
-    step: int,
-    batch: int,
-    height: int,
-    width: int,
-    device: torch.device,
-) -> Edges:
-    num_edges = torch.library.get_ctx().new_dynamic_size()
-    num_offsets = batch * height * width + 1
-    return (
-        torch.empty(num_offsets, dtype=torch.int64, device=device),
-        torch.empty(num_edges, dtype=torch.int32, device=device),
-        torch.empty(num_offsets, dtype=torch.int64, device=device),
-        torch.empty(num_edges, dtype=torch.int32, device=device),
-        torch.empty(num_edges, dtype=torch.int64, device=device),
-    )

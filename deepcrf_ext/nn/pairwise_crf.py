@@ -18,7 +18,8 @@ from deepcrf_ext.nn.node_losses import (
 )
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
-from deepcrf_ext.ops._argument_checks import check_iterations, checked_labels
+from deepcrf_ext.ops._argument_checks import checked_labels
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import pairwise_messages
@@ -87,11 +88,10 @@ class PairwiseCRF(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        check_iterations(iterations)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index: got {type(ignore_index).__name__}, must be an int")
-        self.in_channels, self.num_classes = in_channels, num_classes
-        self.iterations, self.ignore_index = iterations, ignore_index
+        self.in_channels = checked_int("in_channels", in_channels, at_least=1)
+        self.num_classes = checked_int("num_classes", num_classes, at_least=1)
+        self.iterations = checked_int("iterations", iterations, at_least=0)
+        self.ignore_index = checked_int("ignore_index", ignore_index)
         self.relations: dict[str, RelationConfig] = named_relations(relations)
         self.potentials = nn.ModuleDict(
             {name: PairwisePotential(in_channels, num_classes, hidden) for name in self.relations}
@@ -278,7 +278,7 @@ class PairwiseCRF(nn.Module):
         check_tensor("labels", labels, "B H W", {"B": logits.shape[0]})
         nodes = node_labels(labels, (logits.shape[2], logits.shape[3]))
         count = nodes.shape[0]
-        return checked_labels(nodes, count, self.num_classes, self.ignore_index, logits.device)
+        return checked_labels(nodes, count, self.num_classes, self.ignore_index, logits.device)[0]
 
     def _class_weights(
         self, weights: Tensor | Sequence[float] | None, device: torch.device

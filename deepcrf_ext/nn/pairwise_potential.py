@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
 from deepcrf_ext.ops.potentials import FactoredPotential
@@ -47,17 +48,13 @@ class PairwisePotential(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int = 128) -> None:
         super().__init__()
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden": hidden}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name}: got {size!r}, must be an int")
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, must be at least 1")
-        self.in_channels, self.num_classes, self.hidden = in_channels, num_classes, hidden
-        self.source = nn.Linear(in_channels, hidden)
-        self.target = nn.Linear(in_channels, hidden, bias=False)
-        self.weight = nn.Parameter(torch.empty(num_classes, num_classes, hidden))
-        self.bias = nn.Parameter(torch.empty(num_classes, num_classes))
+        self.in_channels = checked_int("in_channels", in_channels, at_least=1)
+        self.num_classes = checked_int("num_classes", num_classes, at_least=1)
+        self.hidden = checked_int("hidden", hidden, at_least=1)
+        self.source = nn.Linear(self.in_channels, self.hidden)
+        self.target = nn.Linear(self.in_channels, self.hidden, bias=False)
+        self.weight = nn.Parameter(torch.empty(self.num_classes, self.num_classes, self.hidden))
+        self.bias = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
