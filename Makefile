@@ -35,7 +35,8 @@ sanitize: install
 	  $(BIN)/python -m pytest -n auto -p extension_folder -k "not cuda and not compile" \
 	  tests/ops/test_operators.py tests/ops/test_pairwise_nll.py tests/ops/test_pairwise_messages.py \
 	  tests/ops/test_mean_field.py tests/ops/test_pseudo_likelihood.py tests/ops/test_range_box_edges.py \
-	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py tests/ops/test_gated_crf_loss.py
+	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py \
+	  tests/ops/test_gated_crf_loss.py tests/ops/test_dense_crf_loss.py
 
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'

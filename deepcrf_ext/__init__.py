@@ -10,6 +10,7 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import report_missing_libraries
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
+from deepcrf_ext.ops.dense_crf_loss import dense_crf_loss
 from deepcrf_ext.ops.dense_crf_params import (
     DenseCRFParams,
     unary_from_labels,
@@ -38,6 +39,7 @@ __all__ = [
     "RangeBox",
     "TablePotential",
     "dense_crf",
+    "dense_crf_loss",
     "gated_crf_loss",
     "mean_field",
     "pairwise_messages",

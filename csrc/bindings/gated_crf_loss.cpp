@@ -22,9 +22,8 @@ GatedCRFLoss checked_loss(const py::object& probabilities, const py::object& ima
   const Tensor colours(image, "image");
   colours.expect_shape({B, -1, Z, Y, X});
   const int64_t C = colours.size(1);
-  DEEPCRF_CHECK(B > 0 && K > 0 && C > 0 && Z > 0 && Y > 0 && X > 0, "probabilities: got B = ", B,
-                ", K = ", K, ", C = ", C, ", Z = ", Z, ", Y = ", Y, ", X = ", X,
-                ", must be positive");
+  DEEPCRF_CHECK(K > 0 && C > 0 && Z > 0 && Y > 0 && X > 0, "probabilities: got K = ", K,
+                ", C = ", C, ", Z = ", Z, ", Y = ", Y, ", X = ", X, ", must be positive");
   DEEPCRF_CHECK(radius >= 0, "radius: got ", radius, ", must not be negative");
   return {
       dtype,

@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._image_checks import check_image_tensor
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_spatial
 
 
 def checked_segmentation(probabilities: Any, image: Any, mask: Any) -> Tensor | None:
     """Check probabilities [B, K, *S], an image [B, C, *S] and a mask; return the mask as [B, *S].
 
-    The mask may be None, [B, *S] or [B, 1, *S], of any real dtype.
+    The mask may be None, [B, *S] or [B, 1, *S], of any real dtype. B may be 0.
     """
     sizes: dict[str, int] = {}
+    if isinstance(probabilities, Tensor) and probabilities.dim() > 0:
+        sizes["B"] = probabilities.shape[0]
     check_spatial("probabilities", probabilities, "B K", sizes)
     check_floating("probabilities", probabilities)
-    check_spatial("image", image, "B C", sizes)
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+    check_image_tensor(image, sizes)
     check_device("image", image.device, probabilities.device, "probabilities")
     if mask is None:
         return None
@@ -42,3 +43,15 @@ def loss_dtype(probabilities: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(probabilities.device.type):
         return torch.promote_types(probabilities.dtype, torch.float32)
     return probabilities.dtype
+
+
+def sum_by_axes(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum, an axis at a time: its bits do not depend on the number of threads."""
+    for _ in range(tensor.dim()):
+        tensor = tensor.sum(-1, dtype=dtype)
+    return tensor
+
+
+def num_pixels(probabilities: Tensor) -> int:
+    """The pixels of all images of the batch, at least 1: what the losses divide by."""
+    return max(probabilities.numel() // probabilities.shape[1], 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._tensor_checks import check_device, check_spatial
+from deepcrf_ext.ops._image_checks import check_image_tensor, check_range
+from deepcrf_ext.ops._tensor_checks import check_device
 from deepcrf_ext.ops.dense_crf_params import WIDTHS, DenseCRFParams, Width
 from deepcrf_ext.ops.permutohedral_filter import MAX_DIMS, PermutohedralLattice
 
@@ -45,13 +44,7 @@ class DenseCRFLattices:
         with torch.no_grad():
             positions = gaussian_features(image.shape[2:], params.gaussian_sxy, image.device)
             gaussian = _lattice("gaussian_sxy", positions)
-            bilateral = tuple(
-                _lattice(
-                    "bilateral_sxy, bilateral_srgb",
-                    bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb),
-                )
-                for one in image
-            )
+            bilateral = bilateral_lattices(image, params.bilateral_sxy, params.bilateral_srgb)
             for lattice in (gaussian, *bilateral):
                 lattice.norms(torch.float32)  # kept: a later stream or graph must not fill them
         return cls(image.shape, _widths(params), gaussian, bilateral)
@@ -82,6 +75,15 @@ class DenseCRFLattices:
                 for lattice, one in zip(bilateral, image, strict=True)
             )
         return DenseCRFLattices(self.shape, self.widths, gaussian, bilateral)
+
+
+def bilateral_lattices(image: Tensor, sxy: Width, srgb: Width) -> tuple[PermutohedralLattice, ...]:
+    """The lattice of the positions and colours of each of images [B, C, *S], without gradients."""
+    with torch.no_grad():
+        return tuple(
+            _lattice("bilateral_sxy, bilateral_srgb", bilateral_features(one, sxy, srgb))
+            for one in image
+        )
 
 
 def _lattice(widths: str, planes: Tensor) -> PermutohedralLattice:
@@ -118,11 +120,7 @@ def _is_same(own: Width, other: Width) -> bool:
 
 def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> None:
     """Check images [B, C, *S], uint8 or floating point, for kernels of such widths."""
-    if isinstance(image, Tensor) and image.dim() > 0:
-        sizes.setdefault("B", image.shape[0])  # may be 0
-    check_spatial("image", image, "B C", sizes)
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+    check_image_tensor(image, sizes)
     axes, channels = image.dim() - 2, image.shape[1]
     if axes + channels > MAX_DIMS:
         raise ValueError(
@@ -135,28 +133,7 @@ def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> No
         width = getattr(params, name)
         if isinstance(width, Tensor):
             check_device(name, width.device, image.device, "image")
-    is_seen = not (image.is_cuda or image.numel() == 0 or torch.compiler.is_compiling())
-    if image.is_floating_point() and is_seen:
-        _check_range(image.detach(), params.bilateral_srgb)
-
-
-_warned: set[str] = set()
-
-
-def _check_range(image: Tensor, srgb: Width) -> None:
-    """Refuse values that are not finite; warn, once each, of a range that fits no width of 1 up."""
-    low, high = (float(value) for value in image.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("image: got NaN or infinite values, must be finite")
-    narrowest = float(torch.as_tensor(srgb).detach().min())
-    found = "negative values" if low < 0 else "values within 0..1" if 0 < high <= 1 else ""
-    if found and narrowest >= 1 and found not in _warned:
-        _warned.add(found)
-        warnings.warn(
-            f"image: got {found}, while bilateral_srgb = {narrowest:g} is in the units of an image "
-            "in 0..255; scale the image or give widths in its units",
-            stacklevel=4,
-        )
+    check_range(image, "bilateral_srgb", params.bilateral_srgb, stacklevel=5)
 
 
 def gaussian_features(shape: Sequence[int], sxy: Width, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 WEIGHTS = ("gaussian_weight", "bilateral_weight")
 
 
-def _checked_width(name: str, value: Any) -> Width:
+def checked_width(name: str, value: Any) -> Width:
     """A float, a tuple of floats, or a tensor [] or [n] where it is learnt or lies on a GPU."""
     if isinstance(value, Tensor):
         if value.dim() > 1 or value.numel() == 0:
@@ -36,7 +36,7 @@ def _checked_width(name: str, value: Any) -> Width:
             raise TypeError(f"{name}: got dtype {value.dtype}, must be numbers")
         if value.is_cuda or torch.compiler.is_compiling():
             return value
-        numbers = _checked_width(name, value.tolist())
+        numbers = checked_width(name, value.tolist())
         return value if value.requires_grad else numbers
     if is_number(value):
         return checked_number(name, value, positive=True)
@@ -88,7 +88,7 @@ class DenseCRFParams:
 
     def __post_init__(self) -> None:
         for name in WIDTHS:
-            object.__setattr__(self, name, _checked_width(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_width(name, getattr(self, name)))
         for name in WEIGHTS:
             value = getattr(self, name)
             if isinstance(value, Tensor):

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._loss_arguments import checked_segmentation, loss_dtype
+from deepcrf_ext.ops._image_checks import check_range
+from deepcrf_ext.ops._loss_arguments import (
+    checked_segmentation,
+    loss_dtype,
+    num_pixels,
+    sum_by_axes,
+)
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
 from deepcrf_ext.ops.pairwise_nll import scale
 from deepcrf_ext.ops.permutohedral_filter import filter_dtype
@@ -84,6 +90,10 @@ def gated_crf_loss(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
 
+    Warns:
+        UserWarning: once, a floating-point image within 0..1 or with negative values meets colour
+            widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
+
     Example:
         >>> logits = torch.randn(2, 4, 24, 32, requires_grad=True)
         >>> image = torch.randint(256, (2, 3, 24, 32), dtype=torch.uint8)
@@ -91,26 +101,23 @@ def gated_crf_loss(
     """
     mask = checked_segmentation(probabilities, image, mask)
     radius = checked_int("radius", radius, at_least=0)
+    terms = checked_kernels(kernels)
+    widths = [srgb for _, _, srgb in terms if srgb is not None]
+    if widths:
+        check_range(image, "srgb", widths, stacklevel=3)
     factors = []
-    for weight, sxy, srgb in checked_kernels(kernels):
+    for weight, sxy, srgb in terms:
         factors += [weight, 0.5 / sxy / sxy, 0.0 if srgb is None else 0.5 / srgb / srgb]
     differentiate = torch.is_grad_enabled() and probabilities.requires_grad
     total, _ = gated_crf_loss_total(
         probabilities, image.detach(), mask, radius, factors, differentiate
     )
     if mask is None:
-        mean = total / (probabilities.numel() // probabilities.shape[1])
+        mean = total / num_pixels(probabilities)
     else:
-        count = _total_weight(mask)
+        count = sum_by_axes(mask, torch.float64)
         mean = total / count.where(count != 0, 1)
     return mean.to(loss_dtype(probabilities))
-
-
-def _total_weight(mask: Tensor) -> Tensor:
-    """The sum of a mask in float64, an axis at a time: bits do not depend on the threads."""
-    for _ in range(mask.dim()):
-        mask = mask.sum(-1, dtype=torch.float64)
-    return mask
 
 
 @torch.library.custom_op("deepcrf_ext::gated_crf_loss_total", mutates_args=())

@@ -5,6 +5,7 @@ work is done in the dtype of the arguments.
 """
 
 from deepcrf_ext.reference.dense_crf import dense_crf
+from deepcrf_ext.reference.dense_crf_loss import dense_crf_loss
 from deepcrf_ext.reference.gated_crf_loss import gated_crf_loss
 from deepcrf_ext.reference.mean_field import mean_field
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
@@ -15,6 +16,7 @@ from deepcrf_ext.reference.range_box_edges import range_box_edges
 
 __all__ = [
     "dense_crf",
+    "dense_crf_loss",
     "gated_crf_loss",
     "gaussian_filter",
     "mean_field",

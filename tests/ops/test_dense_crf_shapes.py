@@ -20,7 +20,7 @@ from deepcrf_ext import (
     reference,
     unary_from_labels,
 )
-from deepcrf_ext.ops import dense_crf_lattices
+from deepcrf_ext.ops import _image_checks, dense_crf_lattices
 
 PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
 
@@ -221,7 +221,7 @@ def warnings_of(image: Tensor, params: DenseCRFParams = PARAMS) -> list[str]:
 
 
 def test_images_in_other_units_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense_crf_lattices, "_warned", set())
+    monkeypatch.setattr(_image_checks, "_warned", set())
     image = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     assert warnings_of(255 * image) == []
     assert warnings_of(torch.zeros(1, 3, 4, 5)) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from threads import torch_threads
 from torch import Tensor
 
 from deepcrf_ext import gated_crf_loss, reference
+from deepcrf_ext.ops import _image_checks
 from deepcrf_ext.ops.gated_crf_loss import KERNELS, GatedKernel, gated_crf_loss_total
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -252,6 +254,34 @@ def test_images_of_any_dtype(operator_target: Target) -> None:
         assert torch.equal(gated_crf_loss(probabilities, image.to(dtype)), wanted)
 
 
+def test_no_images(target: Target) -> None:
+    probabilities = torch.ones(0, 2, 4, 5, device=target.device)
+    image, mask = probabilities[:, :1], probabilities[:, 0]
+    for masked in (None, mask):
+        result = value_and_gradient(
+            target.functions.gated_crf_loss, probabilities, image, mask=masked
+        )
+        assert float(result["value"]) == 0
+        assert result["gradient"].shape == probabilities.shape
+
+
+def test_image_in_other_units_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    image = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    probabilities = torch.ones(1, 2, 4, 5)
+    with pytest.warns(UserWarning, match=r"values within 0\.\.1, while srgb = 15") as caught:
+        gated_crf_loss(probabilities, image)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gated_crf_loss(probabilities, image)
+        monkeypatch.setattr(_image_checks, "_warned", set())
+        gated_crf_loss(probabilities, image, kernels=[(1.0, 6.0, 0.1), (1.0, 6.0, None)])
+        gated_crf_loss(probabilities, image, kernels=[(1.0, 6.0, None)])
+    with pytest.raises(ValueError, match="image: got NaN"):
+        gated_crf_loss(probabilities, image / 0)
+
+
 def test_image_is_a_constant(target: Target) -> None:
     probabilities, image, _ = segmentation(1, 3, 3, (5, 6))
     leaf = image.to(target.device, torch.float64).requires_grad_()
@@ -347,7 +377,7 @@ def test_compiles_whole_for_any_size(operator_target: Target) -> None:
         ({"probabilities": [0.5]}, TypeError, "probabilities: got list"),
         ({"probabilities": torch.ones(1, 2, 4, 5).long()}, TypeError, "probabilities: got dtype"),
         ({"probabilities": torch.ones(1, 2)}, ValueError, r"probabilities: got shape \[1, 2\]"),
-        ({"probabilities": torch.ones(0, 2, 4, 5)}, ValueError, "probabilities: got shape"),
+        ({"probabilities": torch.ones(1, 0, 4, 5)}, ValueError, "probabilities: got shape"),
         ({"image": torch.ones(1, 3, 4, 6)}, ValueError, "image: got shape"),
         ({"image": torch.ones(1, 3, 4)}, ValueError, "image: got shape"),
         ({"image": torch.ones(1, 3, 4, 5).cfloat()}, TypeError, "image: got dtype"),

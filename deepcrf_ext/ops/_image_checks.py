@@ -1,0 +1,51 @@
+"""Checks of the images that kernels compare the colours of."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcrf_ext.ops._tensor_checks import check_spatial
+
+_warned: set[str] = set()
+
+
+def check_image_tensor(image: Any, sizes: dict[str, int]) -> None:
+    """Check images [B, C, *S], uint8 or floating point, B >= 0."""
+    if isinstance(image, Tensor) and image.dim() > 0:
+        sizes.setdefault("B", image.shape[0])  # may be 0
+    check_spatial("image", image, "B C", sizes)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+
+
+def check_range(image: Tensor, name: str, width: Any, stacklevel: int) -> None:
+    """Refuse values that are not finite; warn, once each, of a range that fits no width of 1 up.
+
+    Looks at no image on CUDA, for which nothing waits, nor in compiled code.
+
+    Args:
+        image: of any shape.
+        name: the argument that gives the width of the kernel in colour.
+        width: that width, or several: a number, a sequence of numbers or a tensor.
+        stacklevel: of the warning, 2 for the caller of this function.
+    """
+    is_seen = not (image.is_cuda or image.numel() == 0 or torch.compiler.is_compiling())
+    if not (image.is_floating_point() and is_seen):
+        return
+    low, high = (float(value) for value in image.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("image: got NaN or infinite values, must be finite")
+    narrowest = float(torch.as_tensor(width).detach().min())
+    found = "negative values" if low < 0 else "values within 0..1" if 0 < high <= 1 else ""
+    if found and narrowest >= 1 and found not in _warned:
+        _warned.add(found)
+        warnings.warn(
+            f"image: got {found}, while {name} = {narrowest:g} is in the units of an image in "
+            "0..255; scale the image or give widths in its units",
+            stacklevel=stacklevel,
+        )
