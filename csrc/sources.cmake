@@ -52,3 +52,8 @@ set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/cpu/permutohedral_lattice.
     PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/cuda/permutohedral_lattice.cu
     PROPERTIES COMPILE_OPTIONS $<IF:$<COMPILE_LANGUAGE:CUDA>,--fmad=false,-ffp-contract=off>)
+
+# The bindings are compiled as one file (UNITY_BUILD of their target): pybind11's headers emit three seconds of code
+# in each that includes them.
+set_source_files_properties(${DEEPCRF_CPU_SOURCES} ${DEEPCRF_CUDA_SOURCES} ${CMAKE_CURRENT_LIST_DIR}/cuda/runtime.cu
+    PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

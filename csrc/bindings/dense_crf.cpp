@@ -7,7 +7,7 @@ namespace deepcrf {
 namespace {
 
 template <class Lattice>
-struct Call {
+struct DenseCRFCall {
   Device device;
   std::vector<DenseKernel<Lattice>> kernels;
   DenseCRFArguments arguments;
@@ -15,8 +15,8 @@ struct Call {
 
 // Each kernel is (lattice, splat_scale, slice_scale, compatibility).
 template <class Lattice>
-Call<Lattice> checked_call(const py::list& kernels, const py::object& unary, int64_t iterations,
-                           const py::object& marginals, bool log) {
+DenseCRFCall<Lattice> checked_call(const py::list& kernels, const py::object& unary,
+                                   int64_t iterations, const py::object& marginals, bool log) {
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();

@@ -6,15 +6,16 @@ namespace deepcrf {
 
 namespace {
 
-struct Call {
+struct MeanFieldCall {
   Device device;
   std::vector<GraphView> graphs;
   std::vector<AnyFactoredPotential> potentials;
   MeanFieldArguments arguments;
 };
 
-Call checked_call(const py::list& graphs, const py::list& potentials, const py::object& unary,
-                  int64_t iterations, const py::object& marginals) {
+MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
+                           const py::object& unary, int64_t iterations,
+                           const py::object& marginals) {
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();
@@ -46,14 +47,14 @@ Call checked_call(const py::list& graphs, const py::list& potentials, const py::
 int64_t mean_field_workspace(const py::list& graphs, const py::list& potentials,
                              const py::object& unary, int64_t iterations,
                              const py::object& marginals) {
-  const Call call = checked_call(graphs, potentials, unary, iterations, marginals);
+  const MeanFieldCall call = checked_call(graphs, potentials, unary, iterations, marginals);
   return DEEPCRF_CUDA_VALUE(mean_field_workspace, call.graphs, call.potentials, call.arguments);
 }
 
 void mean_field(const py::list& graphs, const py::list& potentials, const py::object& unary,
                 int64_t iterations, const py::object& marginals, const py::object& workspace,
                 int num_threads, uintptr_t stream) {
-  const Call call = checked_call(graphs, potentials, unary, iterations, marginals);
+  const MeanFieldCall call = checked_call(graphs, potentials, unary, iterations, marginals);
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, call.device);
   DEEPCRF_LAUNCH(call.device, mean_field, call.graphs, call.potentials, call.arguments, ctx);
 }
