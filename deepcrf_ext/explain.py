@@ -12,20 +12,15 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from torch import Tensor
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.cli.options import add_measuring_options, open_split, output_folder
+from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import Sample, read_image, shrink
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, upsample_labels
-from deepcrf_ext.explanation.analysis import (
-    NodeExplanation,
-    compatibility,
-    explain_node,
-)
+from deepcrf_ext.explanation.analysis import compatibility, explain_node
 from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
@@ -49,46 +44,6 @@ ENDS = {
     "offsets": ("the first node is", "the second is"),
 }
 """How the rows and columns of a relation's table are read, by its kind."""
-
-
-def explanation_record(
-    explanation: NodeExplanation, classes: Sequence[str], size: tuple[int, int]
-) -> dict[str, Any]:
-    """The explanation as plain JSON types; neighbours by the size of what they add.
-
-    size: height and width of the image in pixels; "pixel" is the centre (x, y) of a node.
-    """
-
-    def chances(values: Tensor) -> dict[str, float]:
-        return {name: float(value) for name, value in zip(classes, values, strict=True)}
-
-    neighbours: list[dict[str, Any]] = []
-    for name, gain in explanation.gains.items():
-        height, width = gain.shape
-        for row, column in torch.nonzero(~gain.isnan()).tolist():
-            pixel = ((column + 0.5) * size[1] / width, (row + 0.5) * size[0] / height)
-            neighbours.append(
-                {
-                    "relation": name,
-                    "node": [row, column],
-                    "pixel": [round(value, 1) for value in pixel],
-                    "nats": float(gain[row, column]),
-                }
-            )
-    neighbours.sort(key=lambda item: -abs(item["nats"]))
-    return {
-        "node": list(explanation.node),
-        "label": classes[explanation.label],
-        "against": classes[explanation.against],
-        "log_odds": {
-            "unary": explanation.unary,
-            **explanation.sums,
-            "total": explanation.unary + sum(explanation.sums.values()),
-        },
-        "unary_probabilities": chances(explanation.unary_probabilities),
-        "probabilities": chances(explanation.probabilities),
-        "neighbours": neighbours,
-    }
 
 
 def _relations(model: DeepCRF) -> dict[str, RelationConfig]:
@@ -201,7 +156,7 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     record: dict[str, Any] = {"image": sample.name, "at": [x, y]}
     if truth is not None and truth[y, x] != IGNORE_INDEX:
         record["truth"] = classes[truth[y, x]]
-    record |= explanation_record(explanation, classes, (height, width))
+    record |= explanation.as_dict(classes, (height, width))
     text = json.dumps(record, indent=1, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n")
     odds = ", ".join(f"{key} {value:+.2f}" for key, value in record["log_odds"].items())
@@ -224,9 +179,7 @@ def _parser() -> ArgumentParser:
     image.add_argument("image", nargs="?", type=Path | None, help="Image file to explain.")
     image.add_argument("--index", type=int | None, help="Image of the split, from 0, instead.")
     image.add_argument("--at", type=str, required=True, help="The pixel: x,y from the top left.")
-    image.add_argument(
-        "--row", type=str | None, help="Potentials to use. Default: every one of the checkpoint."
-    )
+    add_row_option(image)
     image.add_argument(
         "--top", type=PositiveInt, default=5, help="Neighbours to print; the JSON file has all."
     )

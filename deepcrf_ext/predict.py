@@ -23,12 +23,12 @@ from deepcrf_ext.cli.options import (
     add_checkpoint_option,
     add_dense_crf_options,
     add_device_option,
+    add_row_option,
     dense_crf_settings,
 )
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image
-from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.records.checkpoint import load_model
@@ -144,12 +144,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("inputs", nargs="+", type=Path, help="Images, and folders of images.")
     add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
-    parser.add_argument(
-        "--row",
-        type=str | None,
-        help=f"Potentials to use, one of {', '.join(VARIANTS)}. Default: every one of the "
-        "checkpoint.",
-    )
+    add_row_option(parser)
     parser.add_argument(
         "--dense-crf",
         action="store_true",

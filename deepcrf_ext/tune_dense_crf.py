@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.cli.options import add_measuring_options, open_split, output_folder
+from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
 from deepcrf_ext.evaluation.dense_crf_search import (
     Objective,
     Problem,
@@ -89,12 +89,7 @@ def _report(before: TrialScores, trials: list[Trial], objective: Objective) -> s
 def _parser() -> ArgumentParser:
     parser = parsing.make_parser("python -m deepcrf_ext.tune_dense_crf", _DESCRIPTION)
     add_measuring_options(parser, "search on", "tune-DATASET-SPLIT")
-    parser.add_argument(
-        "--row",
-        type=str | None,
-        help="Potentials before the dense CRF, as in deepcrf_ext.predict. Default: every one of "
-        "the checkpoint.",
-    )
+    add_row_option(parser)
     parser.add_argument(
         "--trials",
         type=PositiveInt,

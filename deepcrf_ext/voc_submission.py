@@ -14,12 +14,12 @@ from deepcrf_ext.cli.options import (
     add_checkpoint_option,
     add_dense_crf_options,
     add_device_option,
+    add_row_option,
     dense_crf_settings,
 )
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant
-from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.paper.voc_archive import write_archive
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import load_model
@@ -48,12 +48,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--split", default="test", help="Split to segment: test, val, ...")
     competitions = "; ".join(f"{name}: {text}" for name, text in COMPETITIONS.items())
     parser.add_argument("--competition", default="comp6", help=f"Which one ({competitions}).")
-    parser.add_argument(
-        "--row",
-        type=str | None,
-        help=f"Potentials to use, one of {', '.join(VARIANTS)}. Default: the last row that the "
-        "checkpoint offers.",
-    )
+    add_row_option(parser, "the last row that the checkpoint offers")
     add_dense_crf_options(parser)
     parser.add_argument(
         "--max-size",

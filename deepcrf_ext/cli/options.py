@@ -15,6 +15,7 @@ from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
+from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 
@@ -44,6 +45,18 @@ def add_device_option(parser: ArgumentParser) -> None:
     """Adds --device, which `deepcrf_ext.parallel.device.choose_device` takes."""
     parser.add_argument(
         "--device", default="auto", help='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".'
+    )
+
+
+def add_row_option(parser: ArgumentParser, default: str = "every one of the checkpoint") -> None:
+    """Adds --row, which `deepcrf_ext.evaluation.prediction.named_variant` takes.
+
+    default: what is used without it, for its help.
+    """
+    parser.add_argument(
+        "--row",
+        type=str | None,
+        help=f"Potentials to use, one of {', '.join(VARIANTS)}. Default: {default}.",
     )
 
 

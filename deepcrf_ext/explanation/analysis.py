@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,6 +161,43 @@ class NodeExplanation:
     def sums(self) -> Mapping[str, float]:
         """What each relation adds to the log odds. With `unary` they make those in the end."""
         return {name: float(gain.nansum()) for name, gain in self.gains.items()}
+
+    def as_dict(self, classes: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
+        """All of it as plain JSON types; neighbours by the size of what they add.
+
+        size: height and width of the image in pixels; "pixel" is the centre (x, y) of a node.
+        """
+
+        def chances(values: Tensor) -> dict[str, float]:
+            return {name: float(value) for name, value in zip(classes, values, strict=True)}
+
+        neighbours: list[dict[str, Any]] = []
+        for name, gain in self.gains.items():
+            height, width = gain.shape
+            for row, column in torch.nonzero(~gain.isnan()).tolist():
+                pixel = ((column + 0.5) * size[1] / width, (row + 0.5) * size[0] / height)
+                neighbours.append(
+                    {
+                        "relation": name,
+                        "node": [row, column],
+                        "pixel": [round(value, 1) for value in pixel],
+                        "nats": float(gain[row, column]),
+                    }
+                )
+        neighbours.sort(key=lambda item: -abs(item["nats"]))
+        return {
+            "node": list(self.node),
+            "label": classes[self.label],
+            "against": classes[self.against],
+            "log_odds": {
+                "unary": self.unary,
+                **self.sums,
+                "total": self.unary + sum(self.sums.values()),
+            },
+            "unary_probabilities": chances(self.unary_probabilities),
+            "probabilities": chances(self.probabilities),
+            "neighbours": neighbours,
+        }
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         *("ops", "nn", "config", "parallel", "models", "data", "records"),
         *("evaluation", "pictures", "explanation", "training"),
     },
-    "cli": {"ops", "config", "models", "data"},
+    "cli": {"ops", "config", "models", "data", "evaluation"},
 }
 """What each part may import beside `ANYWHERE`; `deepcrf_ext` is the public face, __init__.py.
 
