@@ -1,0 +1,74 @@
+"""The loop that training and the commands measure by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import write_run
+
+from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.records.checkpoint import load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeepCRF, SegmentationDataset]:
+    folder: Path = tmp_path_factory.mktemp("run")
+    model, _, _ = load_model(write_run(folder / "run", folder / "camvid"))
+    return model, open_dataset("camvid", folder / "camvid", "val")
+
+
+def test_summary_and_likelihood(trained: tuple[DeepCRF, SegmentationDataset]) -> None:
+    model, dataset = trained
+    variants = before_and_after(model)
+    result = evaluate(model, dataset, variants, amp=False, boundaries=False)
+    assert result.boundaries == {}
+    summary = result.summary()
+    assert list(summary) == list(variants) == ["unary-3scales", "1unary+2pair"]
+    for name, scores in summary.items():
+        assert scores["mean_iou"] == result.scores[name].mean_iou
+        total, pixels = 0.0, 0
+        for sample in dataset:
+            image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float()
+            with torch.no_grad():
+                marginals = model.predict(image, name)[0]
+            labels = torch.from_numpy(sample.labels).long()
+            known = labels != 255
+            chosen = marginals.gather(0, labels.where(known, 0)[None])[0][known]
+            smallest = torch.finfo(torch.float32).tiny
+            total -= float(chosen.clamp(min=smallest).double().log().sum())
+            pixels += int(known.sum())
+        assert scores["nll"] == pytest.approx(total / pixels, rel=1e-4)
+
+
+def test_stops_when_asked(trained: tuple[DeepCRF, SegmentationDataset]) -> None:
+    model, dataset = trained
+    seen: list[int] = []
+
+    def on_labels(index: int, name: str, labels: torch.Tensor, truth: torch.Tensor) -> None:
+        assert labels.dtype == torch.uint8
+        assert labels.shape == truth.shape
+        seen.append(index)
+
+    with pytest.raises(EvaluationStopped):
+        evaluate(
+            model,
+            dataset,
+            {"u": before_and_after(model)["unary-3scales"]},
+            amp=False,
+            stop=lambda: len(seen) == 2,
+            on_labels=on_labels,
+        )
+    assert seen == [0, 1]
+
+
+def test_a_variant_without_a_name_is_called_by_its_potentials(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tmp_path / "data", potentials=("unary_1scale", "surrounding"))
+    model, _, _ = load_model(run)
+    assert list(before_and_after(model)) == ["unary-1scale", "unary_1scale+surrounding"]
+    assert model.name_of(model.default_variant()) == "unary_1scale+surrounding"
