@@ -1,4 +1,4 @@
-"""`python -m deepcrf_ext.tune_dense_crf`: parameters of the dense CRF for a trained model."""
+"""`python -m deepcrf_ext.tune_dense_crf`: parameters of the dense CRF for any trained model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
+import torch
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
+from deepcrf_ext.cli.options import (
+    add_mask_options,
+    add_measuring_options,
+    add_row_option,
+    mask_settings,
+    open_split,
+    output_folder,
+)
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.dense_crf_search import (
+    MaskProblem,
+    ModelProblem,
     Objective,
     Problem,
     Trial,
@@ -23,25 +35,35 @@ from deepcrf_ext.evaluation.dense_crf_search import (
     best_trial,
     search,
 )
+from deepcrf_ext.evaluation.masks import count_classes, pair_masks
 from deepcrf_ext.evaluation.prediction import named_variant
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.scores import search_plot
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.records.provenance import provenance
+from deepcrf_ext.records.provenance import made_by, provenance
 
 _DESCRIPTION = """Search the parameters of the dense CRF (row full) for a trained model.
 
-The search starts from the published presets, then draws trials around the best so far, from wide to
-narrow. The networks run once an image; the marginals of the nodes stay in memory. Writes
+Of a checkpoint, the networks run once an image; the marginals of the nodes stay in memory. Without
+one, --image-folder, --mask-folder and --truth-folder hold images, masks of any model (as for
+deepcrf_ext.refine) and true labels. The search starts from the published presets, then draws trials
+around the best so far, from wide to narrow. Writes
 
-  dense_crf.json  the best parameters, for --dense-crf-params of deepcrf_ext.evaluate and .predict
+  dense_crf.json  the best parameters, for --dense-crf-params of the other commands
   trials.json     every trial with its scores, and how it came about
   trials.png      the score against each parameter
 
 after every round, so that Ctrl-C keeps what was found. Search on val and report on test: scores on
 the images of the search flatter its result."""
+
+
+_FOLDERS = {
+    "image": "images",
+    "mask": "masks of any model",
+    "truth": "true label maps, 255 where they are not known",
+}
 
 
 def _write(
@@ -88,7 +110,12 @@ def _report(before: TrialScores, trials: list[Trial], objective: Objective) -> s
 
 def _parser() -> ArgumentParser:
     parser = parsing.make_parser("python -m deepcrf_ext.tune_dense_crf", _DESCRIPTION)
-    add_measuring_options(parser, "search on", "tune-DATASET-SPLIT")
+    add_measuring_options(parser, "search on", "tune-DATASET-SPLIT", checkpoint_required=False)
+    for noun, text in _FOLDERS.items():
+        parser.add_argument(
+            f"--{noun}-folder", type=Path | None, help=f"Without a checkpoint: folder of {text}."
+        )
+    add_mask_options(parser)
     add_row_option(parser)
     parser.add_argument(
         "--trials",
@@ -121,20 +148,65 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str]) -> None:
-    arguments = parsing.parse(_parser(), argv)
-    device = choose_device(arguments.device)
+def _model_problem(
+    arguments: Namespace, argv: Sequence[str], device: torch.device
+) -> tuple[Problem, dict[str, Any], str]:
+    """The images of a split with a checkpoint's marginals, their record, and what comes next."""
     model, config, metadata = load_model(arguments.checkpoint, device)
     variant = named_variant(model, arguments.row)
     dataset = open_split(arguments, config, metadata)
-    folder = output_folder(arguments, "tune")
-    count = min(arguments.images, len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    problem = Problem(model, variant, dataset, indices, config.amp)
+    indices = _spread(len(dataset), arguments.images)
+    problem = ModelProblem(model, variant, dataset, indices, config.amp)
+    record = provenance("tune_dense_crf", argv, arguments, config, metadata, device, len(indices))
+    checkpoint = shlex.quote(str(arguments.checkpoint))
+    return problem, record, f"evaluate --checkpoint {checkpoint} --rows all"
+
+
+def _mask_problem(
+    arguments: Namespace, argv: Sequence[str], device: torch.device
+) -> tuple[Problem, dict[str, Any], str]:
+    """Images of folders with masks and truth, their record, and what comes next."""
+    folders = [getattr(arguments, f"{noun}_folder") for noun in _FOLDERS]
+    if None in folders or arguments.output is None:
+        raise InputError(
+            "--checkpoint, or --image-folder, --mask-folder, --truth-folder and --output, must be "
+            "given"
+        )
+    patterns = (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern)
+    pairs, _ = pair_masks(folders[0], folders[1], folders[2], patterns)
+    known = [pair for pair in pairs if pair.truth is not None]
+    if not known:
+        raise InputError(f"{folders[2]}: holds no truth of a name of the {len(pairs)} masks")
+    masks = count_classes(known, mask_settings(arguments), workers=2)
+    files = [known[index] for index in _spread(len(known), arguments.images)]
     record = {
-        **provenance("tune_dense_crf", argv, arguments, config, metadata, device, count),
-        "seed": arguments.seed,
+        **made_by("tune_dense_crf", argv, device),
+        "data": {
+            **{noun: str(folder) for noun, folder in zip(_FOLDERS, folders, strict=True)},
+            "images": len(files),
+        },
+        "masks": asdict(masks),
     }
+    images, mask, _ = (shlex.quote(str(folder)) for folder in folders)
+    return MaskProblem(files, masks, device), record, f"refine {images} {mask} --output REFINED"
+
+
+def _spread(size: int, wanted: int) -> list[int]:
+    """Indices of as many items as wanted, spread evenly."""
+    indices: list[int] = np.linspace(0, size - 1, min(wanted, size)).round().astype(int).tolist()
+    return indices
+
+
+def _run(argv: Sequence[str]) -> None:
+    arguments = parsing.parse(_parser(), argv)
+    device = choose_device(arguments.device)
+    given = [f"--{noun}-folder" for noun in _FOLDERS if getattr(arguments, f"{noun}_folder")]
+    if arguments.checkpoint is not None and given:
+        raise InputError(f"{given[0]}: goes without --checkpoint")
+    make = _mask_problem if arguments.checkpoint is None else _model_problem
+    problem, record, following = make(arguments, argv, device)
+    folder = output_folder(arguments, "tune")
+    record["seed"] = arguments.seed
     objective = arguments.objective
     before, trials = search(
         problem,
@@ -145,13 +217,10 @@ def _run(argv: Sequence[str]) -> None:
         lambda before, trials: _write(folder, record, objective, before, trials),
     )
     print(_report(before, trials, objective))
-    checkpoint, found = (
-        shlex.quote(str(path)) for path in (arguments.checkpoint, folder / "dense_crf.json")
-    )
+    found = shlex.quote(str(folder / "dense_crf.json"))
     print(
-        f"{len(trials)} trials on {count} images: {folder} (dense_crf.json, trials.json, "
-        f"trials.png); next\n  python -m deepcrf_ext.evaluate --checkpoint {checkpoint} "
-        f"--rows all --dense-crf-params {found}"
+        f"{len(trials)} trials on {len(problem)} images: {folder} (dense_crf.json, trials.json, "
+        f"trials.png); next\n  python -m deepcrf_ext.{following} --dense-crf-params {found}"
     )
 
 

@@ -31,12 +31,12 @@ _SOURCE_OPTIONS = {
 """What can be told of a data set beside its name; its classes are those of the checkpoint."""
 
 
-def add_checkpoint_option(parser: ArgumentParser) -> None:
+def add_checkpoint_option(parser: ArgumentParser, required: bool = True) -> None:
     """Adds --checkpoint, which `deepcrf_ext.records.checkpoint.load_model` takes."""
     parser.add_argument(
         "--checkpoint",
-        type=Path,
-        required=True,
+        type=Path if required else Path | None,
+        required=required,
         help="Run folder of a training (its best.pt, else its last.pt), or a checkpoint file.",
     )
 
@@ -60,12 +60,14 @@ def add_row_option(parser: ArgumentParser, default: str = "every one of the chec
     )
 
 
-def add_measuring_options(parser: ArgumentParser, verb: str, folder: str) -> None:
+def add_measuring_options(
+    parser: ArgumentParser, verb: str, folder: str, checkpoint_required: bool = True
+) -> None:
     """Adds --checkpoint, --data.*, --output and --device.
 
     verb: what is done with the split. folder: what --output is by default, for its help.
     """
-    add_checkpoint_option(parser)
+    add_checkpoint_option(parser, checkpoint_required)
     splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items())
     parser.add_argument("--data.split", default="val", help=f"Split to {verb} ({splits}).")
     parser.add_argument(

@@ -1,9 +1,9 @@
-"""A search for the parameters of the dense CRF that suit a trained model."""
+"""A search for the parameters of the dense CRF that suit a model, trained here or anywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
+from deepcrf_ext.evaluation.masks import MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.evaluation.prediction import upsample_labels
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import DeepCRF, Variant
@@ -64,8 +66,56 @@ class Trial:
         return {"round": self.round, **self.settings.as_dict(), **self.scores.as_dict()}
 
 
+@dataclass(frozen=True)
+class TrialImage:
+    """image: [1, 3, H, W]. unary: energies, float32 [1, K, H, W]. labels: those without a dense
+    CRF, [H, W]. truth: int64 [H, W]. The first two on the device of the search."""
+
+    image: Tensor
+    unary: Tensor
+    labels: Tensor
+    truth: Tensor
+
+
 class Problem:
-    """Images of a data set with a variant's marginals of nodes, for any number of trials.
+    """Images with unary energies and the truth, for any number of trials; a subclass gives them."""
+
+    num_classes: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def images(self) -> Iterator[TrialImage]:
+        """The images in order, each time anew. Raises InputError for one that cannot be read."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def score(
+        self, settings: Sequence[DenseCRFSettings], progress: Callable[[], object]
+    ) -> tuple[TrialScores, list[TrialScores]]:
+        """Scores without a dense CRF, and of each of the settings.
+
+        Settings of the same widths that follow each other share their lattices. `progress` is
+        called after each of them on each image.
+        """
+        meters = [_Meter(self.num_classes) for _ in range(1 + len(settings))]
+        for given in self.images():
+            meters[0].update(given.labels, given.truth)
+            built: tuple[float, ...] = ()
+            for meter, setting in zip(meters[1:], settings, strict=True):
+                params, iterations = setting.params, setting.iterations
+                widths = tuple(getattr(params, name) for name in _WIDTHS)
+                if widths != built:
+                    lattices, built = build_lattices(given.image, params), widths
+                refined = dense_crf(given.unary, given.image, params, iterations, lattices)
+                meter.update(refined[0].argmax(0), given.truth)
+                progress()
+        before, *after = (meter.compute() for meter in meters)
+        return before, after
+
+
+class ModelProblem(Problem):
+    """Images of a data set with a variant's marginals of nodes, which stay in memory.
 
     Args:
         model: in eval mode, on the device to use.
@@ -83,6 +133,7 @@ class Problem:
         indices: Sequence[int],
         amp: bool | None = None,
     ) -> None:
+        self.num_classes = dataset.num_classes
         self.dataset = dataset
         self.indices = indices
         self.device = model.device
@@ -93,34 +144,50 @@ class Problem:
                 energies = model.energies(image[None].to(self.device), variant.potentials)
                 self.marginals.append(model.marginals(energies, variant)[0].float().cpu())
 
-    @torch.inference_mode()
-    def score(
-        self, settings: Sequence[DenseCRFSettings], progress: Callable[[], object]
-    ) -> tuple[TrialScores, list[TrialScores]]:
-        """Scores without a dense CRF, and of each of the settings.
+    def __len__(self) -> int:
+        return len(self.indices)
 
-        Settings of the same widths that follow each other share their lattices. `progress` is
-        called after each of them on each image.
-        """
-        num_classes = self.dataset.num_classes
-        meters = [_Meter(num_classes) for _ in range(1 + len(settings))]
+    def images(self) -> Iterator[TrialImage]:
+        """As `Problem.images`."""
         for index, marginals in zip(self.indices, self.marginals, strict=True):
             image, truth = to_tensors(self.dataset[index])
             size = (truth.shape[0], truth.shape[1])
-            meters[0].update(upsample_labels(marginals, size), truth)
-            image, marginals = image[None].to(self.device), marginals[None].to(self.device)
-            unary = pixel_energies(marginals, size)
-            built: tuple[float, ...] = ()
-            for meter, setting in zip(meters[1:], settings, strict=True):
-                params, iterations = setting.params, setting.iterations
-                widths = tuple(getattr(params, name) for name in _WIDTHS)
-                if widths != built:
-                    lattices, built = build_lattices(image, params), widths
-                refined = dense_crf(unary, image, params, iterations, lattices)
-                meter.update(refined[0].argmax(0), truth)
-                progress()
-        before, *after = (meter.compute() for meter in meters)
-        return before, after
+            unary = pixel_energies(marginals[None].to(self.device), size)
+            labels = upsample_labels(marginals, size)
+            yield TrialImage(image[None].to(self.device), unary, labels, truth)
+
+
+class MaskProblem(Problem):
+    """Images with masks of any model and their true labels, read anew each time.
+
+    Args:
+        files: each with its truth; masks all have the same number of classes.
+        settings: how masks are read.
+        device: where the CRFs run.
+    """
+
+    def __init__(
+        self, files: Sequence[MaskFiles], settings: MaskSettings, device: torch.device
+    ) -> None:
+        self.files = files
+        self.settings = settings
+        self.device = device
+        self.num_classes = read_masked(files[0], settings).num_classes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def images(self) -> Iterator[TrialImage]:
+        """As `Problem.images`."""
+        for file in self.files:
+            masked = read_masked(file, self.settings)
+            if masked.truth is None or masked.num_classes != self.num_classes:
+                raise InputError(
+                    f"{file.mask}: must have a truth and {self.num_classes} classes as the others"
+                )
+            unary = masked.energies(self.device)[None]
+            labels = unary[0].argmin(0).cpu()
+            yield TrialImage(masked.image[None].to(self.device), unary, labels, masked.truth)
 
 
 class _Meter:
@@ -181,7 +248,7 @@ def search(
     generator = np.random.default_rng(seed)
     tried: list[Trial] = []
     candidates = list(dict.fromkeys(PRESETS.values()))[:trials]
-    with tqdm(total=trials * len(problem.indices), desc="search", unit="crf", leave=False) as bar:
+    with tqdm(total=trials * len(problem), desc="search", unit="crf", leave=False) as bar:
         while True:
             number = tried[-1].round + 1 if tried else 0
             settings = [DenseCRFSettings(params, iterations) for params in candidates]

@@ -31,16 +31,7 @@ def provenance(
     arguments: of a command that measures a checkpoint on a split (`cli.options.open_split`).
     """
     return {
-        "command": shlex.join(["python", "-m", f"deepcrf_ext.{command}", *argv]),
-        "commit": package_commit(),
-        "versions": {
-            "deepcrf_ext": deepcrf_ext.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "device": str(device),
-        "threads": torch.get_num_threads(),
+        **made_by(command, argv, device),
         "checkpoint": {
             "path": str(arguments.checkpoint),
             "epoch": metadata["epoch"],
@@ -53,6 +44,22 @@ def provenance(
             "images": images,
         },
         "config": to_dict(config),
+    }
+
+
+def made_by(command: str, argv: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """The part of it that is the same for every command."""
+    return {
+        "command": shlex.join(["python", "-m", f"deepcrf_ext.{command}", *argv]),
+        "commit": package_commit(),
+        "versions": {
+            "deepcrf_ext": deepcrf_ext.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(device),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFParams
@@ -21,7 +22,7 @@ from deepcrf_ext.evaluation import dense_crf_search
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.dense_crf_search import (
     BOUNDS,
-    Problem,
+    ModelProblem,
     Trial,
     TrialScores,
     best_trial,
@@ -32,6 +33,7 @@ from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.refine import main as refine_main
 from deepcrf_ext.tune_dense_crf import main
 
 
@@ -46,7 +48,7 @@ def test_scores_are_those_of_the_models_prediction(
 ) -> None:
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")
-    problem = Problem(model, VARIANTS["1unary+2pair"], dataset, [0, 2], amp=False)
+    problem = ModelProblem(model, VARIANTS["1unary+2pair"], dataset, [0, 2], amp=False)
     other = DenseCRFParams(2, 1, 8, 40, 6)
     settings = [
         DenseCRFSettings(params, 3)
@@ -183,3 +185,37 @@ def test_help_names_the_files() -> None:
     command = [sys.executable, "-m", "deepcrf_ext.tune_dense_crf", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "dense_crf.json" in done.stdout
+
+
+def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a checkpoint; the parameters are better than none and those refine takes."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat((np.arange(48) // 16)[None], 36, 0).astype(np.uint8)
+    for name in ("a", "b"):
+        image = 80 * truth[..., None] + rng.integers(0, 9, (36, 48, 3))
+        noise = rng.random(truth.shape) < 0.2
+        wrong = np.where(noise, rng.integers(0, 3, truth.shape), truth)
+        for folder, array in (("images", image), ("masks", wrong), ("truth", truth)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(tmp_path / folder / f"{name}.png")
+    folders = [
+        *("--image-folder", str(tmp_path / "images"), "--mask-folder", str(tmp_path / "masks")),
+        *("--truth-folder", str(tmp_path / "truth"), "--output", str(tmp_path / "out")),
+    ]
+    assert main([*folders, "--trials", "4", "--iterations", "3", "--device", "cpu"]) == 0
+    assert "python -m deepcrf_ext.refine" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert record["best"]["mean_iou"] > record["before"]["mean_iou"]
+    assert record["masks"]["num_classes"] == 3
+    params = ["--dense-crf-params", str(tmp_path / "out" / "dense_crf.json")]
+    inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "fine")]
+    assert refine_main([*inputs, *params, "--truth", str(tmp_path / "truth")]) == 0
+    assert f"{100 * record['best']['mean_iou']:.2f} after" in capsys.readouterr().out
+
+    assert main(folders[:-2]) == 2
+    assert "--output, must be given" in capsys.readouterr().err
+    assert main([*folders, "--checkpoint", "run"]) == 2
+    assert "--image-folder: goes without --checkpoint" in capsys.readouterr().err
+    folders[5] = str(tmp_path / "fine")
+    assert main(folders) == 2
+    assert "holds no truth" in capsys.readouterr().err
