@@ -122,8 +122,8 @@ class Kernel {
   void copy_block(int64_t n, T* source) {
     values_.copy_block(n / block_size(), factor_.get(), source);
   }
-  void slice(const T* source, int64_t n, int64_t count, T* logits) const {
-    values_.slice_tile(source, n, count, slice_scale_, logits);
+  void slice(const T* source, int64_t n, int64_t count, const T* base, T* logits) const {
+    values_.slice_tile(source, n, count, slice_scale_, base, logits);
   }
 
   void clear_block(int64_t n) { values_.clear_block(n / block_size()); }
@@ -188,12 +188,12 @@ class DenseMeanField {
             const int64_t count = std::min(kTile, end - n);
             T* logits = logits_.get() + n * row_.width();
             if (done == 0 && !read_logits(n, count, logits)) bad = n;
-            std::copy_n(logits, count * row_.width(), tile);
+            if (done == 0 || kernels_.empty()) std::copy_n(logits, count * row_.width(), tile);
             for (size_t k = 0; k < kernels_.size(); ++k) {
               const bool at_block = n % kernels_[k].block_size() == 0;
               if (done > 0) {
                 if (at_block) kernels_[k].copy_block(n, source[k]);
-                kernels_[k].slice(source[k], n, count, tile);
+                kernels_[k].slice(source[k], n, count, k == 0 ? logits : tile, tile);
               }
               if (at_block && done < arguments_.iterations) kernels_[k].clear_block(n);
             }

@@ -65,6 +65,8 @@ template <typename Function>
 void with_corners(const PermutohedralLattice& lattice, Function&& function) {
   switch (lattice.num_dims) {
     case 2: return function(std::integral_constant<int, 3>{});
+    case 3: return function(std::integral_constant<int, 4>{});
+    case 4: return function(std::integral_constant<int, 5>{});
     case 5: return function(std::integral_constant<int, 6>{});
     default: return function(std::integral_constant<int, 0>{});
   }
@@ -94,11 +96,12 @@ void splat(const Row& row, const PermutohedralLattice& lattice, int64_t first, i
   }
 }
 
-// values += scale * sum of weight * entry.
+// values = base + scale * sum of weight * entry, base null for zeros.
 template <int Corners, typename Row>
 void slice(const Row& row, const PermutohedralLattice& lattice, int64_t first, int64_t count,
            const typename Row::T* scale,    // [N], or null for one
            const typename Row::T* entries,  // [entries of the block, width]
+           const typename Row::T* base,     // [count, width], or null; may be values
            typename Row::T* values) {       // [count, width]
   using T = typename Row::T;
   const int64_t corners = Corners > 0 ? Corners : lattice.num_dims + 1;
@@ -106,14 +109,16 @@ void slice(const Row& row, const PermutohedralLattice& lattice, int64_t first, i
     const int16_t* vertices = lattice.vertices + (first + i) * corners;
     const float* weights = lattice.weights + (first + i) * corners;
     const T factor = scale == nullptr ? T{1} : scale[first + i];
-    T* value = values + i * row.width();
+    const int64_t at = i * row.width();
     for (int64_t r = 0; r < row.vectors(); ++r) {
       typename Row::Vector sum = {};
       for (int64_t c = 0; c < corners; ++c) {
         const T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width();
         sum += static_cast<T>(weights[c]) * Row::load(entry + r * Row::V);
       }
-      Row::store(value + r * Row::V, Row::load(value + r * Row::V) + factor * sum);
+      const typename Row::Vector start =
+          base == nullptr ? typename Row::Vector{} : Row::load(base + at + r * Row::V);
+      Row::store(values + at + r * Row::V, start + factor * sum);
     }
   }
 }
@@ -154,9 +159,10 @@ class LatticeValues {
     });
   }
 
-  void slice_tile(const T* entries, int64_t first, int64_t count, const T* scale, T* values) const {
+  void slice_tile(const T* entries, int64_t first, int64_t count, const T* scale, const T* base,
+                  T* values) const {
     with_corners(lattice_, [&](auto corners) {
-      slice<decltype(corners)::value>(row_, lattice_, first, count, scale, entries, values);
+      slice<decltype(corners)::value>(row_, lattice_, first, count, scale, entries, base, values);
     });
   }
 
@@ -195,18 +201,29 @@ class LatticeValues {
   }
   T* block(int64_t b) { return entries_.get() + lattice_.block_offsets[b] * row_.width(); }
 
+  // The entries of a point lie far apart: those that come soon are fetched ahead.
   void gather_points() {
+    constexpr int64_t kAhead = 16;
+    const int64_t entries = lattice_.point_offsets[lattice_.num_points];
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < lattice_.num_points; ++m) {
       T* to = points_.get() + m * row_.width();
       const int64_t begin = lattice_.point_offsets[m], end = lattice_.point_offsets[m + 1];
+      for (int64_t e = begin; e < end && e + kAhead < entries; ++e) prefetch(entry(e + kAhead));
       for (int64_t r = 0; r < row_.vectors(); ++r) {
         typename Row::Vector sum = {};
-        for (int64_t e = begin; e < end; ++e) {
-          sum += Row::load(entries_.get() + lattice_.point_entries[e] * row_.width() + r * Row::V);
-        }
+        for (int64_t e = begin; e < end; ++e) sum += Row::load(entry(e) + r * Row::V);
         Row::store(to + r * Row::V, sum);
       }
+    }
+  }
+
+  const T* entry(int64_t e) const {
+    return entries_.get() + lattice_.point_entries[e] * row_.width();
+  }
+  void prefetch(const T* row) const {
+    for (int64_t i = 0; i < row_.width(); i += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(row + i);
     }
   }
 

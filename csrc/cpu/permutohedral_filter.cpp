@@ -39,8 +39,7 @@ void filter(const Row& row, const PermutohedralLattice& lattice, int64_t num_cha
       state.copy_block(b, factor.get(), source);
       for (int64_t n = b * block; n < std::min(N, (b + 1) * block); n += kTile) {
         const int64_t count = std::min(kTile, N - n);
-        std::fill_n(tile, count * W, T{0});
-        state.slice_tile(source, n, count, nullptr, tile);
+        state.slice_tile(source, n, count, nullptr, nullptr, tile);
         for (int64_t i = 0; i < count; ++i) std::copy_n(tile + i * W, C, filtered + (n + i) * C);
       }
     }
