@@ -27,14 +27,12 @@ from deepcrf_ext.cli.options import (
     dense_crf_settings,
 )
 from deepcrf_ext.data import read_image, write_labels
+from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.records.checkpoint import load_model
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""Files that are taken from a folder, in any case. A file named alone may be any image."""
 
 _DESCRIPTION = """Segment images with a trained model.
 
@@ -55,10 +53,12 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             files = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir()
+                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
             )
             if not files:
-                raise InputError(f"{path}: no images in this folder (of {', '.join(SUFFIXES)})")
+                raise InputError(
+                    f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
+                )
         elif path.exists():
             files = [path]
         else:

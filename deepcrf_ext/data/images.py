@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,10 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".ppm", ".pgm", ".pnm"),
-    *(".tif", ".tiff", ".webp", ".gif", ".jp2"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".pnm"),
+    *(".tif", ".tiff", ".webp", ".gif", ".jp2", ".j2k", ".jpx", ".avif"),
 )
 """Files that are taken for images in a folder, in any case."""
 
@@ -38,11 +38,15 @@ _GREY_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as uint8 [H, W, 3], RGB.
+    """Read an image file of any size as uint8 [H, W, 3], RGB.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits keep their upper 8), an alpha
-    channel is dropped, and of an animation the first frame is taken. An EXIF orientation is
-    applied, so that the array is what viewers and labelling tools show.
+    Grey, palette, CMYK and 16-bit images are converted, an alpha channel is dropped, and of an
+    animation the first frame is taken. An EXIF orientation is applied, so that the array is what
+    viewers and labelling tools show.
+
+    16-bit images keep the upper 8 of the bits that they use: of 8, 10, 12, 14 or 16, the fewest
+    that hold their highest value. So the 12 bits of a camera come out as bright as they are, and a
+    16-bit image that uses less than a quarter of its range is brightened.
 
     Raises:
         InputError: the file is missing, empty, truncated, corrupt or not an image.
@@ -51,13 +55,55 @@ def read_image(path: str | Path) -> np.ndarray:
     with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-            grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        deep = _deep_colours(picture, path)
+        if deep is not None:
+            upright = Image.fromarray(_upper_bits(deep))
+            upright.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+            return np.array(ImageOps.exif_transpose(upright))
+        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+            grey = _upper_bits(np.asarray(picture).clip(0, 65535))
             return np.repeat(grey[..., None], 3, axis=2)
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        return np.array(upright.convert("RGB"))
+        upright = picture.convert("RGBA") if "transparency" in picture.info else picture
+        return _rgb(upright)
+
+
+_ORIENTATION = 0x0112
+_DEPTHS = (8, 10, 12, 14, 16)
+_BAND = 1 << 22  # pixels that are converted at a time
+
+
+def _upper_bits(values: np.ndarray) -> np.ndarray:
+    """Values of up to 16 bits as uint8: the upper 8 of the bits that they use."""
+    highest = int(values.max(initial=0))
+    used = next(bits for bits in _DEPTHS if highest < 1 << bits)
+    return (values >> (used - 8)).astype(np.uint8)
+
+
+def _deep_colours(picture: ImageFile.ImageFile, path: Path) -> np.ndarray | None:
+    """uint16 [H, W, 3] of a picture with 16 bits a colour, of which Pillow gives 8; else None."""
+    arguments = picture.tile[0][3] if picture.tile else None
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if not (isinstance(raw_mode, str) and raw_mode.startswith("RGB") and ";16" in raw_mode):
+        return None
+    unchanged = cv2.IMREAD_UNCHANGED
+    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), unchanged)
+    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
+        return None  # Pillow says what is wrong, or does what it can
+    colours: np.ndarray = decoded[..., 2::-1]
+    return colours
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3], converted in bands: a large picture is in memory once beside the array."""
+    picture.load()
+    width, height = picture.size
+    array = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        array[top : top + rows] = np.asarray(band.convert("RGB"))
+    return array
 
 
 def shrink(image: np.ndarray, max_side: int | None) -> np.ndarray:
@@ -159,9 +205,31 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes)")
-        with Image.open(path) as picture:
+        with _any_size(), Image.open(path) as picture:
             yield picture
     except InputError:
         raise
     except _DECODER_ERRORS as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+_size_lock = threading.Lock()
+_size_limits: list[int | None] = []  # Pillow's own limit, once for each picture that is open
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """While a file that was named is read, Pillow takes it at any size, without a warning.
+
+    Its limit, which guards programs that open what others send, is back where none is open.
+    """
+    with _size_lock:
+        _size_limits.append(_size_limits[0] if _size_limits else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _size_lock:
+            limit = _size_limits.pop()
+            if not _size_limits:
+                Image.MAX_IMAGE_PIXELS = limit

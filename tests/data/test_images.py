@@ -5,8 +5,10 @@ from __future__ import annotations
 import struct
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from deepcrf_ext.data import read_image, read_labels, shrink, write_labels
+from deepcrf_ext.data import images, read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.errors import InputError
 
@@ -50,6 +52,67 @@ def test_read_image_takes_the_upper_8_of_16_bits(tmp_path: Path) -> None:
     deep = GREY.astype(np.uint16) * 256 + 77
     for name in ("a.png", "a.tif"):
         np.testing.assert_array_equal(read_image(save(tmp_path / name, deep)), as_grey(GREY))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_deep_images_keep_the_upper_bits_that_they_use(
+    tmp_path: Path, bits: int, channels: int, suffix: str
+) -> None:
+    """As those of cameras, whose 12 bits lie in 16."""
+    wanted = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    wanted[0, 0] = 255
+    deep = wanted.astype(np.uint16) << (bits - 8) | (1 << (bits - 8)) - 1
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), deep)
+    rgb = as_grey(wanted[..., 0]) if channels == 1 else wanted[..., 2::-1]
+    np.testing.assert_array_equal(read_image(path), rgb)
+
+
+def test_deep_colours_are_turned_upright(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (5, 7, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    chunks = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = b"eXIf" + exif.tobytes().removeprefix(b"Exif\x00\x00")
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    (tmp_path / "a.png").write_bytes(chunks[:33] + chunk + chunks[33:])
+    wanted = np.rot90((deep >> 4).astype(np.uint8)[..., ::-1], -1)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), wanted)
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_of_any_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above Pillow's limit too, which others meet as before, and in bands."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    monkeypatch.setattr(images, "_BAND", 10)
+    path = save(tmp_path / "a.png", RGB)
+    with ThreadPoolExecutor(4) as threads:
+        for image in threads.map(read_image, [path] * 20):
+            np.testing.assert_array_equal(image, RGB)
+    assert read_labels(save(tmp_path / "b.png", GREY)).shape == GREY.shape
+    assert Image.MAX_IMAGE_PIXELS == 9
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    with pytest.raises(InputError):
+        read_image(tmp_path / "missing.png")
+    assert Image.MAX_IMAGE_PIXELS == 9
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jp2", "j2k", "avif", "webp"])
+def test_further_formats(tmp_path: Path, suffix: str) -> None:
+    Image.init()
+    if f".{suffix}" not in Image.EXTENSION:
+        pytest.skip(f"this Pillow has no {suffix}")
+    first = np.full((20, 30, 3), (200, 40, 90), np.uint8)
+    second = Image.fromarray(255 - first)
+    path = tmp_path / f"a.{suffix}"
+    frames = {"save_all": True, "append_images": [second]} if suffix == "gif" else {}
+    Image.fromarray(first).save(path, **frames)
+    assert f".{suffix}" in images.IMAGE_SUFFIXES
+    assert np.abs(read_image(path).astype(int) - first).max() <= 6
 
 
 def test_read_image_looks_up_palettes_and_transparency(tmp_path: Path) -> None:
