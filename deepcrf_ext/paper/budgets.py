@@ -195,5 +195,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             result.update(_flat(value, f"{prefix}{name}."))
         else:
-            result[prefix + name] = value
+            result[f"{prefix}{name}"] = value
     return result

@@ -313,3 +313,11 @@ def test_bad_options_end_in_one_line(arguments, message, capsys, tmp_path, monke
     errors = capsys.readouterr().err.strip()
     assert message in errors
     assert "\n" not in errors
+
+
+def test_a_folder_of_ones_own_is_planned_and_found_again(tmp_path):
+    arguments = ["--data", "folder", "--root", str(tmp_path), "--output", str(tmp_path / "o")]
+    arguments += ["--train.data.labels", "{0: ground, 255: ball, '#c8140a': ignore}"]
+    plan, _ = command.parse(arguments)
+    assert plan.train.data.labels == {0: "ground", 255: "ball", "#c8140a": "ignore"}
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))).differences(plan) == []
