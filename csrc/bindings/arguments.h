@@ -39,14 +39,14 @@ inline GraphView graph_view(const py::tuple& tensors, const Device& device) {
           reverse_edges.data<int64_t>()};
 }
 
-// A tensor of the potential's dtype, on its device, as an untyped pointer.
+// A tensor of a dtype, device and shape, as an untyped pointer.
+inline void* untyped(const Tensor& tensor, DType dtype, const Device& device,
+                     std::initializer_list<int64_t> sizes) {
+  return tensor.expect_device(device).expect_shape(sizes).expect_dtype(dtype).untyped_data();
+}
 inline void* untyped(const py::object& object, const char* name, DType dtype, const Device& device,
                      std::initializer_list<int64_t> sizes) {
-  const Tensor tensor(object, name);
-  tensor.expect_device(device).expect_shape(sizes);
-  DEEPCRF_CHECK(tensor.dtype() == dtype, name, ": got dtype ", dtype_name(tensor.dtype()),
-                ", must be ", dtype_name(dtype));
-  return tensor.untyped_data();
+  return untyped(Tensor(object, name), dtype, device, sizes);
 }
 
 // (source, target, weight, bias)
@@ -64,23 +64,18 @@ inline AnyFactoredPotential factored_potential(const py::tuple& tensors, int64_t
   return {dtype,
           K,
           D,
-          untyped(tensors[0], "source", dtype, device, {num_nodes, D}),
+          source.untyped_data(),
           untyped(tensors[1], "target", dtype, device, {num_nodes, D}),
           untyped(tensors[2], "weight", dtype, device, {K, K, D}),
-          untyped(tensors[3], "bias", dtype, device, {K, K})};
+          untyped(bias, dtype, device, {K, K})};
 }
 
-// The dtype of the losses and gradients of a potential: CPU kernels do not round them to bfloat16.
-inline DType loss_dtype(DType potential, [[maybe_unused]] const Device& device) {
-  const bool widened = potential == DType::bfloat16 && !DEEPCRF_ON_CUDA(device);
-  return widened ? DType::float32 : potential;
-}
-
-// (grad_source, grad_target, grad_weight, grad_bias)
+// (grad_source, grad_target, grad_weight, grad_bias), in the accumulator of the potential
 inline AnyFactoredGradient factored_gradient(const py::tuple& tensors,
-                                             const AnyFactoredPotential& potential, DType dtype,
+                                             const AnyFactoredPotential& potential,
                                              int64_t num_nodes, const Device& device) {
   expect_count(tensors, 4, "gradient");
+  const DType dtype = accumulator_dtype(potential.dtype);
   const int64_t K = potential.num_labels;
   const int64_t D = potential.num_features;
   return {untyped(tensors[0], "grad_source", dtype, device, {num_nodes, D}),

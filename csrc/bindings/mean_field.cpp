@@ -19,7 +19,7 @@ MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();
-  const DType dtype = energies.dtype();
+  const DType dtype = energies.dtype();  // the accumulator of every potential's
   const int64_t N = energies.size(0), K = energies.size(1);
   DEEPCRF_CHECK(graphs.size() == potentials.size(), "potentials: got ", potentials.size(),
                 ", must be as many as graphs, ", graphs.size());
@@ -31,16 +31,19 @@ MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
     DEEPCRF_CHECK(views[i].num_nodes == N, "graphs[", i, "]: got ", views[i].num_nodes,
                   " nodes, must be ", N);
     factored.push_back(factored_potential(potentials[i].cast<py::tuple>(), N));
-    DEEPCRF_CHECK(factored[i].dtype == dtype && factored[i].num_labels == K, "potentials[", i,
-                  "]: got dtype ", dtype_name(factored[i].dtype), ", K = ", factored[i].num_labels,
-                  ", must be ", dtype_name(dtype), ", ", K);
+    DEEPCRF_CHECK(factored[i].dtype == factored[0].dtype && factored[i].num_labels == K,
+                  "potentials[", i, "]: got dtype ", dtype_name(factored[i].dtype),
+                  ", K = ", factored[i].num_labels, ", must be ", dtype_name(factored[0].dtype),
+                  ", ", K);
   }
-  const MeanFieldArguments arguments = {dtype,
-                                        N,
-                                        K,
-                                        iterations,
-                                        untyped(unary, "unary", dtype, device, {N, K}),
-                                        untyped(marginals, "marginals", dtype, device, {N, K})};
+  const DType potential_dtype = factored.empty() ? dtype : factored[0].dtype;
+  const MeanFieldArguments arguments = {
+      potential_dtype,
+      N,
+      K,
+      iterations,
+      untyped(energies, accumulator_dtype(potential_dtype), device, {N, K}),
+      untyped(marginals, "marginals", dtype, device, {N, K})};
   return {device, views, factored, arguments};
 }
 

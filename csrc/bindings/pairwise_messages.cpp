@@ -25,9 +25,9 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const int64_t N = view.num_nodes, K = factored.num_labels;
-  const MessageArguments arguments = {
-      untyped(marginals, "marginals", factored.dtype, device, {N, K}),
-      untyped(messages, "messages", factored.dtype, device, {N, K})};
+  const DType dtype = accumulator_dtype(factored.dtype);
+  const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
+                                      untyped(messages, "messages", dtype, device, {N, K})};
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   DEEPCRF_LAUNCH(device, pairwise_messages_factored, view, factored, arguments, ctx);
 }
@@ -41,10 +41,11 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const int64_t N = view.num_nodes, K = factored.num_labels;
+  const DType dtype = accumulator_dtype(factored.dtype);
   const MessageGradientArguments arguments = {
-      untyped(marginals, "marginals", factored.dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", factored.dtype, device, {N, K})};
-  const AnyFactoredGradient out = factored_gradient(gradient, factored, factored.dtype, N, device);
+      untyped(marginals, "marginals", dtype, device, {N, K}),
+      untyped(grad_messages, "grad_messages", dtype, device, {N, K})};
+  const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   DEEPCRF_LAUNCH(device, pairwise_messages_factored_backward, view, factored, arguments, out, ctx);
 }
@@ -56,8 +57,9 @@ void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const int64_t N = view.num_nodes, K = table.num_labels;
-  const MessageArguments arguments = {untyped(marginals, "marginals", table.dtype, device, {N, K}),
-                                      untyped(messages, "messages", table.dtype, device, {N, K})};
+  const DType dtype = accumulator_dtype(table.dtype);
+  const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
+                                      untyped(messages, "messages", dtype, device, {N, K})};
   DEEPCRF_LAUNCH(device, pairwise_messages_table, view, table, arguments,
                  execution_context(num_threads, stream));
 }
@@ -70,9 +72,10 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const int64_t N = view.num_nodes, K = table.num_labels;
+  const DType dtype = accumulator_dtype(table.dtype);
   const MessageGradientArguments arguments = {
-      untyped(marginals, "marginals", table.dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", table.dtype, device, {N, K})};
+      untyped(marginals, "marginals", dtype, device, {N, K}),
+      untyped(grad_messages, "grad_messages", dtype, device, {N, K})};
   void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
   DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
                  execution_context(num_threads, stream));

@@ -13,7 +13,7 @@ void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  const DType dtype = loss_dtype(factored.dtype, device);
+  const DType dtype = accumulator_dtype(factored.dtype);
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored, view, factored, truth, out,
                           execution_context(num_threads, stream));
@@ -27,11 +27,11 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  const DType dtype = loss_dtype(factored.dtype, device);
+  const DType dtype = accumulator_dtype(factored.dtype);
   const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
-      factored_gradient(gradient, factored, dtype, view.num_nodes, device);
+      factored_gradient(gradient, factored, view.num_nodes, device);
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored_backward, view, factored, truth, weight,
                           out, gradients, execution_context(num_threads, stream));
 }
@@ -43,7 +43,8 @@ void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
+  const DType dtype = accumulator_dtype(table.dtype);
+  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   DEEPCRF_LAUNCH(device, pairwise_nll_table, view, table, truth, out,
                  execution_context(num_threads, stream));
 }
@@ -57,17 +58,41 @@ void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energ
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  const void* weight = optional_edge_weight(edge_weight, table.dtype, device, view.num_edges);
-  void* out = untyped(losses, "losses", table.dtype, device, {view.num_edges});
+  const DType dtype = accumulator_dtype(table.dtype);
+  const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
+  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   void* gradient = untyped(grad_energies, "grad_energies", table.dtype, device,
                            {view.num_edges, table.num_labels, table.num_labels});
   DEEPCRF_LAUNCH(device, pairwise_nll_table_backward, view, table, truth, weight, out, gradient,
                  execution_context(num_threads, stream));
 }
 
+int64_t reduce_losses_workspace(int64_t num_edges) {
+  return DEEPCRF_CUDA_VALUE(reduce_losses_workspace, num_edges);
+}
+
+void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ignore_index,
+                   const py::object& losses, bool mean, const py::object& reduced,
+                   const py::object& workspace, int num_threads, uintptr_t stream) {
+  const Tensor of_edges(losses, "losses");
+  const Device device = of_edges.device();
+  const DType dtype = of_edges.dtype();
+  const GraphView view = graph_view(graph, device);
+  of_edges.expect_shape({view.num_edges});
+  const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
+  void* out = untyped(reduced, "reduced", dtype, device, {2});
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH(device, reduce_losses, view, truth, dtype, of_edges.untyped_data(), mean, out,
+                 ctx);
+}
+
 }  // namespace
 
 void bind_pairwise_nll(py::module_& module) {
+  module.def("reduce_losses_workspace", &reduce_losses_workspace, py::arg("num_edges"));
+  module.def("reduce_losses", &reduce_losses, py::arg("graph"), py::arg("labels"),
+             py::arg("ignore_index"), py::arg("losses"), py::arg("mean"), py::arg("reduced"),
+             py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
              py::arg("num_threads"), py::arg("stream"));

@@ -45,8 +45,9 @@ void chunk_losses(const py::tuple& graph, const py::object& labels, int64_t igno
   const int64_t pitch = row_pitch(table, "energies", num_labels * num_labels);
   const EdgeChunk chunk = edge_chunk(first_edge, table.size(0), view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
-  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
+  const DType sums = accumulator_dtype(dtype);
+  const void* weight = optional_edge_weight(edge_weight, sums, device, view.num_edges);
+  void* out = untyped(losses, "losses", sums, device, {view.num_edges});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, chunk_losses, view, dtype, num_labels, pitch, truth, chunk,
                            weight, table.untyped_data(), out, differentiate,
                            execution_context(num_threads, stream));
@@ -65,7 +66,7 @@ void reduce_edges(const py::tuple& graph, int64_t first_edge, const py::object& 
   const int64_t D = sums_of_source.size(1);
   const int64_t pitch = row_pitch(values, "hidden", D);
   const EdgeChunk chunk = edge_chunk(first_edge, values.size(0), view.num_edges);
-  const DType sums = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const DType sums = accumulator_dtype(dtype);
   const void* of_hidden = untyped(grad_hidden, "grad_hidden", dtype, device, {chunk.count, pitch});
   void* of_source = untyped(grad_source, "grad_source", sums, device, {N, D});
   void* of_target = untyped(grad_target, "grad_target", sums, device, {N, D});

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -30,33 +31,88 @@ struct Device {
   std::string name() const { return is_cuda ? concatenate("cuda:", index) : "cpu"; }
 };
 
+// The DType of a torch.dtype object, of which there is one each; false where there is none.
+inline bool find_dtype(const py::handle& object, DType* found) {
+  constexpr std::array kDTypes = {DType::float32, DType::int64,    DType::int32,
+                                  DType::float64, DType::bfloat16, DType::float16,
+                                  DType::uint8,   DType::int16,    DType::boolean};
+  static const auto objects = [&] {
+    const py::module_ torch = py::module_::import("torch");
+    std::array<py::handle, kDTypes.size()> handles;
+    for (size_t i = 0; i < kDTypes.size(); ++i) {
+      handles[i] =
+          py::object(torch.attr(dtype_name(kDTypes[i]))).release();  // torch keeps them for ever
+    }
+    return handles;
+  }();
+  for (size_t i = 0; i < kDTypes.size(); ++i) {
+    if (objects[i].ptr() == object.ptr()) {
+      *found = kDTypes[i];
+      return true;
+    }
+  }
+  return false;
+}
+
+// The names that are read from every tensor.
+struct TensorAttributes {
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* get_device = PyUnicode_InternFromString("get_device");
+  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_cuda = PyUnicode_InternFromString("is_cuda");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+
+  static const TensorAttributes& names() {
+    static const TensorAttributes interned;
+    return interned;
+  }
+
+  static py::object get(const py::handle& object, PyObject* name) {
+    return checked(PyObject_GetAttr(object.ptr(), name));
+  }
+  static py::object call(const py::handle& object, PyObject* name) {
+    return checked(PyObject_CallMethodObjArgs(object.ptr(), name, nullptr));
+  }
+
+ private:
+  static py::object checked(PyObject* value) {
+    if (value == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+};
+
 // A tensor argument: its name, and checks that name it. Valid while the Python object lives.
 class Tensor {
  public:
-  Tensor(const py::object& tensor, const char* name) : name_(name) {
-    DEEPCRF_CHECK(py::hasattr(tensor, "data_ptr"), name_, " must be a torch.Tensor, got ",
-                  std::string(py::str(py::type::of(tensor))));
-    const py::object device = tensor.attr("device");
-    const std::string type = py::str(device.attr("type"));
-    DEEPCRF_CHECK(type == "cpu" || type == "cuda", name_, " must be on a cpu or cuda device, got ",
-                  type);
-    device_ = {type == "cuda", type == "cuda" ? device.attr("index").cast<int>() : 0};
-    dtype_ = py::str(tensor.attr("dtype"));
-    shape_ = tensor.attr("shape").cast<std::vector<int64_t>>();
-    DEEPCRF_CHECK(tensor.attr("is_contiguous")().cast<bool>(), name_,
+  Tensor(const py::handle& tensor, const char* name) : name_(name) {
+    const TensorAttributes& names = TensorAttributes::names();
+    DEEPCRF_CHECK(PyObject_HasAttr(tensor.ptr(), names.data_ptr) == 1, name_,
+                  " must be a torch.Tensor, got ",
+                  std::string(py::str(py::type::handle_of(tensor))));
+    const bool is_cuda = TensorAttributes::get(tensor, names.is_cuda).ptr() == Py_True;
+    DEEPCRF_CHECK(is_cuda || TensorAttributes::get(tensor, names.is_cpu).ptr() == Py_True, name_,
+                  " must be on a cpu or cuda device, got ",
+                  std::string(py::str(tensor.attr("device"))));
+    device_ = {is_cuda, is_cuda ? TensorAttributes::call(tensor, names.get_device).cast<int>() : 0};
+    dtype_object_ = TensorAttributes::get(tensor, names.dtype);
+    const py::tuple shape = TensorAttributes::get(tensor, names.shape);
+    shape_.reserve(shape.size());
+    for (const py::handle size : shape) shape_.push_back(PyLong_AsLongLong(size.ptr()));
+    DEEPCRF_CHECK(TensorAttributes::call(tensor, names.is_contiguous).ptr() == Py_True, name_,
                   " must be contiguous, got other strides");
-    data_ = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+    data_ = PyLong_AsVoidPtr(TensorAttributes::call(tensor, names.data_ptr).ptr());
   }
 
   const Device& device() const { return device_; }
   int64_t size(size_t dimension) const { return shape_.at(dimension); }
 
   DType dtype() const {
-    for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::int16, DType::int32,
-                        DType::int64, DType::uint8, DType::boolean}) {
-      if (dtype_ == concatenate("torch.", dtype_name(dtype))) return dtype;
-    }
-    throw Error(concatenate(name_, " must have a supported dtype, got ", dtype_));
+    DType dtype;
+    if (find_dtype(dtype_object_, &dtype)) return dtype;
+    throw Error(concatenate(name_, " must have a supported dtype, got ",
+                            std::string(py::str(dtype_object_))));
   }
 
   const Tensor& expect_device(const Device& device) const {
@@ -78,12 +134,17 @@ class Tensor {
     return *this;
   }
 
+  const Tensor& expect_dtype(DType wanted) const {
+    DEEPCRF_CHECK(dtype() == wanted, name_, " must have dtype ", dtype_name(wanted), ", got ",
+                  std::string(py::str(dtype_object_)));
+    return *this;
+  }
+
   void* untyped_data() const { return data_; }
 
   template <class T>
   T* data() const {
-    DEEPCRF_CHECK(dtype() == DTypeOf<T>::value, name_, " must have dtype ",
-                  dtype_name(DTypeOf<T>::value), ", got ", dtype_);
+    expect_dtype(DTypeOf<T>::value);
     return static_cast<T*>(data_);
   }
 
@@ -99,7 +160,7 @@ class Tensor {
 
   const char* name_;
   Device device_;
-  std::string dtype_;
+  py::object dtype_object_;
   std::vector<int64_t> shape_;
   void* data_;
 };

@@ -1,4 +1,4 @@
-// Element types of tensors: run-time tags, the bfloat16 storage type, and dispatch over them.
+// Element types of tensors: run-time tags, the 16-bit storage types, and dispatch over them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace deepcrf {
 
-enum class DType { float32, float64, bfloat16, int16, int32, int64, uint8, boolean };
+enum class DType { float32, float64, bfloat16, float16, int16, int32, int64, uint8, boolean };
 
 // The 16 high bits of a float32; conversion from float rounds to nearest even and keeps NaN.
 struct bfloat16 {
@@ -36,6 +36,58 @@ struct bfloat16 {
 };
 static_assert(sizeof(bfloat16) == 2, "bfloat16 must be two bytes");
 
+// IEEE binary16; conversion from float rounds to nearest even, overflows to infinity, keeps NaN.
+struct float16 {
+  uint16_t bits;
+
+  float16() = default;
+
+  DEEPCRF_HOST_DEVICE explicit float16(float value) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
+    uint32_t word;
+    memcpy(&word, &value, sizeof(word));
+    const uint32_t sign = word & 0x80000000u;
+    word ^= sign;
+    if (word >= 0x47800000u) {  // 65536 and more, or NaN
+      bits = word > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    } else if (word < 0x38800000u) {  // subnormal: aligned by an addition, which rounds
+      constexpr uint32_t kAligning = 0x3f000000u;  // 0.5, whose last bit is 2^-24
+      float magnitude, aligning;
+      memcpy(&magnitude, &word, sizeof(word));
+      memcpy(&aligning, &kAligning, sizeof(kAligning));
+      magnitude += aligning;
+      memcpy(&word, &magnitude, sizeof(word));
+      bits = static_cast<uint16_t>(word - kAligning);
+    } else {
+      bits = static_cast<uint16_t>((word - (112u << 23) + 0xfffu + ((word >> 13) & 1u)) >> 13);
+    }
+    bits = static_cast<uint16_t>(bits | sign >> 16);
+#endif
+  }
+
+  DEEPCRF_HOST_DEVICE operator float() const {
+    float value;
+#ifdef __CUDA_ARCH__
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+#else
+    const uint32_t exponent = bits & 0x7c00u;
+    uint32_t word = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+    if (exponent == 0) {  // subnormal: a multiple of 2^-24
+      value = static_cast<float>(bits & 0x3ffu) * 5.9604644775390625e-8f;
+      memcpy(&word, &value, sizeof(word));
+    } else {
+      word += (exponent == 0x7c00u ? 224u : 112u) << 23;
+    }
+    word |= static_cast<uint32_t>(bits & 0x8000u) << 16;
+    memcpy(&value, &word, sizeof(value));
+#endif
+    return value;
+  }
+};
+static_assert(sizeof(float16) == 2, "float16 must be two bytes");
+
 // The type sums are kept in: float32, and float64 for float64.
 template <class T>
 struct AccumulatorOf {
@@ -48,12 +100,18 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
+// The same at run time, of a floating-point dtype.
+inline DType accumulator_dtype(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
 template <class T>
 struct DTypeOf;
 // clang-format off
 template <> struct DTypeOf<float>    { static constexpr DType value = DType::float32; };
 template <> struct DTypeOf<double>   { static constexpr DType value = DType::float64; };
 template <> struct DTypeOf<bfloat16> { static constexpr DType value = DType::bfloat16; };
+template <> struct DTypeOf<float16>  { static constexpr DType value = DType::float16; };
 template <> struct DTypeOf<int16_t>  { static constexpr DType value = DType::int16; };
 template <> struct DTypeOf<int32_t>  { static constexpr DType value = DType::int32; };
 template <> struct DTypeOf<int64_t>  { static constexpr DType value = DType::int64; };
@@ -66,6 +124,7 @@ inline const char* dtype_name(DType dtype) {
     case DType::float32: return "float32";
     case DType::float64: return "float64";
     case DType::bfloat16: return "bfloat16";
+    case DType::float16: return "float16";
     case DType::int16: return "int16";
     case DType::int32: return "int32";
     case DType::int64: return "int64";
@@ -75,7 +134,7 @@ inline const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
-// Calls function(T{}) with T = float, double or bfloat16:
+// Calls function(T{}) with T = float, double, bfloat16 or float16:
 //   dispatch_floating(dtype, "source", [&](auto tag) { using T = decltype(tag); ... });
 template <class Function>
 void dispatch_floating(DType dtype, const char* name, Function&& function) {
@@ -83,12 +142,14 @@ void dispatch_floating(DType dtype, const char* name, Function&& function) {
     case DType::float32: return function(float{});
     case DType::float64: return function(double{});
     case DType::bfloat16: return function(bfloat16{});
+    case DType::float16: return function(float16{});
     default: break;
   }
-  throw Error(concatenate(name, " must be float32, float64 or bfloat16, got ", dtype_name(dtype)));
+  throw Error(
+      concatenate(name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(dtype)));
 }
 
-// The same for kernels without a bfloat16 path: T = float or double.
+// The same for kernels that read no 16-bit type: T = float or double.
 template <class Function>
 void dispatch_native_floating(DType dtype, const char* name, Function&& function) {
   switch (dtype) {

@@ -70,17 +70,46 @@ struct LossOf<bfloat16> {
 void factored_losses(const GraphView& graph, const AnyFactoredPotential& potential,
                      const EdgeLabels& labels, const void* edge_weight, void* losses,
                      const AnyFactoredGradient* gradient, int num_threads) {
-  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+  const auto run = [&](auto tag) {
     using In = decltype(tag);
     using Loss = typename LossOf<In>::type;
     using T = typename Loss::T;
     Loss(graph, potential.as<In>(), labels, static_cast<const T*>(edge_weight),
          static_cast<T*>(losses), gradient, num_threads)
         .run();
-  });
+  };
+  if (potential.dtype == DType::bfloat16) return run(bfloat16{});
+  dispatch_native_floating(potential.dtype, "potential", run);
+}
+
+// One after another, so that the sum does not depend on the number of threads; an edge takes no
+// time beside its K * K energies.
+template <typename T>
+void reduce(const GraphView& graph, const EdgeLabels& labels, const T* losses, bool mean,
+            T* reduced) {
+  double sum = 0;
+  int64_t valid = 0;
+  for (int64_t p = 0; p < graph.num_nodes; ++p) {
+    if (labels.labels[p] == labels.ignore_index) continue;
+    for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
+      valid += labels.labels[graph.targets[e]] != labels.ignore_index;
+      sum += losses[e];
+    }
+  }
+  const double count = mean && valid > 0 ? static_cast<double>(valid) : 1;
+  reduced[0] = static_cast<T>(sum / count);
+  reduced[1] = static_cast<T>(1 / count);
 }
 
 }  // namespace
+
+void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
+                   const void* losses, bool mean, void* reduced, const ExecutionContext&) {
+  dispatch_native_floating(dtype, "losses", [&](auto tag) {
+    using T = decltype(tag);
+    reduce(graph, labels, static_cast<const T*>(losses), mean, static_cast<T*>(reduced));
+  });
+}
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                            const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
@@ -119,12 +148,18 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
 #ifdef DEEPCRF_ISA_PORTABLE
 namespace deepcrf::cpu {
 
+DEEPCRF_DECLARE_ISAS(reduce_losses)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_factored)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_factored_backward)
 DEEPCRF_DECLARE_TILES(pairwise_nll_factored)
 DEEPCRF_DECLARE_TILES(pairwise_nll_factored_backward)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_table)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_table_backward)
+
+void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
+                   const void* losses, bool mean, void* reduced, const ExecutionContext& ctx) {
+  DEEPCRF_SELECT_ISA(reduce_losses)(graph, labels, dtype, losses, mean, reduced, ctx);
+}
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                            const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {

@@ -10,18 +10,18 @@ namespace {
 // Marginals of a node: softmax(-(unary + sum of parts)). One warp a node.
 template <class T>
 __global__ void softmax_kernel(
-    const T* unary,               // [N, K]
+    const Accumulator<T>* unary,  // [N, K]
     const Accumulator<T>* parts,  // [num_parts, N, K]
     int num_parts, int64_t num_nodes, int num_labels, CoefficientLayout<T> layout,
     typename CoefficientLayout<T>::Element* coefficients,  // [N, columns]
-    T* marginals) {                                        // [N, K]
+    Accumulator<T>* marginals) {                           // [N, K]
   using A = Accumulator<T>;
   using Element = typename CoefficientLayout<T>::Element;
   const int64_t part_size = num_nodes * num_labels;
   for (int64_t node = first_warp(); node < num_nodes; node += num_warps()) {
     const auto energy = [&](int label) {
       const int64_t i = node * num_labels + label;
-      A sum = A(unary[i]);
+      A sum = unary[i];
       for (int part = 0; part < num_parts; ++part) sum += parts[part * part_size + i];
       return sum;
     };
@@ -40,7 +40,7 @@ __global__ void softmax_kernel(
       const int k = layout.label(slot);
       const A probability = k < num_labels ? exponential(lowest - energy(k)) / sum : A(0);
       coefficients[node * layout.columns + slot] = Element(probability);
-      if (k < num_labels) marginals[node * num_labels + k] = T(probability);
+      if (k < num_labels) marginals[node * num_labels + k] = probability;
     }
   }
 }
@@ -82,9 +82,9 @@ void factored_mean_field(const std::vector<MessageTasks<T>>& launches,
   const MeanFieldWorkspace<T> workspace(memory, arguments, launches);
   const auto update = [&](int num_parts) {
     launch("softmax", softmax_kernel<T>, grid_size(N, kWarpsPerBlock), kThreadsPerBlock, 0,
-           ctx.stream, static_cast<const T*>(arguments.unary), workspace.parts, num_parts, N,
-           static_cast<int>(K), CoefficientLayout<T>(K), workspace.coefficients,
-           static_cast<T*>(arguments.marginals));
+           ctx.stream, static_cast<const Accumulator<T>*>(arguments.unary), workspace.parts,
+           num_parts, N, static_cast<int>(K), CoefficientLayout<T>(K), workspace.coefficients,
+           static_cast<Accumulator<T>*>(arguments.marginals));
   };
   update(0);
   for (int64_t iteration = 0; iteration < arguments.iterations; ++iteration) {

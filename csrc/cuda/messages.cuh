@@ -8,6 +8,7 @@
 #pragma once
 
 #include <climits>
+#include <type_traits>
 
 #include "core/graph_view.h"
 #include "cuda/launch.cuh"
@@ -43,15 +44,11 @@ constexpr int kSlice = kVector<T> * kWarpSize;
 
 // Features of one part of the messages.
 template <class T>
-constexpr int kMessageSlice = kSlice<T>;
-template <>
-constexpr int kMessageSlice<bfloat16> = 64;
+constexpr int kMessageSlice = kIsHalf<T> ? 64 : kSlice<T>;
 
 // Elements that the messages read from a row at once, where rows allow it.
 template <class T>
-constexpr int kMessageVector = kVector<T>;
-template <>
-constexpr int kMessageVector<bfloat16> = 8;
+constexpr int kMessageVector = kIsHalf<T> ? 8 : kVector<T>;
 
 template <class T>
 bool rows_are_vectors(const FactoredPotential<T>& potential, int count) {
@@ -122,7 +119,7 @@ void dispatch_labels(int64_t num_labels, Function&& function) {
 }
 
 // Where the coefficients of a node stand, widened and padded with zeros to whole blocks of labels.
-template <class T>
+template <class T, bool = kIsHalf<T>>
 struct CoefficientLayout {
   using Element = Accumulator<T>;
   int columns;  // of a node
@@ -134,14 +131,14 @@ struct CoefficientLayout {
 };
 
 // For the tensor cores: lane g * 4 + t reads labels g, 8 + g and 16 + g of a block together.
-template <>
-struct CoefficientLayout<bfloat16> {
-  using Element = bfloat16;
+template <class T>
+struct CoefficientLayout<T, true> {
+  using Element = T;
   int labels;   // of a block
   int columns;  // 32 a block
 
   explicit CoefficientLayout(int64_t num_labels)
-      : labels(block_labels<bfloat16>(num_labels)),
+      : labels(block_labels<T>(num_labels)),
         columns(static_cast<int>(ceil_div<int64_t>(num_labels, labels)) * 32) {}
 
   __device__ int slot(int label) const {
@@ -169,7 +166,7 @@ struct LaneFeatures {
   __device__ void load(const T* row, Accumulator<T> (&values)[kVector<T>]) const {
     load_values(row + feature, valid, aligned, values);
   }
-  __device__ void store(T* row, const Accumulator<T> (&values)[kVector<T>]) const {
+  __device__ void store(Accumulator<T>* row, const Accumulator<T> (&values)[kVector<T>]) const {
     store_values(row + feature, valid, aligned, values);
   }
 };
@@ -309,7 +306,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-template <class T>
+template <class T, std::enable_if_t<!kIsHalf<T>, bool> = true>
 void launch_messages(const MessageTasks<T>& tasks, int64_t num_nodes, int64_t num_labels,
                      const Accumulator<T>* coefficients,  // [N, columns]
                      Accumulator<T>* parts,               // [num_parts, N, K]

@@ -1,4 +1,4 @@
-// Factored messages on the tensor cores, for bfloat16.
+// Factored messages on the tensor cores, for bfloat16 and float16.
 //
 // Four warps receive for 16 nodes over a slice of 64 features. A warp forms A of a node,
 //   A[d, j] = sum over neighbours q of  relu(self + other_q)[d] * Q_q[j],
@@ -15,16 +15,18 @@
 namespace deepcrf::cuda {
 
 constexpr int kTensorNodes = 16;
-constexpr int kLaneFeatures = kMessageSlice<bfloat16> / 8;
-static_assert(kLaneFeatures == 8);
+constexpr int kTensorSlice = kMessageSlice<bfloat16>;
+constexpr int kLaneFeatures = kTensorSlice / 8;
+static_assert(kLaneFeatures == 8 && kMessageSlice<float16> == kTensorSlice);
 
 // Elements between the terms of two nodes: lanes of different nodes lie in different banks.
 template <int kLabels>
-constexpr int kTermPitch = kLabels * kMessageSlice<bfloat16> + 32;
+constexpr int kTermPitch = kLabels * kTensorSlice + 32;
 
 // Eight features of a row from `feature` on, as four pairs; zeros past the end of the row.
-__device__ inline void load_pairs(const bfloat16* row, int64_t feature, int64_t num_features,
-                                  bool vectorised, uint32_t (&pairs)[4]) {
+template <class T>
+__device__ void load_pairs(const T* row, int64_t feature, int64_t num_features, bool vectorised,
+                           uint32_t (&pairs)[4]) {
   if (feature >= num_features) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) pairs[i] = 0;
@@ -45,15 +47,20 @@ __device__ inline void load_pairs(const bfloat16* row, int64_t feature, int64_t 
   }
 }
 
-// relu(a + b) of a pair, the sum rounded to bfloat16; keeps NaN.
-__device__ inline uint32_t hidden_pair(uint32_t a, uint32_t b) {
-  __nv_bfloat162 first, second;
-  memcpy(&first, &a, sizeof(a));
-  memcpy(&second, &b, sizeof(b));
-  const __nv_bfloat162 hidden = __hmax2_nan(__hadd2(first, second), __float2bfloat162_rn(0.0f));
-  uint32_t pair;
-  memcpy(&pair, &hidden, sizeof(pair));
-  return pair;
+// relu(a + b) of a pair, the sum rounded; keeps NaN.
+template <class T>
+__device__ uint32_t hidden_pair(uint32_t a, uint32_t b) {
+  return pair_bits(
+      __hmax2_nan(__hadd2(pair_of_bits<T>(a), pair_of_bits<T>(b)), pair_of_bits<T>(0)));
+}
+
+// The power of two that A of a node is multiplied by, so that a sum over many neighbours is no
+// larger than float16 holds. bfloat16 holds what float32 does.
+template <class T>
+__device__ float term_scale(const Direction<T>& direction, int64_t node) {
+  if constexpr (std::is_same_v<T, bfloat16>) return 1;
+  const int64_t degree = direction.row_offsets[node + 1] - direction.row_offsets[node];
+  return degree == 0 ? 1 : __uint_as_float(static_cast<unsigned>(64 + __clzll(degree)) << 23);
 }
 
 // The lower, and the upper, halves of two pairs as a pair.
@@ -62,12 +69,11 @@ __device__ inline uint32_t upper_halves(uint32_t a, uint32_t b) {
   return a >> 16 | (b & 0xffff0000u);
 }
 
-// Writes A of one node and a block of labels, [kLabels, slice]. One warp.
-template <int kLabels>
-__device__ void form_terms(const Direction<bfloat16>& direction, int64_t node,
-                           int64_t first_feature,
-                           const bfloat16* coefficients,  // [N, columns], the block's first on
-                           int columns, bfloat16* terms) {
+// Writes A of one node and a block of labels, [kLabels, slice], times term_scale(). One warp.
+template <int kLabels, class T>
+__device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t first_feature,
+                           const T* coefficients,  // [N, columns], the block's first on
+                           int columns, T* terms) {
   constexpr int kTiles = kLabels / 8;
   const int64_t D = direction.num_features;
   const int group = lane_index() / 4;
@@ -91,7 +97,7 @@ __device__ void form_terms(const Direction<bfloat16>& direction, int64_t node,
       load_pairs(direction.other + neighbour * D, feature, D, direction.vectorised, hidden[i]);
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
-        hidden[i][pair] = hidden_pair(self[pair], hidden[i][pair]);
+        hidden[i][pair] = hidden_pair<T>(self[pair], hidden[i][pair]);
       }
     }
 #pragma unroll
@@ -104,22 +110,22 @@ __device__ void form_terms(const Direction<bfloat16>& direction, int64_t node,
                                upper_halves(hidden[0][pair], hidden[1][pair]),
                                lower_halves(hidden[2][pair], hidden[3][pair]),
                                upper_halves(hidden[2][pair], hidden[3][pair])};
-        mma_m16n8k16_bf16(sums[pair][tile], a, b);
+        mma_m16n8k16<T>(sums[pair][tile], a, b);
       }
     }
   }
+  const float scale = term_scale(direction, node);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int label = tile * 8 + lane_index() % 4 * 2 + half;
       uint4 packed;
-      packed.x = pack_bf16(sums[0][tile][half], sums[0][tile][half + 2]);
-      packed.y = pack_bf16(sums[1][tile][half], sums[1][tile][half + 2]);
-      packed.z = pack_bf16(sums[2][tile][half], sums[2][tile][half + 2]);
-      packed.w = pack_bf16(sums[3][tile][half], sums[3][tile][half + 2]);
-      *reinterpret_cast<uint4*>(terms + label * kMessageSlice<bfloat16> + group * kLaneFeatures) =
-          packed;
+      packed.x = pack_pair<T>(scale * sums[0][tile][half], scale * sums[0][tile][half + 2]);
+      packed.y = pack_pair<T>(scale * sums[1][tile][half], scale * sums[1][tile][half + 2]);
+      packed.z = pack_pair<T>(scale * sums[2][tile][half], scale * sums[2][tile][half + 2]);
+      packed.w = pack_pair<T>(scale * sums[3][tile][half], scale * sums[3][tile][half + 2]);
+      *reinterpret_cast<uint4*>(terms + label * kTensorSlice + group * kLaneFeatures) = packed;
     }
   }
 }
@@ -127,22 +133,21 @@ __device__ void form_terms(const Direction<bfloat16>& direction, int64_t node,
 // Products of the terms of 16 nodes with the weight of 8 receiver labels, summed over this warp's
 // neighbour labels. The features of a product may be any here too: lane t takes 8t..8t+7 of every
 // 32.
-template <int kLabels>
-__device__ void contract_terms(const Direction<bfloat16>& direction, int64_t first_feature,
-                               int num_labels, int first_label, int first_receiver,
-                               const bfloat16* terms,  // [16, kTermPitch]
+template <int kLabels, class T>
+__device__ void contract_terms(const Direction<T>& direction, int64_t first_feature, int num_labels,
+                               int first_label, int first_receiver,
+                               const T* terms,  // [16, kTermPitch]
                                float (&sums)[4]) {
   const int64_t D = direction.num_features;
   const int receiver = first_receiver + lane_index() / 4;
   for (int j = threadIdx.x / kWarpSize; j < kLabels && first_label + j < num_labels;
        j += kWarpsPerBlock) {
-    const bfloat16* weight = direction.weight;
+    const T* weight = direction.weight;
     if (receiver < num_labels) weight += direction.pair(receiver, first_label + j) * D;
 #pragma unroll
-    for (int d = 0; d < kMessageSlice<bfloat16>; d += 32) {
+    for (int d = 0; d < kTensorSlice; d += 32) {
       const int offset = d + lane_index() % 4 * 8;
-      const bfloat16* row =
-          terms + lane_index() / 4 * kTermPitch<kLabels> + j * kMessageSlice<bfloat16> + offset;
+      const T* row = terms + lane_index() / 4 * kTermPitch<kLabels> + j * kTensorSlice + offset;
       const uint4 upper = *reinterpret_cast<const uint4*>(row);
       const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kTermPitch<kLabels>);
       uint32_t w[4];
@@ -152,21 +157,21 @@ __device__ void contract_terms(const Direction<bfloat16>& direction, int64_t fir
       const uint32_t a_second[4] = {upper.z, lower.z, upper.w, lower.w};
       const uint32_t b_first[2] = {w[0], w[1]};
       const uint32_t b_second[2] = {w[2], w[3]};
-      mma_m16n8k16_bf16(sums, a_first, b_first);
-      mma_m16n8k16_bf16(sums, a_second, b_second);
+      mma_m16n8k16<T>(sums, a_first, b_first);
+      mma_m16n8k16<T>(sums, a_second, b_second);
     }
   }
 }
 
 // One block 16 nodes and a part.
-template <int kLabels>
+template <int kLabels, class T>
 __global__ void __launch_bounds__(kThreadsPerBlock, 4)
-    tensor_messages_kernel(MessageTasks<bfloat16> tasks, int64_t num_nodes, int num_labels,
-                           CoefficientLayout<bfloat16> layout,
-                           const bfloat16* coefficients,  // [N, columns]
-                           float* parts) {                // [num_parts, N, K]
+    tensor_messages_kernel(MessageTasks<T> tasks, int64_t num_nodes, int num_labels,
+                           CoefficientLayout<T> layout,
+                           const T* coefficients,  // [N, columns]
+                           float* parts) {         // [num_parts, N, K]
   __shared__ float partial[kWarpsPerBlock][kTensorNodes][8];
-  bfloat16* terms = dynamic_shared<bfloat16>();  // [16, kTermPitch]
+  T* terms = dynamic_shared<T>();  // [16, kTermPitch]
   const int warp = threadIdx.x / kWarpSize;
   const int64_t tiles = ceil_div<int64_t>(num_nodes, kTensorNodes);
   const int64_t count = tasks.num_parts() * tiles;
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
     const int part = static_cast<int>(task / tiles);
     const int64_t first_node = task % tiles * kTensorNodes;
     const int index = tasks.direction_of(part);
-    const Direction<bfloat16>& direction = tasks.directions[index];
+    const Direction<T>& direction = tasks.directions[index];
     float* messages = parts + part * num_nodes * num_labels;  // [N, K]
     if (tasks.is_bias(part, index)) {
       for (int64_t n = first_node + warp; n < first_node + kTensorNodes && n < num_nodes;
@@ -184,16 +189,16 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
       continue;
     }
     const int64_t first_feature =
-        static_cast<int64_t>(part - tasks.first_part[index]) * kMessageSlice<bfloat16>;
+        static_cast<int64_t>(part - tasks.first_part[index]) * kTensorSlice;
     for (int first_label = 0; first_label < num_labels; first_label += kLabels) {
       for (int n = warp; n < kTensorNodes; n += kWarpsPerBlock) {
-        bfloat16* of_node = terms + n * kTermPitch<kLabels>;
+        T* of_node = terms + n * kTermPitch<kLabels>;
         if (first_node + n < num_nodes) {
           form_terms<kLabels>(direction, first_node + n, first_feature,
                               coefficients + layout.slot(first_label), layout.columns, of_node);
         } else {
-          for (int i = lane_index(); i < kLabels * kMessageSlice<bfloat16>; i += kWarpSize) {
-            of_node[i] = bfloat16(0.0f);
+          for (int i = lane_index(); i < kLabels * kTensorSlice; i += kWarpSize) {
+            of_node[i] = T(0.0f);
           }
         }
       }
@@ -210,6 +215,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
         if (first_node + n < num_nodes && receiver < num_labels) {
           float sum = 0;
           for (int w = 0; w < kWarpsPerBlock; ++w) sum += partial[w][n][threadIdx.x % 8];
+          sum /= term_scale(direction, first_node + n);
           float* message = messages + (first_node + n) * num_labels + receiver;
           *message = first_label == 0 ? sum : *message + sum;
         }
@@ -219,18 +225,18 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
   }
 }
 
-inline void launch_messages(const MessageTasks<bfloat16>& tasks, int64_t num_nodes,
-                            int64_t num_labels,
-                            const bfloat16* coefficients,  // [N, columns]
-                            float* parts,                  // [num_parts, N, K]
-                            void* stream) {
+template <class T, std::enable_if_t<kIsHalf<T>, bool> = true>
+void launch_messages(const MessageTasks<T>& tasks, int64_t num_nodes, int64_t num_labels,
+                     const T* coefficients,  // [N, columns]
+                     float* parts,           // [num_parts, N, K]
+                     void* stream) {
   static_assert(kThreadsPerBlock == kTensorNodes * 8);
-  dispatch_labels<bfloat16>(num_labels, [&](auto labels) {
-    launch("messages", tensor_messages_kernel<labels()>,
+  dispatch_labels<T>(num_labels, [&](auto labels) {
+    launch("messages", tensor_messages_kernel<labels(), T>,
            grid_size(tasks.num_parts() * ceil_div<int64_t>(num_nodes, kTensorNodes), 1),
-           kThreadsPerBlock, kTensorNodes * kTermPitch<labels()> * sizeof(bfloat16), stream, tasks,
-           num_nodes, static_cast<int>(num_labels), CoefficientLayout<bfloat16>(num_labels),
-           coefficients, parts);
+           kThreadsPerBlock, kTensorNodes * kTermPitch<labels()> * sizeof(T), stream, tasks,
+           num_nodes, static_cast<int>(num_labels), CoefficientLayout<T>(num_labels), coefficients,
+           parts);
   });
 }
 

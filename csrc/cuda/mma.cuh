@@ -1,4 +1,4 @@
-// Warp-wide bfloat16 matrix products and asynchronous copies: thin names for the PTX of sm_80 and
+// Warp-wide matrix products of halves and asynchronous copies: thin names for the PTX of sm_80 and
 // later.
 //
 // Fragments of d[16x8] += a[16x16] * b[16x8], with g = lane / 4 and t = lane % 4 (PTX ISA,
@@ -10,8 +10,12 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "core/dtypes.h"
 
 #ifndef __CUDACC__
 #include "cuda_on_host/mma.h"
@@ -23,12 +27,31 @@ namespace deepcrf::cuda {
 __device__ inline int fragment_row(int part) { return threadIdx.x % 32 / 4 + part / 2 * 8; }
 __device__ inline int fragment_column(int part) { return threadIdx.x % 4 * 2 + part % 2; }
 
-// Two floats as one register of bfloat16: `low` in the lower half.
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+// Two halves in one register, as CUDA's own types; T is bfloat16 or float16.
+template <class T>
+using HalfPair = std::conditional_t<std::is_same_v<T, bfloat16>, __nv_bfloat162, __half2>;
+
+template <class Pair>
+__device__ __forceinline__ uint32_t pair_bits(const Pair& pair) {
   uint32_t bits;
   memcpy(&bits, &pair, sizeof(bits));
   return bits;
+}
+template <class T>
+__device__ __forceinline__ HalfPair<T> pair_of_bits(uint32_t bits) {
+  HalfPair<T> pair;
+  memcpy(&pair, &bits, sizeof(bits));
+  return pair;
+}
+
+// Two floats, rounded, as one register: `low` in the lower half.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    return pair_bits(__floats2bfloat162_rn(low, high));
+  } else {
+    return pair_bits(__floats2half2_rn(low, high));
+  }
 }
 
 #ifdef __CUDACC__
@@ -37,14 +60,23 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// d += a * b.
-__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// d += a * b, of halves of type T.
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 }
 
 // Loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 give the addresses of
@@ -117,9 +149,12 @@ __device__ __forceinline__ void cp_async_wait() {
 
 #else  // the host twin, for tests
 
-inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                              cuda_on_host::Site site = cuda_on_host::Site::here()) {
-  cuda_on_host::mma_m16n8k16_bf16(d, a, b, site);
+template <class T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  cuda_on_host::Site site = cuda_on_host::Site::here()) {
+  const auto half =
+      std::is_same_v<T, bfloat16> ? cuda_on_host::Half::bfloat16 : cuda_on_host::Half::float16;
+  cuda_on_host::mma_m16n8k16(half, d, a, b, site);
 }
 template <int kCount>
 void ldmatrix(uint32_t (&registers)[kCount], const void* row,

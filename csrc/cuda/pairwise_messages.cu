@@ -10,7 +10,7 @@ namespace deepcrf::cuda {
 namespace {
 
 template <class T>
-__global__ void coefficients_kernel(const T* rows,  // [N, K]
+__global__ void coefficients_kernel(const Accumulator<T>* rows,  // [N, K]
                                     int64_t num_nodes, int num_labels, CoefficientLayout<T> layout,
                                     typename CoefficientLayout<T>::Element* out) {  // [N, columns]
   using Element = typename CoefficientLayout<T>::Element;
@@ -49,11 +49,11 @@ void factored_messages(const GraphView& graph, const FactoredPotential<T>& poten
   const MessageWorkspace<T> workspace(memory, N, K, tasks.num_parts());
   const CoefficientLayout<T> layout(K);
   launch("coefficients", coefficients_kernel<T>, grid_size(N * layout.columns, kThreadsPerBlock),
-         kThreadsPerBlock, 0, ctx.stream, static_cast<const T*>(arguments.marginals), N,
-         static_cast<int>(K), layout, workspace.coefficients);
+         kThreadsPerBlock, 0, ctx.stream, static_cast<const Accumulator<T>*>(arguments.marginals),
+         N, static_cast<int>(K), layout, workspace.coefficients);
   launch_messages(tasks, N, K, workspace.coefficients, workspace.parts, ctx.stream);
-  sum_parts<T>(workspace.parts, tasks.num_parts(), N * K, static_cast<T*>(arguments.messages),
-               ctx.stream);
+  sum_parts(workspace.parts, tasks.num_parts(), N * K,
+            static_cast<Accumulator<T>*>(arguments.messages), ctx.stream);
 }
 
 // One warp a node; a lane sums for label k.
@@ -61,8 +61,8 @@ template <class T>
 __global__ void table_messages_kernel(GraphView graph,
                                       const T* energies,  // [E, K, K]
                                       int num_labels,
-                                      const T* marginals,  // [N, K]
-                                      T* messages) {       // [N, K]
+                                      const Accumulator<T>* marginals,  // [N, K]
+                                      Accumulator<T>* messages) {       // [N, K]
   using A = Accumulator<T>;
   const int K = num_labels;
   const int64_t pairs = static_cast<int64_t>(K) * K;
@@ -71,18 +71,18 @@ __global__ void table_messages_kernel(GraphView graph,
       A sum = 0;
       for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
         const T* row = energies + e * pairs + static_cast<int64_t>(k) * K;
-        const T* of_target = marginals + static_cast<int64_t>(graph.targets[e]) * K;
-        for (int j = 0; j < K; ++j) sum += A(row[j]) * A(of_target[j]);
+        const A* of_target = marginals + static_cast<int64_t>(graph.targets[e]) * K;
+        for (int j = 0; j < K; ++j) sum += A(row[j]) * of_target[j];
       }
       const int64_t end = graph.reverse_row_offsets[p + 1];
       for (int64_t i = graph.reverse_row_offsets[p]; i < end; ++i) {
         const T* column = energies + graph.reverse_edges[i] * pairs + k;
-        const T* of_source = marginals + static_cast<int64_t>(graph.reverse_sources[i]) * K;
+        const A* of_source = marginals + static_cast<int64_t>(graph.reverse_sources[i]) * K;
         for (int j = 0; j < K; ++j) {
-          sum += A(column[static_cast<int64_t>(j) * K]) * A(of_source[j]);
+          sum += A(column[static_cast<int64_t>(j) * K]) * of_source[j];
         }
       }
-      messages[p * K + k] = T(sum);
+      messages[p * K + k] = sum;
     }
   }
 }
@@ -90,10 +90,9 @@ __global__ void table_messages_kernel(GraphView graph,
 // dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j]. One warp an edge.
 template <class T>
 __global__ void table_gradient_kernel(GraphView graph, int num_labels,
-                                      const T* marginals,      // [N, K]
-                                      const T* grad_messages,  // [N, K]
-                                      T* grad_energies) {      // [E, K, K]
-  using A = Accumulator<T>;
+                                      const Accumulator<T>* marginals,      // [N, K]
+                                      const Accumulator<T>* grad_messages,  // [N, K]
+                                      T* grad_energies) {                   // [E, K, K]
   const int K = num_labels;
   const int pairs = K * K;
   for (int64_t e = first_warp(); e < graph.num_edges; e += num_warps()) {
@@ -102,8 +101,8 @@ __global__ void table_gradient_kernel(GraphView graph, int num_labels,
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
       const int k = pair / K;
       const int j = pair % K;
-      grad_energies[e * pairs + pair] = T(A(grad_messages[p + k]) * A(marginals[q + j]) +
-                                          A(marginals[p + k]) * A(grad_messages[q + j]));
+      grad_energies[e * pairs + pair] =
+          T(grad_messages[p + k] * marginals[q + j] + marginals[p + k] * grad_messages[q + j]);
     }
   }
 }
@@ -134,8 +133,9 @@ void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& po
     using T = decltype(tag);
     launch("table_messages", table_messages_kernel<T>, grid_size(graph.num_nodes, kWarpsPerBlock),
            kThreadsPerBlock, 0, ctx.stream, graph, static_cast<const T*>(potential.energies),
-           static_cast<int>(potential.num_labels), static_cast<const T*>(arguments.marginals),
-           static_cast<T*>(arguments.messages));
+           static_cast<int>(potential.num_labels),
+           static_cast<const Accumulator<T>*>(arguments.marginals),
+           static_cast<Accumulator<T>*>(arguments.messages));
   });
 }
 
@@ -146,8 +146,9 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
     using T = decltype(tag);
     launch("table_gradient", table_gradient_kernel<T>, grid_size(graph.num_edges, kWarpsPerBlock),
            kThreadsPerBlock, 0, ctx.stream, graph, static_cast<int>(potential.num_labels),
-           static_cast<const T*>(arguments.marginals),
-           static_cast<const T*>(arguments.grad_messages), static_cast<T*>(grad_energies));
+           static_cast<const Accumulator<T>*>(arguments.marginals),
+           static_cast<const Accumulator<T>*>(arguments.grad_messages),
+           static_cast<T*>(grad_energies));
   });
 }
 

@@ -9,7 +9,6 @@
 
 #include "core/workspace.h"
 #include "cuda/messages.cuh"
-#include "cuda/sum_parts.cuh"
 #include "ops/pairwise_messages.h"
 
 namespace deepcrf::cuda {
@@ -23,16 +22,16 @@ struct NodeBlock {
   int64_t count;
 };
 
-template <class T>
-__global__ void coefficients_kernel(const T* marginals,      // [N, K]
-                                    const T* grad_messages,  // [N, K]
+template <class A>
+__global__ void coefficients_kernel(const A* marginals,      // [N, K]
+                                    const A* grad_messages,  // [N, K]
                                     int64_t num_nodes, int num_labels, int columns,
-                                    Accumulator<T>* coefficients) {  // [N, columns]
+                                    A* coefficients) {  // [N, columns]
   for (int64_t i = first_thread(); i < num_nodes * columns; i += num_threads()) {
     const int64_t row = i / columns * num_labels;
     const int c = static_cast<int>(i % columns);
-    coefficients[i] = c < num_labels       ? Accumulator<T>(marginals[row + c])
-                      : c < 2 * num_labels ? Accumulator<T>(grad_messages[row + c - num_labels])
+    coefficients[i] = c < num_labels       ? marginals[row + c]
+                      : c < 2 * num_labels ? grad_messages[row + c - num_labels]
                                            : 0;
   }
 }
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
                          const Accumulator<T>* coefficients,  // [N, columns]
                          int columns,
                          const Accumulator<T>* brackets,  // [block, 2K, D]
-                         T* gradient) {                   // [N, D]
+                         Accumulator<T>* gradient) {      // [N, D]
   using A = Accumulator<T>;
   const int64_t D = direction.num_features;
   const int64_t slices = ceil_div<int64_t>(D, kSlice<T>);
@@ -208,13 +207,12 @@ __global__ void neighbour_sums_kernel(GraphView graph, int num_terms,
 
 // dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]). One warp a label
 // pair.
-template <class T>
+template <class A>
 __global__ void bias_gradient_kernel(int64_t num_nodes, int num_labels,
-                                     const Accumulator<T>* coefficients,  // [N, columns]
+                                     const A* coefficients,  // [N, columns]
                                      int columns,
-                                     const Accumulator<T>* neighbour_sums,  // [N, 2K]
-                                     T* gradient) {                         // [K, K]
-  using A = Accumulator<T>;
+                                     const A* neighbour_sums,  // [N, 2K]
+                                     A* gradient) {            // [K, K]
   const int K = num_labels;
   for (int64_t pair = first_warp(); pair < static_cast<int64_t>(K) * K; pair += num_warps()) {
     const int k = static_cast<int>(pair / K);
@@ -226,7 +224,7 @@ __global__ void bias_gradient_kernel(int64_t num_nodes, int num_labels,
       sum += own[K + k] * of_neighbours[j] + own[k] * of_neighbours[K + j];
     }
     sum = warp_sum(sum);
-    if (lane_index() == 0) gradient[pair] = T(sum);
+    if (lane_index() == 0) gradient[pair] = sum;
   }
 }
 
@@ -237,7 +235,6 @@ struct GradientWorkspace {
   A* coefficients;      // [N, columns]
   A* neighbour_sums;    // [N, 2K]
   A* terms;             // [block_nodes, 2K, D]
-  A* grad_weight;       // [K, K, D]
 
   GradientWorkspace(Workspace& workspace, int64_t num_nodes, int64_t num_labels,
                     int64_t num_features) {
@@ -247,7 +244,6 @@ struct GradientWorkspace {
     coefficients = workspace.take<A>(num_nodes * padded_labels<T>(2 * num_labels));
     neighbour_sums = workspace.take<A>(num_nodes * 2 * num_labels);
     terms = workspace.take<A>(block_nodes * node_terms);
-    grad_weight = workspace.take<A>(num_labels * num_labels * num_features);
   }
 };
 
@@ -273,14 +269,14 @@ void messages_backward(const GraphView& graph, const FactoredPotential<T>& poten
            rest...);
   };
 
-  over_threads("coefficients", coefficients_kernel<T>, N * columns,
-               static_cast<const T*>(arguments.marginals),
-               static_cast<const T*>(arguments.grad_messages), N, K, columns,
+  over_threads("coefficients", coefficients_kernel<A>, N * columns,
+               static_cast<const A*>(arguments.marginals),
+               static_cast<const A*>(arguments.grad_messages), N, K, columns,
                workspace.coefficients);
   over_warps("neighbour_sums", neighbour_sums_kernel<A>, N, graph, 2 * K, coefficients, columns,
              workspace.neighbour_sums);
-  over_warps("bias_gradient", bias_gradient_kernel<T>, K * K, N, K, coefficients, columns,
-             static_cast<const A*>(workspace.neighbour_sums), static_cast<T*>(gradient.bias));
+  over_warps("bias_gradient", bias_gradient_kernel<A>, K * K, N, K, coefficients, columns,
+             static_cast<const A*>(workspace.neighbour_sums), static_cast<A*>(gradient.bias));
 
   const int64_t slices = ceil_div<int64_t>(D, kSlice<T>);
   dispatch_labels<T>(2 * K, [&](auto labels) {
@@ -292,20 +288,19 @@ void messages_backward(const GraphView& graph, const FactoredPotential<T>& poten
                  workspace.terms);
       over_threads("weight_gradient", weight_gradient_kernel<A>, ceil_div(K, kGroup) * K * D, block,
                    K, D, coefficients, columns, static_cast<const A*>(workspace.terms),
-                   workspace.grad_weight);
+                   static_cast<A*>(gradient.weight));
       const auto differentiate = [&](const Direction<T>& direction, void* out) {
         over_threads("brackets", brackets_kernel<T>,
                      ceil_div<int64_t>(block.count, kGroup) * 2 * K * D, direction, block, K,
                      coefficients, columns, workspace.terms);
         over_warps("node_gradient", node_gradient_kernel<labels(), T>, slices * block.count,
                    direction, block, K, coefficients, columns,
-                   static_cast<const A*>(workspace.terms), static_cast<T*>(out));
+                   static_cast<const A*>(workspace.terms), static_cast<A*>(out));
       };
       differentiate(along(graph, potential, kVector<T>), gradient.source);
       differentiate(against(graph, potential, kVector<T>), gradient.target);
     }
   });
-  sum_parts<T>(workspace.grad_weight, 1, K * K * D, static_cast<T*>(gradient.weight), ctx.stream);
 }
 
 }  // namespace

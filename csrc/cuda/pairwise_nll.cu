@@ -1,5 +1,8 @@
 #include "ops/pairwise_nll.h"
 
+#include <algorithm>
+
+#include "core/workspace.h"
 #include "cuda/launch.cuh"
 #include "cuda/numeric.cuh"
 #include "ops/pairwise_nll_chunk.h"
@@ -12,11 +15,11 @@ namespace {
 // warp an edge.
 template <class T>
 __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chunk, int num_labels,
-                              int pitch,             // of rows of energies, at least K * K
-                              const T* energies,     // [C, pitch]
-                              const T* edge_weight,  // [E], or null: all ones
-                              T* losses,             // [E]
-                              T* gradient) {         // [C, pitch], or null; may be the energies
+                              int pitch,                          // of rows of energies, >= K * K
+                              const T* energies,                  // [C, pitch]
+                              const Accumulator<T>* edge_weight,  // [E], or null: all ones
+                              Accumulator<T>* losses,             // [E]
+                              T* gradient) {  // [C, pitch], or null; may be the energies
   using A = Accumulator<T>;
   const int pairs = num_labels * num_labels;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
@@ -25,7 +28,7 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
     const int64_t second = labels.labels[graph.targets[e]];
     T* out = gradient == nullptr ? nullptr : gradient + i * pitch;
     if (first == labels.ignore_index || second == labels.ignore_index) {
-      if (lane_index() == 0) losses[e] = T(A(0));
+      if (lane_index() == 0) losses[e] = 0;
       if (out != nullptr) {
         for (int pair = lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
       }
@@ -45,9 +48,9 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
       sum += exponential(lowest - A(row[pair]));
     }
     sum = warp_sum(sum);
-    if (lane_index() == 0) losses[e] = T(truth_energy - lowest + logarithm(sum));
+    if (lane_index() == 0) losses[e] = truth_energy - lowest + logarithm(sum);
     if (out == nullptr) continue;
-    const A weight = edge_weight == nullptr ? A(1) : A(edge_weight[e]);
+    const A weight = edge_weight == nullptr ? A(1) : edge_weight[e];
     __syncwarp();  // every lane has read the energy of the truth
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
       const A probability = exponential(lowest - A(row[pair])) / sum;
@@ -63,8 +66,8 @@ void launch_losses(const GraphView& graph, const EdgeLabels& labels, const EdgeC
                    void* losses, void* gradient, const ExecutionContext& ctx) {
   launch("losses", losses_kernel<T>, grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0,
          ctx.stream, graph, labels, chunk, static_cast<int>(num_labels), static_cast<int>(pitch),
-         static_cast<const T*>(energies), static_cast<const T*>(edge_weight),
-         static_cast<T*>(losses), static_cast<T*>(gradient));
+         static_cast<const T*>(energies), static_cast<const Accumulator<T>*>(edge_weight),
+         static_cast<Accumulator<T>*>(losses), static_cast<T*>(gradient));
 }
 
 // A row holds the D features of the hidden vector, a one for the bias, then zeros. One warp an
@@ -190,7 +193,93 @@ __global__ void __launch_bounds__(kReduceThreads)
   }
 }
 
+struct LossSums {
+  int count;       // of parts, one a block
+  double* sums;    // [count]
+  int64_t* valid;  // [count]
+
+  LossSums(Workspace& workspace, int64_t num_edges)
+      : count(static_cast<int>(
+            std::clamp<int64_t>(ceil_div<int64_t>(num_edges, kThreadsPerBlock), 1, 512))),
+        sums(workspace.take<double>(count)),
+        valid(workspace.take<int64_t>(count)) {}
+};
+
+// The sums of `sum` and `valid` over the block, in a fixed order, to thread 0.
+__device__ void block_sum(double& sum, int64_t& valid) {
+  __shared__ double sums[kWarpsPerBlock];
+  __shared__ int64_t counts[kWarpsPerBlock];
+  sum = warp_sum(sum);
+  valid = warp_sum(valid);
+  if (lane_index() == 0) {
+    sums[threadIdx.x / kWarpSize] = sum;
+    counts[threadIdx.x / kWarpSize] = valid;
+  }
+  __syncthreads();
+  for (int warp = 1; threadIdx.x == 0 && warp < kWarpsPerBlock; ++warp) {
+    sum += sums[warp];
+    valid += counts[warp];
+  }
+}
+
+// Sums of losses and numbers of valid edges, a part each block.
+template <class A>
+__global__ void partial_reduction_kernel(GraphView graph, EdgeLabels labels,
+                                         const A* losses,  // [E]
+                                         LossSums parts) {
+  double sum = 0;
+  int64_t valid = 0;
+  for (int64_t e = first_thread(); e < graph.num_edges; e += num_threads()) {
+    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, e);
+    sum += losses[e];
+    valid += labels.labels[p] != labels.ignore_index &&
+             labels.labels[graph.targets[e]] != labels.ignore_index;
+  }
+  block_sum(sum, valid);
+  if (threadIdx.x == 0) {
+    parts.sums[blockIdx.x] = sum;
+    parts.valid[blockIdx.x] = valid;
+  }
+}
+
+// One block.
+template <class A>
+__global__ void final_reduction_kernel(LossSums parts, bool mean,
+                                       A* reduced) {  // [2]
+  double sum = 0;
+  int64_t valid = 0;
+  for (int i = threadIdx.x; i < parts.count; i += kThreadsPerBlock) {
+    sum += parts.sums[i];
+    valid += parts.valid[i];
+  }
+  block_sum(sum, valid);
+  if (threadIdx.x == 0) {
+    const double count = mean && valid > 0 ? static_cast<double>(valid) : 1;
+    reduced[0] = static_cast<A>(sum / count);
+    reduced[1] = static_cast<A>(1 / count);
+  }
+}
+
 }  // namespace
+
+int64_t reduce_losses_workspace(int64_t num_edges) {
+  Workspace workspace;
+  const LossSums parts(workspace, num_edges);
+  return workspace.used();
+}
+
+void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
+                   const void* losses, bool mean, void* reduced, const ExecutionContext& ctx) {
+  dispatch_native_floating(dtype, "losses", [&](auto tag) {
+    using A = decltype(tag);
+    Workspace workspace(ctx.workspace, ctx.workspace_bytes);
+    const LossSums parts(workspace, graph.num_edges);
+    launch("partial_reduction", partial_reduction_kernel<A>, parts.count, kThreadsPerBlock, 0,
+           ctx.stream, graph, labels, static_cast<const A*>(losses), parts);
+    launch("final_reduction", final_reduction_kernel<A>, 1, kThreadsPerBlock, 0, ctx.stream, parts,
+           mean, static_cast<A*>(reduced));
+  });
+}
 
 void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,
                         const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {

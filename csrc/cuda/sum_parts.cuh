@@ -6,23 +6,23 @@
 
 namespace deepcrf::cuda {
 
-template <class T>
-__global__ void sum_parts_kernel(const Accumulator<T>* parts,  // [num_parts, count]
+template <class A>
+__global__ void sum_parts_kernel(const A* parts,  // [num_parts, count]
                                  int num_parts, int64_t count,
-                                 T* sums) {  // [count]
+                                 A* sums) {  // [count]
   for (int64_t i = first_thread(); i < count; i += num_threads()) {
-    Accumulator<T> sum = 0;
+    A sum = 0;
     for (int part = 0; part < num_parts; ++part) sum += parts[part * count + i];
-    sums[i] = T(sum);
+    sums[i] = sum;
   }
 }
 
-template <class T>
-void sum_parts(const Accumulator<T>* parts,  // [num_parts, count]
+template <class A>
+void sum_parts(const A* parts,  // [num_parts, count]
                int num_parts, int64_t count,
-               T* sums,  // [count]
+               A* sums,  // [count]
                void* stream) {
-  launch("sum_parts", sum_parts_kernel<T>, grid_size(count, kThreadsPerBlock), kThreadsPerBlock, 0,
+  launch("sum_parts", sum_parts_kernel<A>, grid_size(count, kThreadsPerBlock), kThreadsPerBlock, 0,
          stream, parts, num_parts, count, sums);
 }
 

@@ -38,7 +38,8 @@ struct AnyFactoredPotential {
   }
 };
 
-// Where gradients of a factored potential go; every element is written.
+// Where gradients of a factored potential go, in the accumulator of its dtype; every element is
+// written.
 struct AnyFactoredGradient {
   void* source;  // [N, D]
   void* target;  // [N, D]

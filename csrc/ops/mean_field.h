@@ -11,7 +11,7 @@
 namespace deepcrf {
 
 struct MeanFieldArguments {
-  DType dtype;  // of unary, marginals and every potential
+  DType dtype;  // of every potential; unary and marginals are of its accumulator
   int64_t num_nodes;
   int64_t num_labels;
   int64_t iterations;

@@ -10,6 +10,7 @@
 namespace deepcrf {
 
 // Marginals and messages have the dtype of the potential.
+// Both are of the accumulator of the potential's dtype, as are the gradients of a factored one.
 struct MessageArguments {
   const void* marginals;  // [N, K]
   void* messages;         // [N, K]

@@ -1,5 +1,7 @@
 // Piecewise loss of the edges (deepcrf_ext/ops/pairwise_nll.py):
 //   loss of (p, q) = V_pq(y_p, y_q) + log sum_kj exp(-V_pq(k, j)), 0 where an end is ignored.
+// Losses, their weights and sums are of the accumulator of the potential's dtype, as are the
+// gradients of a factored one; the gradient of a table is of the table's dtype.
 #pragma once
 
 #include "core/context.h"
@@ -39,6 +41,15 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
                                  void* losses,             // [E]
                                  void* grad_energies,      // [E, K, K]
                                  const ExecutionContext& ctx);
+
+// The sum of the losses, or with `mean` the mean over the edges without an ignored end, 0 where
+// there is none; and the factor by which gradients of the sum become its own.
+void reduce_losses(const GraphView& graph, const EdgeLabels& labels,
+                   DType dtype,         // of the losses
+                   const void* losses,  // [E]
+                   bool mean,
+                   void* reduced,  // [2]: the sum or mean, and the factor
+                   const ExecutionContext& ctx);
 }  // namespace cpu
 
 namespace cuda {
@@ -54,6 +65,16 @@ void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential
                                  void* losses,             // [E]
                                  void* grad_energies,      // [E, K, K]
                                  const ExecutionContext& ctx);
+
+// The sum of the losses, or with `mean` the mean over the edges without an ignored end, 0 where
+// there is none; and the factor by which gradients of the sum become its own.
+void reduce_losses(const GraphView& graph, const EdgeLabels& labels,
+                   DType dtype,         // of the losses
+                   const void* losses,  // [E]
+                   bool mean,
+                   void* reduced,  // [2]: the sum or mean, and the factor
+                   const ExecutionContext& ctx);
+int64_t reduce_losses_workspace(int64_t num_edges);
 }  // namespace cuda
 
 }  // namespace deepcrf

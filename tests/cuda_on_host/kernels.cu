@@ -132,7 +132,8 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(const __nv_bfloat16* a
           uint32_t fragment_b[2];
           ldmatrix_transposed(fragment_b,
                               stage_b + (step + lane % 16) * kPitchB + warp_column + 8 * j);
-          for (int i = 0; i < 2; ++i) mma_m16n8k16_bf16(sums[i][j], fragments_a[i], fragment_b);
+          for (int i = 0; i < 2; ++i)
+            mma_m16n8k16<bfloat16>(sums[i][j], fragments_a[i], fragment_b);
         }
       }
       __syncthreads();

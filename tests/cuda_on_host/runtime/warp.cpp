@@ -2,6 +2,8 @@
 // for all.
 #include <cstring>
 
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
 #include "cuda_on_host/mma.h"
 #include "cuda_runtime.h"
 
@@ -91,21 +93,21 @@ void require_all_lanes(void* const* payloads, const char* name) {
   }
 }
 
-float to_float(std::uint32_t pair, int half) {
-  const std::uint32_t word = half == 0 ? pair << 16 : pair & 0xffff0000u;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
+float to_float(Half type, std::uint32_t pair, int half) {
+  const auto bits = static_cast<unsigned short>(half == 0 ? pair & 0xffffu : pair >> 16);
+  return type == Half::bfloat16 ? float(__nv_bfloat16(__nv_bfloat16_raw{bits}))
+                                : float(__half(__half_raw{bits}));
 }
 
 struct MmaPayload {
+  Half type;
   float* d;
   const std::uint32_t* a;
   const std::uint32_t* b;
 };
 
 void resolve_mma(void* const* payloads) {
-  require_all_lanes(payloads, "mma_m16n8k16_bf16");
+  require_all_lanes(payloads, "mma_m16n8k16");
   float a[16][16];
   float b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
@@ -113,12 +115,12 @@ void resolve_mma(void* const* payloads) {
     const int g = lane / 4;
     const int t = lane % 4;
     for (int half = 0; half < 2; ++half) {
-      a[g][2 * t + half] = to_float(own.a[0], half);
-      a[g + 8][2 * t + half] = to_float(own.a[1], half);
-      a[g][2 * t + 8 + half] = to_float(own.a[2], half);
-      a[g + 8][2 * t + 8 + half] = to_float(own.a[3], half);
-      b[2 * t + half][g] = to_float(own.b[0], half);
-      b[2 * t + 8 + half][g] = to_float(own.b[1], half);
+      a[g][2 * t + half] = to_float(own.type, own.a[0], half);
+      a[g + 8][2 * t + half] = to_float(own.type, own.a[1], half);
+      a[g][2 * t + 8 + half] = to_float(own.type, own.a[2], half);
+      a[g + 8][2 * t + 8 + half] = to_float(own.type, own.a[3], half);
+      b[2 * t + half][g] = to_float(own.type, own.b[0], half);
+      b[2 * t + 8 + half][g] = to_float(own.type, own.b[1], half);
     }
   }
   float product[16][8] = {};
@@ -199,10 +201,10 @@ std::int64_t reduce(const char* name, Reduction kind, unsigned mask, std::int64_
   return static_cast<std::int64_t>(payload.result);
 }
 
-void mma_m16n8k16_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                       Site site) {
-  MmaPayload payload = {d, a, b};
-  warp_rendezvous("mma_m16n8k16_bf16", kAllLanes, &payload, &resolve_mma, site);
+void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
+                  const std::uint32_t (&b)[2], Site site) {
+  MmaPayload payload = {type, d, a, b};
+  warp_rendezvous("mma_m16n8k16", kAllLanes, &payload, &resolve_mma, site);
 }
 
 void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site) {

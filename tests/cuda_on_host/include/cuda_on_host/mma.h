@@ -8,8 +8,10 @@
 
 namespace cuda_on_host {
 
-void mma_m16n8k16_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                       Site site);
+enum class Half { bfloat16, float16 };
+
+void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
+                  const std::uint32_t (&b)[2], Site site);
 
 // `count` (1, 2 or 4) 8x8 matrices of 16-bit elements; lanes 8i..8i+7 name the rows of matrix i.
 void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site);
