@@ -72,18 +72,20 @@ int64_t reduce_losses_workspace(int64_t num_edges) {
 }
 
 void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ignore_index,
-                   const py::object& losses, bool mean, const py::object& reduced,
-                   const py::object& workspace, int num_threads, uintptr_t stream) {
+                   const py::object& losses, bool mean, const py::object& value,
+                   const py::object& factor, const py::object& workspace, int num_threads,
+                   uintptr_t stream) {
   const Tensor of_edges(losses, "losses");
   const Device device = of_edges.device();
   const DType dtype = of_edges.dtype();
   const GraphView view = graph_view(graph, device);
   of_edges.expect_shape({view.num_edges});
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  void* out = untyped(reduced, "reduced", dtype, device, {2});
+  void* out = untyped(value, "value", dtype, device, {});
+  void* scale = untyped(factor, "factor", dtype, device, {});
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   DEEPCRF_LAUNCH(device, reduce_losses, view, truth, dtype, of_edges.untyped_data(), mean, out,
-                 ctx);
+                 scale, ctx);
 }
 
 }  // namespace
@@ -91,8 +93,8 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
 void bind_pairwise_nll(py::module_& module) {
   module.def("reduce_losses_workspace", &reduce_losses_workspace, py::arg("num_edges"));
   module.def("reduce_losses", &reduce_losses, py::arg("graph"), py::arg("labels"),
-             py::arg("ignore_index"), py::arg("losses"), py::arg("mean"), py::arg("reduced"),
-             py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("ignore_index"), py::arg("losses"), py::arg("mean"), py::arg("value"),
+             py::arg("factor"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
              py::arg("num_threads"), py::arg("stream"));

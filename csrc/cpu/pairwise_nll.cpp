@@ -85,8 +85,8 @@ void factored_losses(const GraphView& graph, const AnyFactoredPotential& potenti
 // One after another, so that the sum does not depend on the number of threads; an edge takes no
 // time beside its K * K energies.
 template <typename T>
-void reduce(const GraphView& graph, const EdgeLabels& labels, const T* losses, bool mean,
-            T* reduced) {
+void reduce(const GraphView& graph, const EdgeLabels& labels, const T* losses, bool mean, T* value,
+            T* factor) {
   double sum = 0;
   int64_t valid = 0;
   for (int64_t p = 0; p < graph.num_nodes; ++p) {
@@ -97,17 +97,19 @@ void reduce(const GraphView& graph, const EdgeLabels& labels, const T* losses, b
     }
   }
   const double count = mean && valid > 0 ? static_cast<double>(valid) : 1;
-  reduced[0] = static_cast<T>(sum / count);
-  reduced[1] = static_cast<T>(1 / count);
+  *value = static_cast<T>(sum / count);
+  *factor = static_cast<T>(1 / count);
 }
 
 }  // namespace
 
 void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
-                   const void* losses, bool mean, void* reduced, const ExecutionContext&) {
+                   const void* losses, bool mean, void* value, void* factor,
+                   const ExecutionContext&) {
   dispatch_native_floating(dtype, "losses", [&](auto tag) {
     using T = decltype(tag);
-    reduce(graph, labels, static_cast<const T*>(losses), mean, static_cast<T*>(reduced));
+    reduce(graph, labels, static_cast<const T*>(losses), mean, static_cast<T*>(value),
+           static_cast<T*>(factor));
   });
 }
 
@@ -157,8 +159,9 @@ DEEPCRF_DECLARE_ISAS(pairwise_nll_table)
 DEEPCRF_DECLARE_ISAS(pairwise_nll_table_backward)
 
 void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
-                   const void* losses, bool mean, void* reduced, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_ISA(reduce_losses)(graph, labels, dtype, losses, mean, reduced, ctx);
+                   const void* losses, bool mean, void* value, void* factor,
+                   const ExecutionContext& ctx) {
+  DEEPCRF_SELECT_ISA(reduce_losses)(graph, labels, dtype, losses, mean, value, factor, ctx);
 }
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,

@@ -244,8 +244,7 @@ __global__ void partial_reduction_kernel(GraphView graph, EdgeLabels labels,
 
 // One block.
 template <class A>
-__global__ void final_reduction_kernel(LossSums parts, bool mean,
-                                       A* reduced) {  // [2]
+__global__ void final_reduction_kernel(LossSums parts, bool mean, A* value, A* factor) {
   double sum = 0;
   int64_t valid = 0;
   for (int i = threadIdx.x; i < parts.count; i += kThreadsPerBlock) {
@@ -255,8 +254,8 @@ __global__ void final_reduction_kernel(LossSums parts, bool mean,
   block_sum(sum, valid);
   if (threadIdx.x == 0) {
     const double count = mean && valid > 0 ? static_cast<double>(valid) : 1;
-    reduced[0] = static_cast<A>(sum / count);
-    reduced[1] = static_cast<A>(1 / count);
+    *value = static_cast<A>(sum / count);
+    *factor = static_cast<A>(1 / count);
   }
 }
 
@@ -269,7 +268,8 @@ int64_t reduce_losses_workspace(int64_t num_edges) {
 }
 
 void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype,
-                   const void* losses, bool mean, void* reduced, const ExecutionContext& ctx) {
+                   const void* losses, bool mean, void* value, void* factor,
+                   const ExecutionContext& ctx) {
   dispatch_native_floating(dtype, "losses", [&](auto tag) {
     using A = decltype(tag);
     Workspace workspace(ctx.workspace, ctx.workspace_bytes);
@@ -277,7 +277,7 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype
     launch("partial_reduction", partial_reduction_kernel<A>, parts.count, kThreadsPerBlock, 0,
            ctx.stream, graph, labels, static_cast<const A*>(losses), parts);
     launch("final_reduction", final_reduction_kernel<A>, 1, kThreadsPerBlock, 0, ctx.stream, parts,
-           mean, static_cast<A*>(reduced));
+           mean, static_cast<A*>(value), static_cast<A*>(factor));
   });
 }
 

@@ -48,7 +48,8 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels,
                    DType dtype,         // of the losses
                    const void* losses,  // [E]
                    bool mean,
-                   void* reduced,  // [2]: the sum or mean, and the factor
+                   void* value,   // []
+                   void* factor,  // []
                    const ExecutionContext& ctx);
 }  // namespace cpu
 
@@ -72,8 +73,10 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels,
                    DType dtype,         // of the losses
                    const void* losses,  // [E]
                    bool mean,
-                   void* reduced,  // [2]: the sum or mean, and the factor
+                   void* value,   // []
+                   void* factor,  // []
                    const ExecutionContext& ctx);
+// Bytes of ctx.workspace.
 int64_t reduce_losses_workspace(int64_t num_edges);
 }  // namespace cuda
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._autocast import autocast_dtype
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
@@ -26,11 +27,21 @@ def check_potential(name: str, value: Any) -> None:
         )
 
 
+def check_same_precision(
+    name: str, dtype: torch.dtype, wanted: torch.dtype, owner: str, device: torch.device
+) -> None:
+    """Check that `name` has the dtype `wanted`; under autocast, that none or both are float64."""
+    if autocast_dtype(device) is None or torch.float64 in (dtype, wanted):
+        check_dtype(name, dtype, wanted, owner)
+
+
 def check_marginals(marginals: Any, potential: Potential) -> None:
     """Check `marginals` [N, K] against the nodes, labels, dtype and device of `potential`."""
     sizes = {"N": potential.graph.num_nodes, "K": potential.num_labels}
     check_tensor("marginals", marginals, "N K", sizes)
-    check_dtype("marginals", marginals.dtype, potential.dtype, "the potential")
+    check_floating("marginals", marginals)
+    device = potential.device
+    check_same_precision("marginals", marginals.dtype, potential.dtype, "the potential", device)
     check_device("marginals", marginals.device, potential.device, "the potential")
 
 
@@ -51,7 +62,7 @@ def check_unary(unary: Any, potentials: Any) -> None:
                 f"{name}: got {potential.graph.num_nodes} nodes and {potential.num_labels} labels, "
                 f"must be {unary.shape[0]} and {unary.shape[1]} as unary"
             )
-        check_dtype(name, potential.dtype, unary.dtype, "unary")
+        check_same_precision(name, potential.dtype, unary.dtype, "unary", unary.device)
         check_device(name, potential.device, unary.device, "unary")
 
 
@@ -81,11 +92,14 @@ def checked_labels(
         raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
     check_device("labels", labels.device, device, "the energies")
     labels = labels.to(torch.int64)
-    bad = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
     rule = f"must be in 0..{num_labels - 1} or ignore_index = {ignore_index}"
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        bad = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
         torch._assert_async(~bad.any(), f"labels: {rule}")
-    elif bad.any():
-        node = int(bad.nonzero()[0])
-        raise ValueError(f"labels: got {int(labels[node])} at node {node}, {rule}")
+    elif num_nodes > 0:
+        known = labels.masked_fill(labels == ignore_index, 0)
+        lowest, highest = (int(bound) for bound in known.aminmax())
+        if lowest < 0 or highest >= num_labels:
+            node = int(((known < 0) | (known >= num_labels)).nonzero()[0])
+            raise ValueError(f"labels: got {int(labels[node])} at node {node}, {rule}")
     return labels, ignore_index

@@ -1,4 +1,9 @@
-"""How operators see graphs and potentials: flat tuples of contiguous tensors."""
+"""How operators see graphs and potentials: flat lists of tensors.
+
+All that lies at nodes and edges (unary energies, marginals, messages, losses) goes in and out of
+kernels in the dtype that they sum in, as do the gradients of factored potentials: what is yet to be
+scaled or summed is not rounded, and float16 does not overflow.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,11 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._autocast import accumulate_dtype, autocast_dtype
 from deepcrf_ext.ops.graph import EdgeGraph
-from deepcrf_ext.ops.potentials import FactoredPotential
+from deepcrf_ext.ops.potentials import Potential, TablePotential
 
-FactoredTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def graph_tensors(graph: EdgeGraph) -> list[Tensor]:
@@ -25,33 +31,43 @@ def graph_tensors(graph: EdgeGraph) -> list[Tensor]:
     ]
 
 
-def factored_tensors(potential: FactoredPotential) -> FactoredTensors:
-    """The four tensors of a factored potential, in the order the compiled extension takes them."""
-    return potential.source, potential.target, potential.weight, potential.bias
+def potential_tensors(potential: Potential) -> list[Tensor]:
+    """Source, target, weight and bias, in the autocast dtype if there is one; or a table alone."""
+    if isinstance(potential, TablePotential):
+        return [potential.table]
+    tensors = [potential.source, potential.target, potential.weight, potential.bias]
+    dtype = autocast_dtype(potential.device)
+    if dtype is None or potential.dtype in (dtype, torch.float64):
+        return tensors
+    return [tensor.to(dtype) for tensor in tensors]
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype of a kernel's results: CPU kernels do not round them to bfloat16."""
-    if tensor.dtype == torch.bfloat16 and not _backend.uses_cuda_kernels(tensor):
-        return torch.float32
-    return tensor.dtype
-
-
-def prepare(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, contiguous and in `compute_dtype`."""
-    return tuple(tensor.to(compute_dtype(tensor)).contiguous() for tensor in tensors)
-
-
-def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, contiguous: for kernels that read bfloat16 themselves."""
+def prepare(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A graph or potential as kernels read it: contiguous, on the CPU without halves."""
+    widen = tensors[0].dtype in HALVES and not _backend.uses_cuda_kernels(tensors[0])
+    if widen:
+        tensors = [tensor.to(torch.float32) for tensor in tensors]
     return tuple(tensor.contiguous() for tensor in tensors)
 
 
-def prepare_graph(graph: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors of a graph, contiguous."""
-    return contiguous(*graph)
+def prepare_values(values: Tensor) -> Tensor:
+    """Values at nodes or edges as kernels read them."""
+    return values.to(accumulate_dtype(values.dtype)).contiguous()
 
 
-def empty_gradients(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Uninitialised gradients of contiguous tensors, in `compute_dtype`."""
-    return tuple(torch.empty_like(tensor, dtype=compute_dtype(tensor)) for tensor in tensors)
+def empty_values(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
+    """Uninitialised values at nodes or edges, for a kernel that reads `like`."""
+    return like.new_empty(shape, dtype=accumulate_dtype(like.dtype))
+
+
+def empty_gradients(potential: Sequence[Tensor]) -> list[Tensor]:
+    """Uninitialised gradients of a potential as kernels write them: see csrc/ops/pairwise_nll.h."""
+    dtype = accumulate_dtype(potential[0].dtype)
+    if len(potential) == 1 and _backend.uses_cuda_kernels(potential[0]):
+        dtype = potential[0].dtype  # of a table; as large as nothing else
+    return [tensor.new_empty(tensor.shape, dtype=dtype) for tensor in potential]
+
+
+def rounded(gradients: Sequence[Tensor], potential: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients in the dtype of what they are the gradients of."""
+    return [g.to(p.dtype) for g, p in zip(gradients, potential, strict=True)]

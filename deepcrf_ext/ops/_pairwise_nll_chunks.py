@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._autocast import accumulate_dtype
 
 CHUNK_BYTES = 32 << 20
 """Size of what exists of a chunk at a time: most of it stays in the L2 cache of a large GPU."""
@@ -33,20 +34,24 @@ def losses_and_gradients(
     labels: Tensor,
     ignore_index: int,
     edge_weight: Tensor | None,
-    differentiate: bool = True,
-) -> tuple[Tensor, ...]:
+    differentiate: bool,
+) -> tuple[Tensor, list[Tensor]]:
     """Losses [E] and, with ``differentiate``, the gradients of their weighted sum.
+
+    Energies are formed in the dtype of the potential, as by a matrix product: in float16 they must
+    stay below 65,504.
 
     Args:
         graph: the five tensors of a graph, contiguous.
         potential: source, target, weight and bias, contiguous and of one dtype.
         labels: int64 [N], contiguous.
         ignore_index: the label of nodes that drop out.
-        edge_weight: [E], contiguous; None stands for ones.
+        edge_weight: [E], contiguous, in the dtype of the sums; None stands for ones.
         differentiate: whether the four gradients are wanted.
 
     Returns:
-        The losses, then the gradients of source, target, weight and bias, in the potential's dtype.
+        The losses, and the gradients of source, target, weight and bias, in the dtype of the sums:
+        float32, or float64 for float64.
     """
     source, target, weight, bias = potential
     num_edges, num_labels, dim = graph[1].shape[0], bias.shape[0], source.shape[1]
@@ -54,8 +59,8 @@ def losses_and_gradients(
     rows = weight.new_zeros(_padded(pairs), _padded(dim + 1))
     rows[:pairs, :dim] = weight.view(pairs, dim)
     rows[:pairs, dim] = bias.view(pairs)
-    sums = torch.float64 if source.dtype == torch.float64 else torch.float32
-    losses = source.new_empty(num_edges)
+    sums = accumulate_dtype(source.dtype)
+    losses = source.new_empty(num_edges, dtype=sums)
     grad_source, grad_target, grad_rows = (
         torch.zeros_like(tensor, dtype=sums) for tensor in (source, target, rows)
     )
@@ -76,17 +81,10 @@ def losses_and_gradients(
                     graph, first, hidden, energies @ rows, grad_source, grad_target, *launch_args
                 )
     if not differentiate:
-        return (losses,)
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
-    grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
-    return (
-        losses,
-        grad_source.to(source.dtype),
-        grad_target.to(target.dtype),
-        grad_weight,
-        grad_bias,
-    )
+        return losses, []
+    grad_weight = grad_rows[:pairs, :dim].reshape(weight.shape)
+    grad_bias = grad_rows[:pairs, dim].reshape(bias.shape)
+    return losses, [grad_source, grad_target, grad_weight, grad_bias]
 
 
 def _padded(size: int) -> int:
@@ -100,6 +98,8 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a @ b in `dtype`, not rounded before where the library can leave it so."""
     if a.is_cuda and a.dtype != dtype and _MM_HAS_OUT_DTYPE:
         return torch.mm(a, b, out_dtype=dtype)
+    if a.dtype == torch.float16:  # a sum over edges may be larger than it holds
+        return a.to(dtype) @ b.to(dtype)
     return (a @ b).to(dtype)
 
 

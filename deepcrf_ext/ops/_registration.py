@@ -1,25 +1,31 @@
 """Registration of operators with torch: `torch.ops.deepcrf_ext.NAME`.
 
 `torch.library.custom_op` does the same, but the first call of its operators loads the compiler of
-torch, some 800 modules and more than a second, whether or not anything is compiled.
+torch, some 800 modules and more than a second, whether or not anything is compiled; and every call
+takes 10 µs more, 60 where a gradient is wanted, which is as long as kernels take on a small grid.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LIBRARY = torch.library.Library("deepcrf_ext", "FRAGMENT")
 
+below_autograd = torch._C._AutoDispatchBelowAutograd
+"""A context in which operators run their kernels, and nothing is recorded for a gradient."""
+
 
 def operator(
     *,
     fake: Callable[..., Any],
+    differentiable: Callable[..., Any] | None = None,
     backward: Callable[..., tuple[Any, ...]] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Callable[[Function], Function]:
@@ -31,8 +37,12 @@ def operator(
 
     Args:
         fake: the same without data: allocates results of the right shape, dtype and device.
+        differentiable: what runs in its place where an argument wants a gradient: it applies a
+            `torch.autograd.Function`, which calls the operator in `below_autograd`. Arguments come
+            by position.
         backward: `(ctx, *gradients of the results) -> gradients of the arguments`, as in
-            `torch.library.register_autograd`; None where a gradient is an error.
+            `torch.library.register_autograd`: simpler, and slower. Where neither is given, a
+            gradient is an error.
         setup_context: `(ctx, inputs, output)`, keeps in `ctx` what `backward` needs.
     """
 
@@ -40,17 +50,43 @@ def operator(
         name = function.__name__
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        registered = getattr(torch.ops.deepcrf_ext, name).default
         _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"deepcrf_ext::{name}", fake, lib=_LIBRARY)
-        torch.library.register_autograd(
-            f"deepcrf_ext::{name}",
-            _refusal(name) if backward is None else backward,
-            setup_context=setup_context,
-            lib=_LIBRARY,
-        )
-        return cast(Function, getattr(torch.ops.deepcrf_ext, name).default)
+        if differentiable is None:
+            torch.library.register_autograd(
+                f"deepcrf_ext::{name}",
+                _refusal(name) if backward is None else backward,
+                setup_context=setup_context,
+                lib=_LIBRARY,
+            )
+        else:
+            _LIBRARY.impl(name, _choice(registered, differentiable), "Autograd")
+        return cast(Function, registered)
 
     return register
+
+
+def _choice(registered: Callable[..., Any], differentiable: Callable[..., Any]) -> Any:
+    """What runs `differentiable` where an argument wants a gradient, else the kernel."""
+
+    def autograd(*args: Any) -> Any:
+        if torch.is_grad_enabled() and _want_gradient(args):
+            return differentiable(*args)
+        with below_autograd():
+            return registered(*args)
+
+    return autograd
+
+
+def _want_gradient(args: Sequence[Any]) -> bool:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if arg.requires_grad:
+                return True
+        elif isinstance(arg, list) and _want_gradient(arg):
+            return True
+    return False
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,3 +109,33 @@ def _refusal(name: str) -> Callable[..., Any]:
         raise RuntimeError(f"deepcrf_ext::{name}: its gradient is not implemented")
 
     return backward
+
+
+def once(
+    name: str, gradients: Sequence[Tensor | None], origins: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients that raise where they are themselves differentiated; made by a backward pass.
+
+    Args:
+        name: what the error calls the operator.
+        gradients: of its arguments.
+        origins: what they depend on.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not (torch.is_grad_enabled() and present):
+        return list(gradients)
+    refusing = iter(_Refusal.apply(name, len(origins), *origins, *present))
+    return [None if gradient is None else next(refusing) for gradient in gradients]
+
+
+class _Refusal(torch.autograd.Function):
+    """Gives its last tensors on, and raises where they are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, num_origins: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(tensor.view_as(tensor) for tensor in tensors[num_origins:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(f"deepcrf_ext: {ctx.name} is differentiable once, not twice")

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
-from deepcrf_ext.ops._flat_tensors import factored_tensors, graph_tensors, prepare, prepare_graph
-from deepcrf_ext.ops.pairwise_messages import pairwise_messages
-from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
+from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
+from deepcrf_ext.ops._flat_tensors import (
+    HALVES,
+    empty_values,
+    graph_tensors,
+    potential_tensors,
+    prepare,
+)
+from deepcrf_ext.ops._registration import operator
+from deepcrf_ext.ops.pairwise_messages import messages
+from deepcrf_ext.ops.potentials import Potential
 
 _GRAPH_TENSORS = 5
 _POTENTIAL_TENSORS = 4
@@ -27,75 +35,80 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
     Args:
         unary: energies, [N, K].
         potentials: a list or tuple of pairwise potentials on the same N nodes and K labels, in
-            the dtype of ``unary``; may be empty.
+            the dtype of ``unary``; may be empty. Under `torch.autocast` dtypes may differ, except
+            from float64.
         iterations: the number of updates, >= 0.
 
     Returns:
-        [N, K] in the dtype of ``unary``; rows sum to 1.
+        [N, K] in the dtype of ``unary``; rows sum to 1. Under `torch.autocast` float32, as that of
+        `torch.softmax`. Between iterations nothing is rounded to less.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     check_unary(unary, potentials)
     iterations = checked_iterations(iterations)
-    factored = [p for p in potentials if isinstance(p, FactoredPotential)]
-    if len(factored) == len(potentials) and not _needs_gradient(unary, factored):
-        return mean_field_factored(
-            [tensor for p in factored for tensor in graph_tensors(p.graph)],
-            [tensor for p in factored for tensor in factored_tensors(p)],
-            unary,
+    dtype = result_dtype(unary.dtype, unary.device)
+    wide_unary = unary.to(accumulate_dtype(unary.dtype))
+    graphs = [graph_tensors(potential.graph) for potential in potentials]
+    tensors = [potential_tensors(potential) for potential in potentials]
+    factored = all(len(own) == _POTENTIAL_TENSORS for own in tensors)
+    if factored and not _needs_gradient(wide_unary, tensors):
+        marginals = mean_field_factored(
+            [tensor for graph in graphs for tensor in graph],
+            [tensor for potential in tensors for tensor in potential],
+            wide_unary,
             iterations,
         )
-    # float32 at least throughout: an energy rounded between iterations is lost to the next.
-    dtype = torch.promote_types(unary.dtype, torch.float32)
-    wide_unary, wide_potentials = unary.to(dtype), [_converted(p, dtype) for p in potentials]
+        return marginals.to(dtype)
     marginals = (-wide_unary).softmax(1)
+    if iterations and not unary.is_cuda:
+        tensors = [_widened(potential) for potential in tensors]  # once, and not an iteration each
     for _ in range(iterations):
         energies = wide_unary
-        for potential in wide_potentials:
-            energies = energies + pairwise_messages(potential, marginals)
+        for graph, potential in zip(graphs, tensors, strict=True):
+            energies = energies + messages(graph, potential, marginals)
         marginals = (-energies).softmax(1)
-    return marginals.to(unary.dtype)
+    return marginals.to(dtype)
 
 
-def _converted(potential: Potential, dtype: torch.dtype) -> Potential:
-    """The potential in another dtype, differentiably."""
-    if isinstance(potential, FactoredPotential):
-        tensors = (tensor.to(dtype) for tensor in factored_tensors(potential))
-        return FactoredPotential(potential.graph, *tensors)
-    return TablePotential(potential.graph, potential.energies().to(dtype))
+def _needs_gradient(unary: Tensor, potentials: Sequence[Sequence[Tensor]]) -> bool:
+    return torch.is_grad_enabled() and (
+        unary.requires_grad or any(tensor.requires_grad for own in potentials for tensor in own)
+    )
 
 
-def _needs_gradient(unary: Tensor, potentials: Sequence[FactoredPotential]) -> bool:
-    tensors = [unary, *(tensor for p in potentials for tensor in factored_tensors(p))]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _widened(potential: list[Tensor]) -> list[Tensor]:
+    if potential[0].dtype not in HALVES:
+        return potential
+    return [tensor.to(torch.float32) for tensor in potential]
 
 
-@torch.library.custom_op("deepcrf_ext::mean_field_factored", mutates_args=())
+def _fake(graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int) -> Tensor:
+    return unary.new_empty(unary.shape)
+
+
+@operator(fake=_fake)
 def mean_field_factored(
-    graphs: Sequence[Tensor], potentials: Sequence[Tensor], unary: Tensor, iterations: int
+    graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int
 ) -> Tensor:
-    """`mean_field` over factored potentials, their graphs' and own tensors one after another."""
-    (prepared,) = prepare(unary)
-    marginals = torch.empty_like(prepared)
+    """`mean_field` over factored potentials of one dtype, unary in the dtype that they sum in.
+
+    The tensors of the graphs, and those of the potentials, stand one after another.
+    """
+    unary = unary.contiguous()
+    marginals = empty_values(unary, *unary.shape)
     arguments = (
-        _in_groups(prepare_graph(graphs), _GRAPH_TENSORS),
-        _in_groups(prepare(*potentials), _POTENTIAL_TENSORS),
-        prepared,
+        [prepare(graph) for graph in _in_groups(graphs, _GRAPH_TENSORS)],
+        [prepare(potential) for potential in _in_groups(potentials, _POTENTIAL_TENSORS)],
+        unary,
         iterations,
         marginals,
     )
-    workspace = _backend.workspace("mean_field_workspace", prepared, *arguments)
-    _backend.native().mean_field(*arguments, workspace, *_backend.launch_args(marginals))
-    return marginals.to(unary.dtype)
+    workspace = _backend.workspace("mean_field_workspace", unary, *arguments)
+    _backend.native().mean_field(*arguments, workspace, *_backend.launch_args(unary))
+    return marginals
 
 
-def _in_groups(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
+def _in_groups(tensors: list[Tensor], size: int) -> list[list[Tensor]]:
     return [tensors[i : i + size] for i in range(0, len(tensors), size)]
-
-
-@mean_field_factored.register_fake
-def _(
-    graphs: Sequence[Tensor], potentials: Sequence[Tensor], unary: Tensor, iterations: int
-) -> Tensor:
-    return unary.new_empty(unary.shape)

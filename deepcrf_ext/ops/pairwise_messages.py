@@ -6,7 +6,6 @@ as messages are symmetric in the two ends of an edge. Second derivatives are not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +13,18 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._argument_checks import check_marginals, check_potential
+from deepcrf_ext.ops._autocast import autocast_dtype
 from deepcrf_ext.ops._flat_tensors import (
     empty_gradients,
-    factored_tensors,
+    empty_values,
     graph_tensors,
+    potential_tensors,
     prepare,
-    prepare_graph,
+    prepare_values,
+    rounded,
 )
-from deepcrf_ext.ops.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops._registration import below_autograd, once, operator
+from deepcrf_ext.ops.potentials import Potential
 
 
 def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
@@ -34,169 +37,108 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
 
     Args:
         potential: the pairwise energies, K labels on a graph of N nodes.
-        marginals: [N, K] in the dtype and on the device of the potential.
+        marginals: [N, K] in the dtype and on the device of the potential. Under `torch.autocast`
+            dtypes may differ, except from float64.
 
     Returns:
-        [N, K] in the dtype of the potential.
+        [N, K] in the dtype of the potential, summed in float32 at least. Under `torch.autocast` in
+        its dtype, as a matrix product.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     check_potential("potential", potential)
     check_marginals(marginals, potential)
-    graph = graph_tensors(potential.graph)
-    if isinstance(potential, FactoredPotential):
-        return pairwise_messages_factored(graph, *factored_tensors(potential), marginals)
-    return pairwise_messages_table(graph, potential.energies(), marginals)
+    graph, tensors = graph_tensors(potential.graph), potential_tensors(potential)
+    dtype = autocast_dtype(marginals.device)
+    if dtype is None or potential.dtype == torch.float64:
+        dtype = potential.dtype
+    return messages(graph, tensors, marginals).to(dtype)
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_messages_factored", mutates_args=())
-def pairwise_messages_factored(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    marginals: Tensor,
+class _Messages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graph: list[Tensor], marginals: Tensor, *potential: Tensor) -> Tensor:
+        ctx.graph = graph
+        ctx.save_for_backward(marginals, *potential)
+        with below_autograd():
+            return messages(graph, list(potential), marginals)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_messages: Tensor) -> tuple[Any, ...]:
+        (gradient,) = grad_messages
+        marginals, *potential = ctx.saved_tensors
+        gradients: list[Tensor | None] = [None] * (1 + len(potential))
+        with torch.no_grad():
+            if ctx.needs_input_grad[1]:
+                of_marginals = _gradient_of_marginals(ctx.graph, potential, gradient)
+                gradients[0] = of_marginals.to(marginals.dtype)
+            if any(ctx.needs_input_grad[2:]):
+                of_potential = messages_backward(ctx.graph, potential, marginals, gradient)
+                gradients[1:] = rounded(of_potential, potential)
+        origins = [gradient, marginals, *potential]
+        return None, *once("pairwise_messages", gradients, origins)
+
+
+def _gradient_of_marginals(
+    graph: list[Tensor], potential: list[Tensor], gradient: Tensor
 ) -> Tensor:
-    """`pairwise_messages` of a factored potential: [N, D], [N, D], [K, K, D], [K, K], [N, K]."""
-    *tensors, prepared = prepare(source, target, weight, bias, marginals)
-    operands = prepare_graph(graph), tuple(tensors)
-    messages = torch.empty_like(prepared)
-    workspace = _backend.workspace("pairwise_messages_factored_workspace", prepared, *operands)
-    _backend.native().pairwise_messages_factored(
-        *operands, prepared, messages, workspace, *_backend.launch_args(messages)
-    )
-    return messages.to(marginals.dtype)
+    if potential[0].dtype == torch.float16:  # gradients may be larger than it holds, or smaller
+        potential = [tensor.to(torch.float32) for tensor in potential]
+    return messages(graph, potential, gradient)
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_messages_factored_backward", mutates_args=())
-def pairwise_messages_factored_backward(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    marginals: Tensor,
-    grad_messages: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of source, target, weight and bias, given that of the messages, [N, K]."""
-    *tensors, prepared, gradient = prepare(source, target, weight, bias, marginals, grad_messages)
-    operands = prepare_graph(graph), tuple(tensors)
-    gradients = empty_gradients(tensors)
-    workspace = _backend.workspace(
-        "pairwise_messages_factored_backward_workspace", prepared, *operands
-    )
-    _backend.native().pairwise_messages_factored_backward(
-        *operands, prepared, gradient, gradients, workspace, *_backend.launch_args(prepared)
-    )
-    grad_source, grad_target, grad_weight, grad_bias = (g.to(source.dtype) for g in gradients)
-    return grad_source, grad_target, grad_weight, grad_bias
+def _differentiable(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
+    result: Tensor = _Messages.apply(graph, marginals, *potential)
+    return result
 
 
-@pairwise_messages_factored.register_fake
-def _(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    marginals: Tensor,
-) -> Tensor:
-    return marginals.new_empty(marginals.shape)
+def _fake(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
+    return empty_values(marginals, *marginals.shape)
 
 
-@pairwise_messages_factored_backward.register_fake
-def _(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    marginals: Tensor,
-    grad_messages: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        source.new_empty(source.shape),
-        target.new_empty(target.shape),
-        weight.new_empty(weight.shape),
-        bias.new_empty(bias.shape),
-    )
+@operator(fake=_fake, differentiable=_differentiable)
+def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
+    """`pairwise_messages` of the tensors of a graph and a potential, in the dtype of its sums."""
+    graph_operand, operand, values = prepare(graph), prepare(potential), prepare_values(marginals)
+    received = empty_values(values, *values.shape)
+    native, launch_args = _backend.native(), _backend.launch_args(values)
+    if len(potential) == 1:
+        native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
+    else:
+        workspace = _backend.workspace(
+            "pairwise_messages_factored_workspace", values, graph_operand, operand
+        )
+        native.pairwise_messages_factored(
+            graph_operand, operand, values, received, workspace, *launch_args
+        )
+    return received
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    graph, *tensors = inputs
-    ctx.num_graph_tensors = len(graph)
-    ctx.save_for_backward(*graph, *tensors)
+def _fake_backward(
+    graph: list[Tensor], potential: list[Tensor], marginals: Tensor, grad_messages: Tensor
+) -> list[Tensor]:
+    return empty_gradients(potential)
 
 
-def _factored_gradient(ctx: Any, grad_messages: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
-    graph = list(saved[: ctx.num_graph_tensors])
-    *potential, marginals = saved[ctx.num_graph_tensors :]
-    gradients: tuple[Tensor | None, ...] = (None, None, None, None)
-    if any(ctx.needs_input_grad[1:5]):
-        gradients = pairwise_messages_factored_backward(graph, *potential, marginals, grad_messages)
-    grad_marginals = None
-    if ctx.needs_input_grad[5]:
-        grad_marginals = pairwise_messages_factored(graph, *potential, grad_messages)
-    return [None] * len(graph), *gradients, grad_marginals
-
-
-pairwise_messages_factored.register_autograd(_factored_gradient, setup_context=_save_inputs)
-
-
-@torch.library.custom_op("deepcrf_ext::pairwise_messages_table", mutates_args=())
-def pairwise_messages_table(graph: Sequence[Tensor], energies: Tensor, marginals: Tensor) -> Tensor:
-    """`pairwise_messages` of a table potential: [E, K, K], [N, K]."""
-    table, prepared = prepare(energies, marginals)
-    messages = torch.empty_like(prepared)
-    _backend.native().pairwise_messages_table(
-        prepare_graph(graph), table, prepared, messages, *_backend.launch_args(messages)
-    )
-    return messages.to(marginals.dtype)
-
-
-@torch.library.custom_op("deepcrf_ext::pairwise_messages_table_backward", mutates_args=())
-def pairwise_messages_table_backward(
-    graph: Sequence[Tensor], energies: Tensor, marginals: Tensor, grad_messages: Tensor
-) -> Tensor:
-    """Gradient of the energies, [E, K, K], given that of the messages, [N, K]."""
-    table, prepared, gradient = prepare(energies, marginals, grad_messages)
-    grad_energies = torch.empty_like(table)
-    _backend.native().pairwise_messages_table_backward(
-        prepare_graph(graph),
-        table,
-        prepared,
-        gradient,
-        grad_energies,
-        *_backend.launch_args(table),
-    )
-    return grad_energies.to(energies.dtype)
-
-
-@pairwise_messages_table.register_fake
-def _(graph: Sequence[Tensor], energies: Tensor, marginals: Tensor) -> Tensor:
-    return marginals.new_empty(marginals.shape)
-
-
-@pairwise_messages_table_backward.register_fake
-def _(
-    graph: Sequence[Tensor], energies: Tensor, marginals: Tensor, grad_messages: Tensor
-) -> Tensor:
-    return energies.new_empty(energies.shape)
-
-
-def _table_gradient(ctx: Any, grad_messages: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
-    graph = list(saved[: ctx.num_graph_tensors])
-    energies, marginals = saved[ctx.num_graph_tensors :]
-    grad_energies = grad_marginals = None
-    if ctx.needs_input_grad[1]:
-        grad_energies = pairwise_messages_table_backward(graph, energies, marginals, grad_messages)
-    if ctx.needs_input_grad[2]:
-        grad_marginals = pairwise_messages_table(graph, energies, grad_messages)
-    return [None] * len(graph), grad_energies, grad_marginals
-
-
-pairwise_messages_table.register_autograd(_table_gradient, setup_context=_save_inputs)
+@operator(fake=_fake_backward)
+def messages_backward(
+    graph: list[Tensor], potential: list[Tensor], marginals: Tensor, grad_messages: Tensor
+) -> list[Tensor]:
+    """Gradients of the tensors of the potential, given that of the messages, [N, K]."""
+    graph_operand, operand = prepare(graph), prepare(potential)
+    values, gradient = prepare_values(marginals), prepare_values(grad_messages)
+    gradients = empty_gradients(potential)
+    native, launch_args = _backend.native(), _backend.launch_args(values)
+    if len(potential) == 1:
+        native.pairwise_messages_table_backward(
+            graph_operand, *operand, values, gradient, *gradients, *launch_args
+        )
+    else:
+        workspace = _backend.workspace(
+            "pairwise_messages_factored_backward_workspace", values, graph_operand, operand
+        )
+        native.pairwise_messages_factored_backward(
+            graph_operand, operand, values, gradient, tuple(gradients), workspace, *launch_args
+        )
+    return gradients

@@ -7,7 +7,6 @@ not implemented.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,18 +14,19 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._argument_checks import check_potential, check_reduction, checked_labels
+from deepcrf_ext.ops._autocast import result_dtype
 from deepcrf_ext.ops._flat_tensors import (
-    compute_dtype,
-    contiguous,
     empty_gradients,
-    factored_tensors,
+    empty_values,
     graph_tensors,
+    potential_tensors,
     prepare,
-    prepare_graph,
+    prepare_values,
+    rounded,
 )
 from deepcrf_ext.ops._pairwise_nll_chunks import losses_and_gradients
-from deepcrf_ext.ops.graph import EdgeGraph
-from deepcrf_ext.ops.potentials import FactoredPotential, Potential
+from deepcrf_ext.ops._registration import below_autograd, once, operator
+from deepcrf_ext.ops.potentials import Potential
 
 
 def pairwise_nll(
@@ -46,7 +46,8 @@ def pairwise_nll(
             at edges that drop out.
 
     Returns:
-        A scalar, or [E], in the dtype of the potential.
+        A scalar, or [E], in the dtype of the potential; under `torch.autocast` in float32, as that
+        of `torch.nn.functional.cross_entropy`. Sums are taken in float32 at least.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -56,304 +57,195 @@ def pairwise_nll(
     labels, ignore_index = checked_labels(
         labels, potential.graph.num_nodes, potential.num_labels, ignore_index, potential.device
     )
-    graph = graph_tensors(potential.graph)
-    if isinstance(potential, FactoredPotential):
-        parameters: tuple[Tensor, ...] = factored_tensors(potential)
-        losses_of, total_of = pairwise_nll_factored, pairwise_nll_factored_total
-    else:
-        parameters = (potential.energies(),)
-        losses_of, total_of = pairwise_nll_table, pairwise_nll_table_total
-
-    if reduction == "none":
-        return losses_of(graph, *parameters, labels, ignore_index)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters):
-        total = total_of(graph, *parameters, labels, ignore_index)[0]
-    else:
-        total = losses_of(graph, *parameters, labels, ignore_index).sum()
-    if reduction == "mean":
-        total = total / _num_valid_edges(potential.graph, labels, ignore_index).clamp(min=1)
-    return total.to(potential.dtype)
+    graph, tensors = graph_tensors(potential.graph), potential_tensors(potential)
+    losses = edge_losses(graph, tensors, labels, ignore_index, reduction)
+    return losses.to(result_dtype(potential.dtype, potential.device))
 
 
-def _num_valid_edges(graph: EdgeGraph, labels: Tensor, ignore_index: int) -> Tensor:
-    valid = labels != ignore_index
-    sources, targets = graph.edge_index()
-    return (valid[sources] & valid[targets]).sum()
+class _Losses(torch.autograd.Function):
+    """The loss of every edge, or a reduction together with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        graph: list[Tensor],
+        labels: Tensor,
+        ignore_index: int,
+        reduction: str,
+        origin: Tensor | None,
+        *potential: Tensor,
+    ) -> Tensor:
+        ctx.graph, ctx.ignore_index, ctx.reduction = graph, ignore_index, reduction
+        ctx.dtype, ctx.num_tensors = potential[0].dtype, len(potential)
+        with below_autograd():
+            if reduction == "none":
+                ctx.save_for_backward(labels, *potential)
+                return edge_losses(graph, list(potential), labels, ignore_index, reduction)
+            value, *gradients = edge_losses_forward_backward(
+                graph, list(potential), labels, ignore_index, reduction
+            )
+        origins = potential if origin is None else (origin,)
+        ctx.save_for_backward(*gradients, *origins)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
+        (gradient,) = grad_losses
+        with torch.no_grad():
+            if ctx.reduction == "none":
+                labels, *origins = ctx.saved_tensors
+                gradients = edge_losses_backward(
+                    ctx.graph, origins, labels, ctx.ignore_index, gradient
+                )
+                gradients = rounded(gradients, origins)
+            else:
+                factor, *tensors = ctx.saved_tensors
+                unscaled, origins = tensors[: ctx.num_tensors], tensors[ctx.num_tensors :]
+                gradients = scale_all(unscaled, gradient * factor, ctx.dtype)
+        refusing = once("pairwise_nll", gradients, [gradient, *origins])
+        return None, None, None, None, None, *refusing
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_factored", mutates_args=())
-def pairwise_nll_factored(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    ignore_index: int,
+def _differentiable(
+    graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
 ) -> Tensor:
-    """Losses [E] of a factored potential: [N, D], [N, D], [K, K, D], [K, K], int64 [N]."""
-    operands = prepare_graph(graph), contiguous(source, target, weight, bias), labels.contiguous()
-    if _backend.uses_cuda_kernels(source):
-        return losses_and_gradients(*operands, ignore_index, None, differentiate=False)[0]
-    losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
-    _backend.native().pairwise_nll_factored(
-        *operands, ignore_index, losses, *_backend.launch_args(losses)
-    )
-    return losses.to(source.dtype)
+    # Stands for a table, whose values backward has no need of.
+    origin = potential[0].flatten()[:0].clone() if len(potential) == 1 else None
+    result: Tensor = _Losses.apply(graph, labels, ignore_index, reduction, origin, *potential)
+    return result
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_factored_backward", mutates_args=())
-def pairwise_nll_factored_backward(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    edge_weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses [E], and the gradients of their weighted sum in the four tensors of the potential.
+def _fake(
+    graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
+) -> Tensor:
+    shape = graph[1].shape if reduction == "none" else ()
+    return empty_values(potential[0], *shape)
 
-    Without ``edge_weight`` [E], all weights are 1. The results are in the dtype of the kernel, so
-    that what is yet to be scaled is not rounded twice.
+
+@operator(fake=_fake, differentiable=_differentiable)
+def edge_losses(
+    graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
+) -> Tensor:
+    """`pairwise_nll` of the tensors of a graph and of a potential, in the dtype of its sums.
+
+    Labels are int64 [N] and valid.
     """
-    graph, potential = prepare_graph(graph), contiguous(source, target, weight, bias)
-    labels = labels.contiguous()
-    if edge_weight is not None:
-        (edge_weight,) = prepare(edge_weight)
-    if _backend.uses_cuda_kernels(source):
-        losses, *gradients = losses_and_gradients(
-            graph, potential, labels, ignore_index, edge_weight
-        )
-    else:
-        losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
-        gradients = list(empty_gradients(potential))
-        _backend.native().pairwise_nll_factored_backward(
-            graph,
-            potential,
-            labels,
-            ignore_index,
-            edge_weight,
-            losses,
-            tuple(gradients),
-            *_backend.launch_args(losses),
-        )
-    grad_source, grad_target, grad_weight, grad_bias = gradients
-    return losses, grad_source, grad_target, grad_weight, grad_bias
+    losses, _ = _losses(graph, potential, labels, ignore_index, None, differentiate=False)
+    if reduction == "none":
+        return losses
+    return _reduced(graph, labels, ignore_index, losses, reduction)[0]
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_factored_total", mutates_args=())
-def pairwise_nll_factored_total(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+def _fake_forward_backward(
+    graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
+) -> list[Tensor]:
+    value = empty_values(potential[0])
+    return [value, torch.empty_like(value), *empty_gradients(potential)]
+
+
+@operator(fake=_fake_forward_backward)
+def edge_losses_forward_backward(
+    graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
+) -> list[Tensor]:
+    """The sum or mean, in one pass with the gradients of the sum in the tensors of the potential.
+
+    Returns:
+        The sum or mean; the factor that makes its gradients of those of the sum; these.
+    """
+    losses, gradients = _losses(graph, potential, labels, ignore_index, None, differentiate=True)
+    return [*_reduced(graph, labels, ignore_index, losses, reduction), *gradients]
+
+
+def _fake_backward(
+    graph: list[Tensor],
+    potential: list[Tensor],
     labels: Tensor,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The sum of the losses and its gradients, in one pass and the dtype of the kernel."""
-    losses, *gradients = pairwise_nll_factored_backward(
-        graph, source, target, weight, bias, labels, ignore_index, None
-    )
-    grad_source, grad_target, grad_weight, grad_bias = gradients
-    return losses.sum(), grad_source, grad_target, grad_weight, grad_bias
+    edge_weight: Tensor,
+) -> list[Tensor]:
+    return empty_gradients(potential)
 
 
-@pairwise_nll_factored.register_fake
-def _(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+@operator(fake=_fake_backward)
+def edge_losses_backward(
+    graph: list[Tensor],
+    potential: list[Tensor],
     labels: Tensor,
     ignore_index: int,
-) -> Tensor:
-    return source.new_empty(graph[1].shape)
+    edge_weight: Tensor,
+) -> list[Tensor]:
+    """The gradients of the sum of the losses, weighted by `edge_weight` [E]."""
+    return _losses(graph, potential, labels, ignore_index, edge_weight, differentiate=True)[1]
 
 
-@pairwise_nll_factored_backward.register_fake
-def _(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+def _losses(
+    graph: list[Tensor],
+    potential: list[Tensor],
     labels: Tensor,
     ignore_index: int,
     edge_weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    losses = source.new_empty(graph[1].shape, dtype=compute_dtype(source))
-    return losses, *_fake_gradients(source, target, weight, bias)
+    differentiate: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses [E] and, with `differentiate`, the gradients of their weighted sum."""
+    graph_operand, labels = prepare(graph), labels.contiguous()
+    weight = None if edge_weight is None else prepare_values(edge_weight)
+    on_cuda = _backend.uses_cuda_kernels(labels)
+    if len(potential) == 4 and on_cuda:
+        return losses_and_gradients(
+            graph_operand, prepare(potential), labels, ignore_index, weight, differentiate
+        )
+    if potential[0].dtype == torch.bfloat16 and len(potential) == 4:
+        operand = tuple(tensor.contiguous() for tensor in potential)  # multiplied as it is
+    else:
+        operand = prepare(potential)
+    losses = empty_values(operand[0], *graph[1].shape)
+    gradients = empty_gradients(potential) if differentiate else []
+    native, launch_args = _backend.native(), _backend.launch_args(losses)
+    arguments = (graph_operand, operand if len(operand) == 4 else operand[0], labels, ignore_index)
+    name = "pairwise_nll_factored" if len(operand) == 4 else "pairwise_nll_table"
+    if not differentiate:
+        getattr(native, name)(*arguments, losses, *launch_args)
+    else:
+        results = tuple(gradients) if len(gradients) == 4 else gradients[0]
+        getattr(native, name + "_backward")(*arguments, weight, losses, results, *launch_args)
+    return losses, gradients
 
 
-@pairwise_nll_factored_total.register_fake
-def _(
-    graph: Sequence[Tensor],
-    source: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    total = source.new_empty((), dtype=compute_dtype(source))
-    return total, *_fake_gradients(source, target, weight, bias)
-
-
-def _fake_gradients(
-    source: Tensor, target: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(source)
-    return (
-        source.new_empty(source.shape, dtype=dtype),
-        target.new_empty(target.shape, dtype=dtype),
-        weight.new_empty(weight.shape, dtype=dtype),
-        bias.new_empty(bias.shape, dtype=dtype),
+def _reduced(
+    graph: list[Tensor], labels: Tensor, ignore_index: int, losses: Tensor, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """The sum or mean of the losses, and its gradient in the sum."""
+    value, factor = losses.new_empty(()), losses.new_empty(())
+    workspace = _backend.workspace("reduce_losses_workspace", losses, losses.shape[0])
+    _backend.native().reduce_losses(
+        prepare(graph),
+        labels.contiguous(),
+        ignore_index,
+        losses,
+        reduction == "mean",
+        value,
+        factor,
+        workspace,
+        *_backend.launch_args(losses),
     )
+    return value, factor
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    graph, *tensors, ctx.ignore_index = inputs
-    ctx.num_graph_tensors = len(graph)
-    ctx.save_for_backward(*graph, *tensors)
+def _fake_scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    return [gradient.new_empty(gradient.shape, dtype=dtype) for gradient in gradients]
 
 
-def _factored_gradient(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
-    graph = list(saved[: ctx.num_graph_tensors])
-    *potential, labels = saved[ctx.num_graph_tensors :]
-    _, *gradients = pairwise_nll_factored_backward(
-        graph, *potential, labels, ctx.ignore_index, grad_losses
-    )
-    gradients = [g.to(p.dtype) for g, p in zip(gradients, potential, strict=True)]
-    return [None] * len(graph), *gradients, None, None
+@operator(fake=_fake_scale_all)
+def scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Gradients times a scalar factor, in dtype."""
+    return [(gradient * factor).to(dtype) for gradient in gradients]
 
 
-pairwise_nll_factored.register_autograd(_factored_gradient, setup_context=_save_inputs)
-
-
-def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    graph, *parameters, _labels, _ignore_index = inputs
-    ctx.num_graph_tensors = len(graph)
-    ctx.dtype = parameters[0].dtype
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
-
-
-def _scale_gradients(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    gradients = ctx.saved_tensors
-    graph = [None] * ctx.num_graph_tensors
-    if grad_total is None:
-        return graph, *[None] * len(gradients), None, None
-    return graph, *[scale(g, grad_total, ctx.dtype) for g in gradients], None, None
-
-
-pairwise_nll_factored_total.register_autograd(_scale_gradients, setup_context=_save_gradients)
-
-
-@torch.library.custom_op("deepcrf_ext::scale", mutates_args=())
-def scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient times factor, in dtype; an operator, so that differentiating it is an error."""
-    return (gradient * factor).to(dtype)
-
-
-@scale.register_fake
-def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _fake_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_table", mutates_args=())
-def pairwise_nll_table(
-    graph: Sequence[Tensor], energies: Tensor, labels: Tensor, ignore_index: int
-) -> Tensor:
-    """Losses [E] of a table potential: [E, K, K], int64 [N]."""
-    (table,) = prepare(energies)
-    losses = table.new_empty(graph[1].shape)
-    _backend.native().pairwise_nll_table(
-        prepare_graph(graph),
-        table,
-        labels.contiguous(),
-        ignore_index,
-        losses,
-        *_backend.launch_args(losses),
-    )
-    return losses.to(energies.dtype)
-
-
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_table_backward", mutates_args=())
-def pairwise_nll_table_backward(
-    graph: Sequence[Tensor],
-    energies: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    edge_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Losses [E], and the gradient [E, K, K] of their weighted sum, in the dtype of the kernel."""
-    (table,) = prepare(energies)
-    losses = table.new_empty(graph[1].shape)
-    grad_energies = torch.empty_like(table)
-    _backend.native().pairwise_nll_table_backward(
-        prepare_graph(graph),
-        table,
-        labels.contiguous(),
-        ignore_index,
-        None if edge_weight is None else prepare(edge_weight)[0],
-        losses,
-        grad_energies,
-        *_backend.launch_args(losses),
-    )
-    return losses, grad_energies
-
-
-@torch.library.custom_op("deepcrf_ext::pairwise_nll_table_total", mutates_args=())
-def pairwise_nll_table_total(
-    graph: Sequence[Tensor], energies: Tensor, labels: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """The sum of the losses and its gradient, in one pass and the dtype of the kernel."""
-    losses, grad_energies = pairwise_nll_table_backward(graph, energies, labels, ignore_index, None)
-    return losses.sum(), grad_energies
-
-
-@pairwise_nll_table.register_fake
-def _(graph: Sequence[Tensor], energies: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return energies.new_empty(graph[1].shape)
-
-
-@pairwise_nll_table_backward.register_fake
-def _(
-    graph: Sequence[Tensor],
-    energies: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    edge_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(energies)
-    losses = energies.new_empty(graph[1].shape, dtype=dtype)
-    return losses, energies.new_empty(energies.shape, dtype=dtype)
-
-
-@pairwise_nll_table_total.register_fake
-def _(
-    graph: Sequence[Tensor], energies: Tensor, labels: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(energies)
-    total = energies.new_empty((), dtype=dtype)
-    return total, energies.new_empty(energies.shape, dtype=dtype)
-
-
-def _table_gradient(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors  # read once: under checkpointing it can be only once
-    graph = list(saved[: ctx.num_graph_tensors])
-    energies, labels = saved[ctx.num_graph_tensors :]
-    _, grad_energies = pairwise_nll_table_backward(
-        graph, energies, labels, ctx.ignore_index, grad_losses
-    )
-    return [None] * len(graph), grad_energies.to(energies.dtype), None, None
-
-
-pairwise_nll_table.register_autograd(_table_gradient, setup_context=_save_inputs)
-pairwise_nll_table_total.register_autograd(_scale_gradients, setup_context=_save_gradients)
+@operator(fake=_fake_scale)
+def scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient times factor, in dtype; an operator, so that differentiating it is an error."""
+    return (gradient * factor).to(dtype)

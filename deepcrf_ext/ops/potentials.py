@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._autocast import autocast_dtype
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
 
@@ -22,7 +23,9 @@ class FactoredPotential:
 
     The energy of edge (p, q) with labels (k, j) is
     `V_pq(k, j) = weight[k, j] · relu(source[p] + target[q]) + bias[k, j]`.
-    Any strides are accepted. Tensors share one floating-point dtype and the graph's device.
+    Any strides are accepted. Tensors share one floating-point dtype and the graph's device. Under
+    `torch.autocast`, tensors of different dtypes, none of them float64, are converted to its dtype,
+    as the operands of a matrix product.
 
     Args:
         graph: the edges (p, q).
@@ -47,14 +50,19 @@ class FactoredPotential:
         sizes = {"N": self.graph.num_nodes}
         check_tensor("source", self.source, "N D", sizes)
         check_floating("source", self.source)
-        check_device("source", self.source.device, self.graph.device, "graph")
         check_tensor("target", self.target, "N D", sizes)
         check_tensor("weight", self.weight, "K K D", sizes)
         check_tensor("bias", self.bias, "K K", sizes)
-        for name in ("target", "weight", "bias"):
-            tensor = getattr(self, name)
-            check_dtype(name, tensor.dtype, self.source.dtype, "source")
+        tensors = {name: getattr(self, name) for name in ("source", "target", "weight", "bias")}
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        common = autocast_dtype(self.graph.device)
+        for name, tensor in tensors.items():
             check_device(name, tensor.device, self.graph.device, "graph")
+            if len(dtypes) > 1 and common is not None and torch.float64 not in dtypes:
+                check_floating(name, tensor)
+                object.__setattr__(self, name, tensor.to(common))
+            else:
+                check_dtype(name, tensor.dtype, self.source.dtype, "source")
 
     @property
     def num_labels(self) -> int:

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcrf_ext.ops._argument_checks import check_reduction, check_unary, checked_labels
-from deepcrf_ext.ops.pairwise_messages import pairwise_messages
+from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
+from deepcrf_ext.ops._flat_tensors import graph_tensors, potential_tensors
+from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 
@@ -32,14 +34,16 @@ def pseudo_likelihood_nll(
     Args:
         unary: energies, [N, K].
         potentials: a list or tuple of pairwise potentials on the same N nodes and K labels, in
-            the dtype of ``unary``; may be empty.
+            the dtype of ``unary``; may be empty. Under `torch.autocast` dtypes may differ, except
+            from float64.
         labels: [N], any integer dtype, 0..K-1 or ``ignore_index``.
         ignore_index: the label of nodes that drop out, with all their edges.
         reduction: "mean" over valid nodes (0 when there is none), "sum", or "none": [N] with 0
             at nodes that drop out.
 
     Returns:
-        A scalar, or [N], in the dtype of ``unary``.
+        A scalar, or [N], in the dtype of ``unary``; under `torch.autocast` in float32, as that of
+        `torch.nn.functional.cross_entropy`. Sums are taken in float32 at least.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -50,24 +54,29 @@ def pseudo_likelihood_nll(
     labels, ignore_index = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
     known = labels != ignore_index
     labels = labels.where(known, 0)
-    truth = F.one_hot(labels, num_labels).to(unary.dtype) * known[:, None]
+    energies = unary.to(accumulate_dtype(unary.dtype))  # not rounded until all is summed
+    truth = F.one_hot(labels, num_labels).to(energies.dtype) * known[:, None]
 
-    energies = unary
     for potential in potentials:
-        energies = energies + pairwise_messages(potential, truth)
+        tensors = potential_tensors(potential)
+        energies = energies + messages(graph_tensors(potential.graph), tensors, truth)
         if potential.graph.num_self_loops:
             with torch.autocast(unary.device.type, enabled=False):
-                energies = energies + _self_loop_correction(potential, truth)
+                wide = type(potential)(potential.graph, *(t.to(truth.dtype) for t in tensors))
+                energies = energies + _self_loop_correction(wide, truth)
     losses = F.cross_entropy(-energies, labels, reduction="none").where(known, 0)
-    if reduction == "none":
-        return losses
-    return losses.sum() / known.sum().clamp(min=1) if reduction == "mean" else losses.sum()
+    if reduction == "mean":
+        losses = losses.sum() / known.sum().clamp(min=1)
+    elif reduction == "sum":
+        losses = losses.sum()
+    return losses.to(result_dtype(unary.dtype, unary.device))
 
 
 def _self_loop_correction(potential: Potential, truth: Tensor) -> Tensor:
     """[N, K]: takes the two messages of every self loop out and puts its own energies in."""
     sources, targets = potential.graph.edge_index()
-    loops = (sources == targets).nonzero().squeeze(1)
+    numbers = torch.arange(1, potential.graph.num_self_loops + 1, device=truth.device)
+    loops = torch.searchsorted((sources == targets).cumsum(0), numbers)
     nodes = sources[loops]
     if isinstance(potential, FactoredPotential):
         energies = potential.energies_between(nodes, nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -14,5 +15,8 @@ def reduce_losses(losses: Tensor, valid: Tensor, reduction: str) -> Tensor:
     losses = losses.where(valid, 0)
     if reduction == "none":
         return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / valid.sum().clamp(min=1)
+    # A sum of float16 may be larger than it holds where the mean is not.
+    total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+    if reduction == "mean":
+        total = total / valid.sum().clamp(min=1)
+    return total.to(losses.dtype)

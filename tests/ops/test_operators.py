@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_map_only
 from deepcrf_ext import EdgeGraph, reference
 
 CPU = torch.device("cpu")
-DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 every_kind = pytest.mark.parametrize("kind", [FACTORED, TABLE])
@@ -221,30 +221,6 @@ def test_without_gradients(
     assert torch.equal(value, wanted)
 
 
-class Autocast:
-    """Functions that run under bfloat16 autocast, as forward passes do; backward ones do not."""
-
-    def __init__(self, functions: Any, device: torch.device) -> None:
-        self.functions, self.device = functions, device
-
-    def __getattr__(self, name: str) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16)(getattr(self.functions, name))
-
-
-@every_operator
-@every_kind
-def test_autocast_changes_nothing(operator_target: Target, operator: str, kind: str) -> None:
-    problem = make_problem([random_graph(5, 40, 8)], [kind], 4, 11)
-    problem = problem.to(operator_target.device, torch.float32)
-    assert problem.graphs[0].num_self_loops
-    wanted = value_and_gradients(operator, operator_target.functions, problem)
-    functions = Autocast(operator_target.functions, operator_target.device)
-    results = value_and_gradients(operator, functions, problem)
-    for name, value in wanted.items():
-        assert results[name].dtype == value.dtype, name
-        assert_close(results[name], value)
-
-
 @every_operator
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -304,6 +280,8 @@ def test_batched_graphs_are_independent(target: Target, operator: str, kind: str
 def test_huge_and_tiny_energies_stay_finite(
     target: Target, operator: str, kind: str, dtype: torch.dtype, scale: float
 ) -> None:
+    if dtype == torch.float16:
+        scale = min(scale, 100)  # whose sums over the edges of a node it holds
     problem = grid_problem(5, 6, kind, 5, 19, scale=scale).to(target.device, dtype)
     results = value_and_gradients(operator, target.functions, problem)
     for name, result in results.items():
@@ -372,7 +350,7 @@ class BackwardCalls(TorchDispatchMode):
 
 @every_operator
 @every_kind
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_registered_operators_pass_opcheck(
     operator_target: Target, operator: str, kind: str, dtype: torch.dtype
 ) -> None:

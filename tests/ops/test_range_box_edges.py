@@ -131,7 +131,7 @@ def test_cuda_device_that_is_not_there_is_an_error() -> None:
         """A CUDA tensor to the extension, of which only the device will be looked at."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
-            self.device = torch.device("cuda", 99)
+            self.is_cuda, self.get_device = True, lambda: 99
             self.shape, self.dtype = tensor.shape, tensor.dtype
             self.data_ptr, self.is_contiguous = tensor.data_ptr, tensor.is_contiguous
 
