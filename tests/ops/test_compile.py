@@ -1,0 +1,72 @@
+"""Compiled operators: whole graphs, forward and backward, that serve every size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import assert_close
+from problems import (
+    FACTORED,
+    OPERATORS,
+    TABLE,
+    Problem,
+    grid_problem,
+    make_problem,
+    random_graph,
+    used_tensors,
+)
+from targets import Target
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from deepcrf_ext import EdgeGraph
+
+
+def sized_problem(loops: bool, kind: str, height: int, width: int) -> Problem:
+    if not loops:
+        return grid_problem(height, width, kind, 4, 11, seed=height)
+    nodes = height * width
+    graphs = [random_graph(nodes, edges, height) for edges in (8 * nodes, 6 * nodes)]
+    assert all(graph.num_self_loops for graph in graphs)
+    return make_problem(graphs, [kind] * 2, 4, 11, seed=height)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("differentiate", [True, False])
+@pytest.mark.parametrize("loops", [False, True])
+def test_one_graph_serves_every_size(
+    operator_target: Target,
+    operator: str,
+    kind: str,
+    dtype: torch.dtype,
+    differentiate: bool,
+    loops: bool,
+) -> None:
+    """With self loops, whose number is a Python int, two do: torch learns that it varies."""
+
+    def function(graphs: list[EdgeGraph], labels: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        problem = Problem(tuple(graphs), (kind, kind), tensors, labels, 255)
+        return OPERATORS[operator](operator_target.functions, problem)
+
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for height, width in ((4, 5), (5, 6), (7, 3), (6, 8)):
+        problem = sized_problem(loops, kind, height, width).to(operator_target.device, dtype)
+        problem = problem.map(lambda tensor: tensor.detach().requires_grad_(differentiate))
+        arguments = (list(problem.graphs), problem.labels, problem.tensors)
+        leaves = [problem.tensors[name] for name in used_tensors(operator, problem)]
+        results = []
+        for run in (compiled, function):
+            value = run(*arguments)
+            gradients: tuple[Tensor, ...] = ()
+            if differentiate:
+                gradients = torch.autograd.grad(
+                    value.float().sum(), leaves, allow_unused=True, materialize_grads=True
+                )
+            results.append([value.detach(), *gradients])
+        for result, wanted in zip(*results, strict=True):
+            assert_close(result, wanted)
+    assert counter.frame_count <= 1 + loops
