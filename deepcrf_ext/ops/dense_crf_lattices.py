@@ -145,7 +145,7 @@ def gaussian_features(shape: Sequence[int], sxy: Width, device: torch.device) ->
     """
     axes = len(shape)
     width = _divisors(sxy, axes, device)
-    features = torch.empty((axes, *shape), device=device)
+    features = torch.empty((axes, *shape), dtype=torch.float32, device=device)
     for axis, size in enumerate(shape):
         steps = torch.arange(size, dtype=torch.float32, device=device) / width[axis]
         plane = axes - 1 - axis if axes == 2 else axis
