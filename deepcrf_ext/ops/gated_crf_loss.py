@@ -21,6 +21,7 @@ from deepcrf_ext.ops._loss_arguments import (
     sum_by_axes,
 )
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
+from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.pairwise_nll import scale
 from deepcrf_ext.ops.permutohedral_filter import filter_dtype
 
@@ -120,7 +121,33 @@ def gated_crf_loss(
     return mean.to(loss_dtype(probabilities))
 
 
-@torch.library.custom_op("deepcrf_ext::gated_crf_loss_total", mutates_args=())
+def _fake_total(
+    probabilities: Tensor,
+    image: Tensor,
+    mask: Tensor | None,
+    radius: int,
+    kernels: Sequence[float],
+    differentiate: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = filter_dtype(probabilities.dtype)
+    shape = probabilities.shape if differentiate else (0,)
+    return probabilities.new_empty((), dtype=dtype), probabilities.new_empty(shape, dtype=dtype)
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _scale_gradient(ctx: Any, grad_total: Tensor | None, _: Any) -> tuple[Any, ...]:
+    (gradient,) = ctx.saved_tensors
+    grad = None if grad_total is None else scale(gradient, grad_total, ctx.dtype)
+    return grad, None, None, None, None, None
+
+
+@operator(fake=_fake_total, backward=_scale_gradient, setup_context=_save_gradient)
 def gated_crf_loss_total(
     probabilities: Tensor,
     image: Tensor,
@@ -162,33 +189,3 @@ def gated_crf_loss_total(
     if gradient is None:
         return total, values.new_empty(0)
     return total, gradient.view(probabilities.shape)
-
-
-@gated_crf_loss_total.register_fake
-def _(
-    probabilities: Tensor,
-    image: Tensor,
-    mask: Tensor | None,
-    radius: int,
-    kernels: Sequence[float],
-    differentiate: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = filter_dtype(probabilities.dtype)
-    shape = probabilities.shape if differentiate else (0,)
-    return probabilities.new_empty((), dtype=dtype), probabilities.new_empty(shape, dtype=dtype)
-
-
-def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
-
-
-def _scale_gradient(ctx: Any, grad_total: Tensor | None, _: Any) -> tuple[Any, ...]:
-    (gradient,) = ctx.saved_tensors
-    grad = None if grad_total is None else scale(gradient, grad_total, ctx.dtype)
-    return grad, None, None, None, None, None
-
-
-gated_crf_loss_total.register_autograd(_scale_gradient, setup_context=_save_gradient)
