@@ -26,6 +26,7 @@ from deepcrf_ext.cli.options import (
     add_row_option,
     dense_crf_settings,
 )
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
@@ -191,8 +192,9 @@ def _run(argv: Sequence[str] | None) -> int:
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
     failed = 0
-    bar = tqdm(images, "predict", unit="image", disable=len(images) == 1)
-    for path, target in zip(bar, targets, strict=True):
+    pairs = zip(images, targets, strict=True)
+    quiet = len(images) == 1
+    for path, target in progress(pairs, len(images), "predict", "image", quiet):
         try:
             image = read_image(path)
         except InputError as error:

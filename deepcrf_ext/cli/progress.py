@@ -14,10 +14,12 @@ SECONDS = 10.0
 """At least between two lines."""
 
 
-def progress(items: Iterable[Item], total: int, verb: str, unit: str) -> Iterator[Item]:
-    """The items, while stderr shows how many of `total` are done."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, verb, total, unit=unit)
+def progress(
+    items: Iterable[Item], total: int, verb: str, unit: str, quiet: bool = False
+) -> Iterator[Item]:
+    """The items, while stderr shows how many of `total` are done, unless it is to be quiet."""
+    if quiet or sys.stderr.isatty():
+        yield from tqdm(items, verb, total, unit=unit, leave=False, disable=quiet)
         return
     start = shown = time.monotonic()
     for done, item in enumerate(items, 1):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
@@ -138,7 +139,7 @@ class ModelProblem(Problem):
         self.indices = indices
         self.device = model.device
         self.marginals: list[Tensor] = []
-        for index in tqdm(indices, "networks", unit="image", leave=False):
+        for index in progress(indices, len(indices), "networks", "image"):
             image, _ = to_tensors(dataset[index])
             with torch.inference_mode(), autocast(self.device, amp):
                 energies = model.energies(image[None].to(self.device), variant.potentials)
@@ -248,7 +249,9 @@ def search(
     generator = np.random.default_rng(seed)
     tried: list[Trial] = []
     candidates = list(dict.fromkeys(PRESETS.values()))[:trials]
-    with tqdm(total=trials * len(problem), desc="search", unit="crf", leave=False) as bar:
+    with tqdm(
+        total=trials * len(problem), desc="search", unit="crf", leave=False, disable=None
+    ) as bar:
         while True:
             number = tried[-1].round + 1 if tried else 0
             settings = [DenseCRFSettings(params, iterations) for params in candidates]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
@@ -112,8 +112,7 @@ def evaluate(
     probabilities = {name: Probabilities() for name in variants}
     seconds = dict.fromkeys(("networks", *variants), 0.0)
     indices = world.share(len(dataset))
-    bar = tqdm(indices, "evaluate", unit="image", leave=False, disable=not world.is_main)
-    for index in bar:
+    for index in progress(indices, len(indices), "evaluate", "image", quiet=not world.is_main):
         if stop():
             break
         image, truth = (tensor.to(device) for tensor in to_tensors(dataset[index]))

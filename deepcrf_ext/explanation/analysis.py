@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
@@ -74,7 +74,7 @@ def compatibility(
         for name in relations
     }
     edges = dict.fromkeys(relations, 0)
-    for index in tqdm(range(len(dataset)), "compatibility", unit="image", leave=False):
+    for index in progress(range(len(dataset)), len(dataset), "compatibility", "image"):
         image, labels = to_tensors(dataset[index])
         with autocast(device, amp):
             energies = model.energies(image[None].to(device), relations)

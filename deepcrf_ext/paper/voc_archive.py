@@ -7,8 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation.prediction import predict_image
@@ -44,7 +43,7 @@ def write_archive(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         picture, archive = Path(temporary) / "labels.png", Path(temporary) / "archive"
         with tarfile.open(archive, "w:gz") as tar:
-            for index in tqdm(range(len(dataset)), "segment", unit="image"):
+            for index in progress(range(len(dataset)), len(dataset), "segment", "image"):
                 sample = dataset[index]
                 labels = predict_image(
                     model, sample.image, variant, max_size, amp, dense_crf

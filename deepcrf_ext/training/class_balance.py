@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.parallel.world import ALONE, World
 
@@ -16,16 +16,13 @@ def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE)
 
     The frequency of a class is its share of the labelled pixels of the images that it occurs in;
     its weight is the median of all frequencies divided by its own. A class without a pixel weighs
-    1. Reads every label map once, each process its share of them, behind a progress bar.
+    1. Reads every label map once, each process its share of them, showing its progress.
     """
     num_classes = dataset.num_classes
     totals = np.zeros((2, num_classes), np.int64)  # of the class, of all in its images
-    for index in tqdm(
-        world.share(len(dataset)),
-        "class frequencies",
-        unit="image",
-        leave=False,
-        disable=not world.is_main,
+    indices = world.share(len(dataset))
+    for index in progress(
+        indices, len(indices), "class frequencies", "image", quiet=not world.is_main
     ):
         counts = np.bincount(dataset[index].labels.ravel(), minlength=256)[:num_classes]
         totals += counts, counts.sum() * (counts > 0)

@@ -6,11 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from deepcrf_ext.config import DataSource, TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
@@ -44,6 +42,7 @@ from deepcrf_ext.training.optimiser import (
     set_learning_rate,
 )
 from deepcrf_ext.training.stages import plan_stages
+from deepcrf_ext.training.step_log import StepLog
 
 
 @dataclass
@@ -184,13 +183,8 @@ class Trainer:
         log = MetricsLog(folder, progress.step) if self.world.is_main else None
         total = config.epochs * self.per_epoch
         try:
-            bar = tqdm(
-                total=total,
-                initial=progress.step,
-                unit="step",
-                smoothing=0.05,
-                disable=not self.world.is_main,
-            )
+            images = min(config.batch_size, len(self.train_set))
+            bar = StepLog(total, progress.step, images, quiet=not self.world.is_main)
             with bar, loaders_needed():
                 while progress.epoch < config.epochs:
                     if not self._finish_epoch(bar, log, stop):
@@ -226,19 +220,18 @@ class Trainer:
             },
         )
 
-    def _finish_epoch(self, bar: tqdm[Any], log: MetricsLog | None, stop: StopRequest) -> bool:
+    def _finish_epoch(self, bar: StepLog, log: MetricsLog | None, stop: StopRequest) -> bool:
         """The rest of the epoch, its validation and checkpoint; False when asked to stop."""
         progress, config = self.progress, self.config
         self._enter_stage()
         self.model.train()
-        bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
+        bar.describe(f"epoch {progress.epoch + 1}/{config.epochs}")
         for images, labels in self._batches():
             losses = self.step(images, labels)
             lr = self.optimiser.param_groups[0]["lr"]
             if log is not None:
                 log.write("train", progress.step, {"loss": losses, "lr": lr})
-            bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-            bar.update()
+            bar.step(losses, lr)
             overdue = time.monotonic() - self.last_saved > 60 * config.save_minutes
             stopping, saving = self.world.any(stop.signal is not None, overdue)
             if stopping:
@@ -247,7 +240,7 @@ class Trainer:
                 self.save("last.pt")
         improved = False
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
-            bar.set_description("validating")
+            bar.describe("validating")
             trained = self.stages[progress.stage].potentials
             try:
                 scores = self.validate(trained, stop)
@@ -264,7 +257,7 @@ class Trainer:
                     progress.step,
                     {"epoch": progress.epoch + 1, "train_loss": means, **by_score},
                 )
-                bar.write(_summary(progress.epoch + 1, means, by_score["mean_iou"]), file=None)
+                bar.write(_summary(progress.epoch + 1, means, by_score["mean_iou"]))
             if trained == self.model.potential_names:
                 final = list(scores.values())[-1]["mean_iou"]
                 improved = final > progress.best

@@ -1,0 +1,78 @@
+"""How far a training is, on stderr: a bar in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+
+from tqdm import tqdm
+
+SECONDS = 10.0
+"""At least between two lines."""
+
+
+class StepLog:
+    """Shows steps as they are done; a context.
+
+    Args:
+        total: steps of the whole run.
+        done: steps that are done already.
+        images: of a step.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int, done: int, images: int, quiet: bool = False) -> None:
+        self.total, self.done, self.images, self.quiet = total, done, images, quiet
+        self.first, self.begin = done, time.monotonic()
+        self.shown = self.begin
+        terminal = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(
+            total=total, initial=done, unit="step", smoothing=0.05, disable=not terminal
+        )
+        self.lines = not terminal and not quiet
+        self.doing = ""
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def describe(self, doing: str) -> None:
+        """Says what is being done, as `epoch 3/12`."""
+        self.doing = doing
+        self.bar.set_description(doing)
+
+    def step(self, losses: Mapping[str, float], lr: float) -> None:
+        """Counts a step that had these losses and this learning rate."""
+        self.done += 1
+        named = {name: f"{value:.3f}" for name, value in losses.items()}
+        self.bar.set_postfix(named)
+        self.bar.update()
+        now = time.monotonic()
+        if not self.lines or (now - self.shown < SECONDS and self.done > self.first + 1):
+            return
+        self.shown = now
+        a_step = (now - self.begin) / (self.done - self.first)
+        left = timedelta(seconds=round(a_step * (self.total - self.done)))
+        text = ", ".join(f"{name} {value}" for name, value in named.items())
+        print(
+            f"{self.doing}, step {self.done}/{self.total}: loss {text}; lr {lr:.3g}; "
+            f"{self.images / a_step:.3g} images/s; {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def write(self, line: str) -> None:
+        """A line on stdout, without disturbing the bar."""
+        if not self.quiet:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
