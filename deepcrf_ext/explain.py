@@ -134,12 +134,13 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     height, width = image.shape[:2]
     seen = torch.from_numpy(shrink(image, arguments.max_size)).to(device)
     pixels = seen.permute(2, 0, 1)[None].float()
+    shown = (Variant(variant.unary), variant)
     with torch.inference_mode():
         with autocast(device, config.amp):
             energies = model.energies(pixels, variant.potentials)
         before, after = (
             upsample_labels(model.marginals(energies, chosen)[0], (height, width)).cpu().numpy()
-            for chosen in (Variant(variant.unary), variant)
+            for chosen in shown
         )
     _, rows, columns = energies.grid
     node = (int((y + 0.5) * rows / height), int((x + 0.5) * columns / width))
@@ -152,7 +153,8 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     name = f"explain-{sample.name}-{x}-{y}"
     palette = np.array(metadata["palette"], np.uint8)
     path = folder / f"{name}.png"
-    node_picture(explanation, image, before, after, (x, y), classes, palette, path)
+    names = (model.name_of(shown[0]), model.name_of(shown[1]))
+    node_picture(explanation, image, before, after, names, (x, y), classes, palette, path)
     record: dict[str, Any] = {"image": sample.name, "at": [x, y]}
     if truth is not None and truth[y, x] != IGNORE_INDEX:
         record["truth"] = classes[truth[y, x]]

@@ -69,14 +69,16 @@ def node_picture(
     image: Image,
     unary: Labels,
     labels: Labels,
+    names: tuple[str, str],
     at: tuple[int, int],
     classes: Sequence[str],
     palette: Image,
     path: Path,
 ) -> None:
-    """Writes the image labelled by the unary and by the CRF, and what each neighbour voted for.
+    """Writes the image labelled by the unary and in the end, and what each neighbour voted for.
 
-    image: uint8 [H, W, 3] RGB. unary, labels: integers [H, W]. at: the pixel (x, y) explained.
+    image: uint8 [H, W, 3] RGB. unary, labels: integers [H, W]; names: of the variants of the model
+    that they are of. at: the pixel (x, y) explained.
     """
     height, width = image.shape[:2]
     count = 2 + len(explanation.gains)
@@ -88,8 +90,8 @@ def node_picture(
     axes = figure.subplots(1, count)
     final, other = classes[explanation.label], classes[explanation.against]
     for panel, label_map, chances, title in (
-        (axes[0], unary, explanation.unary_probabilities, "unary"),
-        (axes[1], labels, explanation.probabilities, "CRF"),
+        (axes[0], unary, explanation.unary_probabilities, names[0]),
+        (axes[1], labels, explanation.probabilities, names[1]),
     ):
         panel.imshow(overlay(image, label_map, palette))
         best = int(chances.argmax())
