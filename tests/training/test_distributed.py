@@ -204,6 +204,8 @@ def test_sharded_evaluation_is_exact(tmp_path):
     for name, expected in one["rows"].items():
         boundary = expected.pop("boundary_f1"), expected.pop("mean_boundary_f1")
         measured = two["rows"][name]
+        for key in ("nll", "calibration_error"):  # sums of floats, in another order
+            assert measured.pop(key) == pytest.approx(expected.pop(key), rel=1e-12)
         assert measured.pop("boundary_f1") == pytest.approx(boundary[0], rel=1e-12)
         assert measured.pop("mean_boundary_f1") == pytest.approx(boundary[1], rel=1e-12)
         assert measured == expected
