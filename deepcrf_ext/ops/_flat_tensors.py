@@ -47,7 +47,7 @@ def prepare(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     widen = tensors[0].dtype in HALVES and not _backend.uses_cuda_kernels(tensors[0])
     if widen:
         tensors = [tensor.to(torch.float32) for tensor in tensors]
-    return tuple(tensor.contiguous() for tensor in tensors)
+    return tuple([tensor.contiguous() for tensor in tensors])  # a generator is slower
 
 
 def prepare_values(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -53,15 +54,14 @@ def operator(
         registered = getattr(torch.ops.deepcrf_ext, name).default
         _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"deepcrf_ext::{name}", fake, lib=_LIBRARY)
-        if differentiable is None:
-            torch.library.register_autograd(
-                f"deepcrf_ext::{name}",
-                _refusal(name) if backward is None else backward,
-                setup_context=setup_context,
-                lib=_LIBRARY,
+        if backward is None:
+            _LIBRARY.impl(
+                name, _choice(registered, differentiable or _refusal(registered)), "Autograd"
             )
         else:
-            _LIBRARY.impl(name, _choice(registered, differentiable), "Autograd")
+            torch.library.register_autograd(
+                f"deepcrf_ext::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+            )
         return cast(Function, registered)
 
     return register
@@ -84,7 +84,7 @@ def _want_gradient(args: Sequence[Any]) -> bool:
         if isinstance(arg, Tensor):
             if arg.requires_grad:
                 return True
-        elif isinstance(arg, list) and _want_gradient(arg):
+        elif isinstance(arg, (list, tuple)) and _want_gradient(arg):
             return True
     return False
 
@@ -104,11 +104,18 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _refusal(name: str) -> Callable[..., Any]:
-    def backward(*_: Any) -> Any:
-        raise RuntimeError(f"deepcrf_ext::{name}: its gradient is not implemented")
+def _refusal(registered: Any) -> Callable[..., Any]:
+    """What runs an operator without a gradient where one is wanted: its results raise."""
 
-    return backward
+    def refuse(*args: Any) -> Any:
+        with below_autograd():
+            results = registered(*args)
+        origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        leaves, spec = tree_flatten(results)
+        refusing = _Refusal.apply(registered.name(), len(origins), *origins, *leaves)
+        return tree_unflatten(refusing, spec)
+
+    return refuse
 
 
 def once(
@@ -117,7 +124,7 @@ def once(
     """Gradients that raise where they are themselves differentiated; made by a backward pass.
 
     Args:
-        name: what the error calls the operator.
+        name: what the error says has no gradient.
         gradients: of its arguments.
         origins: what they depend on.
     """
@@ -138,4 +145,4 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(f"deepcrf_ext: {ctx.name} is differentiable once, not twice")
+        raise RuntimeError(f"{ctx.name}: its gradient is not implemented")

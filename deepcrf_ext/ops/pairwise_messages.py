@@ -77,7 +77,9 @@ class _Messages(torch.autograd.Function):
                 of_potential = messages_backward(ctx.graph, potential, marginals, gradient)
                 gradients[1:] = rounded(of_potential, potential)
         origins = [gradient, marginals, *potential]
-        return None, *once("pairwise_messages", gradients, origins)
+        return None, *once(
+            "deepcrf_ext: the backward pass of pairwise_messages", gradients, origins
+        )
 
 
 def _gradient_of_marginals(

@@ -102,7 +102,9 @@ class _Losses(torch.autograd.Function):
                 factor, *tensors = ctx.saved_tensors
                 unscaled, origins = tensors[: ctx.num_tensors], tensors[ctx.num_tensors :]
                 gradients = scale_all(unscaled, gradient * factor, ctx.dtype)
-        refusing = once("pairwise_nll", gradients, [gradient, *origins])
+        refusing = once(
+            "deepcrf_ext: the backward pass of pairwise_nll", gradients, [gradient, *origins]
+        )
         return None, None, None, None, None, *refusing
 
 
@@ -238,7 +240,7 @@ def _fake_scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype)
 @operator(fake=_fake_scale_all)
 def scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Gradients times a scalar factor, in dtype."""
-    return [(gradient * factor).to(dtype) for gradient in gradients]
+    return [gradient.to(dtype) for gradient in torch._foreach_mul(gradients, factor)]
 
 
 def _fake_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -178,8 +178,9 @@ def test_gradient_of_one_input_alone(operator_target: Target, operator: str, kin
 
 @every_operator
 @every_kind
+@pytest.mark.parametrize("power", [1, 2])
 def test_double_backward_is_right_or_refused(
-    operator_target: Target, operator: str, kind: str
+    operator_target: Target, operator: str, kind: str, power: int
 ) -> None:
     problem = make_problem([random_graph(5, 9, 7)], [kind], 3, 4).to(CPU, torch.float64)
 
@@ -187,7 +188,7 @@ def test_double_backward_is_right_or_refused(
         names = used_tensors(operator, problem)
         leaves = {name: problem.tensors[name].detach().requires_grad_() for name in names}
         value = OPERATORS[operator](functions, problem.with_tensors(leaves))
-        first = torch.autograd.grad(value.square().sum(), leaves.values(), create_graph=True)
+        first = torch.autograd.grad(value.pow(power).sum(), leaves.values(), create_graph=True)
         penalty = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
         return torch.autograd.grad(penalty, leaves.values(), materialize_grads=True)
 
