@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._autocast import result_dtype
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import (
@@ -66,8 +67,8 @@ def dense_crf(
         lattices: those of the same image and widths, where they are already built.
 
     Returns:
-        [B, K, *S] in the dtype of ``unary``; labels sum to 1. float64 is filtered in float64,
-        other dtypes in float32.
+        [B, K, *S] in the dtype of ``unary``, under `torch.autocast` in float32 as that of
+        `torch.softmax`; labels sum to 1. float64 is filtered in float64, other dtypes in float32.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it. On CUDA, where
@@ -90,7 +91,7 @@ def dense_crf(
         dense_mean_field(energies, kernels, iterations)
         for energies, kernels in _problems(unary, image, params, iterations, lattices)
     ]
-    return _batch(results, unary).to(unary.dtype)
+    return _batch(results, unary).to(result_dtype(unary.dtype, unary.device))
 
 
 def dense_crf_log_marginals(

@@ -38,7 +38,9 @@ def test_accuracy(operator_target: Target, num_labels: int, iterations: int) -> 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
 def test_presets_and_dtypes(operator_target: Target, preset: str, dtype: torch.dtype) -> None:
     unary, image = scene(9, 12, 6, batch=2)
     unary = unary.to(dtype)
@@ -47,7 +49,7 @@ def test_presets_and_dtypes(operator_target: Target, preset: str, dtype: torch.d
     unary, image = unary.to(operator_target.device), image.to(operator_target.device)
     result = operator_target.functions.dense_crf(unary, image, params)
     assert result.dtype == dtype
-    limit = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+    limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 1e-2)
     assert float((result.cpu().double() - wanted).abs().max()) < limit
 
 
@@ -108,6 +110,7 @@ def test_autocast_changes_nothing(operator_target: Target) -> None:
         wanted = dense_crf(energies, image, params, 3)
         with torch.autocast(operator_target.device.type, torch.bfloat16):
             assert_close(dense_crf(energies, image, params, 3).detach(), wanted.detach())
+            assert dense_crf(energies.half(), image, params, 3).dtype == torch.float32
 
 
 def test_learnable(operator_target: Target) -> None:

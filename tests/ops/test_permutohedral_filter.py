@@ -18,7 +18,7 @@ import deepcrf_ext
 from deepcrf_ext import PermutohedralLattice, permutohedral_filter, reference
 from deepcrf_ext.ops.permutohedral_filter import permutohedral_apply, permutohedral_lattice
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def cloud(
