@@ -36,6 +36,9 @@ class DenseCRF(nn.Module):
     `deepcrf_ext.dense_crf`). A step that learns the weights takes some 4 times the time of the
     forward pass without gradients, one that gives the image a gradient some 8 times.
 
+    It compiles and exports whole, with dynamic sizes of images; each batch size has a graph of its
+    own, as the images of a batch are taken one after another.
+
     Args:
         num_classes: K, labels.
         iterations: mean-field updates. With 0 the result is ``log_softmax(logits)``.

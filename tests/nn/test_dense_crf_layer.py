@@ -14,6 +14,7 @@ import torch
 from accuracy import assert_close
 from dense_problems import scene, volume
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import interpolate, nll_loss
 
 from deepcrf_ext import DenseCRFParams, dense_crf
@@ -282,6 +283,32 @@ def test_compiles_whole(learn: tuple[str, ...]) -> None:
     assert_close(result.detach(), layer(logits, image).detach())
     result[:, 0].sum().backward()
     assert logits.grad is not None
+
+
+def test_one_graph_serves_all_sizes() -> None:
+    """Of images; another batch size is another graph."""
+    layer = DenseCRF(3, 1, PARAMS)
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    for height, width in ((7, 9), (11, 8), (5, 12)):
+        unary, image = scene(height, width, 3)
+        assert_close(compiled(-unary, image).detach(), layer(-unary, image).detach())
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[-1]
+
+
+def test_exports_with_dynamic_sizes() -> None:
+    layer = DenseCRF(3, 1, PARAMS)
+    unary, image = scene(7, 9, 3)
+    height, width = torch.export.Dim("height", min=4), torch.export.Dim("width", min=4)
+    sizes = {2: height, 3: width}
+    program = torch.export.export(
+        layer, (-unary, image), strict=False, dynamic_shapes=(sizes, sizes)
+    )
+    unary, image = scene(10, 8, 3)
+    assert_close(program.module()(-unary, image).detach(), layer(-unary, image).detach())
 
 
 @pytest.mark.parametrize(

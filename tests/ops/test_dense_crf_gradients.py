@@ -16,6 +16,7 @@ from torch.nn.functional import nll_loss
 from deepcrf_ext import DenseCRFLattices, DenseCRFParams, dense_crf, reference
 from deepcrf_ext.ops import permutohedral_filter as filter_module
 from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
+from deepcrf_ext.ops.dense_crf_params import Normalisation
 
 SHAPES: list[tuple[tuple[int, ...], int]] = [((200,), 1), ((11, 13), 3), ((4, 7, 6), 1)]
 
@@ -54,6 +55,23 @@ def test_those_of_the_reference(
     leaves = [leaf.requires_grad_() for leaf in (image, *learnt)]
     for own, other in zip(gradients(dense_crf, unary, leaves[0], leaves[1:]), wanted, strict=True):
         assert own.dtype == torch.float32
+        assert float((own - other).abs().max()) <= 2e-5 * float(other.abs().max())
+
+
+@pytest.mark.parametrize("normalisation", ["before", "after", "none"])
+def test_through_every_normalisation(normalisation: Normalisation) -> None:
+    unary, image = problem((9, 11), 3)
+    results = []
+    for function in (dense_crf, reference.dense_crf):
+        leaves = [image.clone().requires_grad_(), *widths((1.0, 1.5, 30.0))]
+        params = DenseCRFParams(
+            leaves[1], 0.1, leaves[2], leaves[3], 0.2, normalisation=normalisation
+        )
+        results.append(
+            torch.autograd.grad(function(unary, leaves[0], params, 2)[:, 0].sum(), leaves)
+        )
+    for own, other in zip(*results, strict=True):
+        assert float(other.abs().max()) > 0
         assert float((own - other).abs().max()) <= 2e-5 * float(other.abs().max())
 
 
