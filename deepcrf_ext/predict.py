@@ -26,13 +26,13 @@ from deepcrf_ext.cli.options import (
     add_row_option,
     dense_crf_settings,
 )
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
+from deepcrf_ext.progress import progress
 from deepcrf_ext.records.checkpoint import load_model
 
 _DESCRIPTION = """Segment images with a trained model.

@@ -18,7 +18,6 @@ from deepcrf_ext.cli.options import (
     dense_crf_settings,
     mask_settings,
 )
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.evaluation.masks import count_classes, pair_masks
 from deepcrf_ext.evaluation.refinement import (
     Outcome,
@@ -28,6 +27,7 @@ from deepcrf_ext.evaluation.refinement import (
 )
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.parallel.device import choose_device
+from deepcrf_ext.progress import progress
 
 _DESCRIPTION = """Sharpen the masks of any model by a dense CRF over their images.
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
@@ -24,6 +23,7 @@ from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices, pixel_en
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
 from deepcrf_ext.parallel.device import autocast
+from deepcrf_ext.progress import progress
 
 Objective = Literal["mean_iou", "boundary_f1"]
 

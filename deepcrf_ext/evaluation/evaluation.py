@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
@@ -19,6 +18,7 @@ from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.parallel.world import ALONE, World
+from deepcrf_ext.progress import progress
 
 
 @dataclass(frozen=True)

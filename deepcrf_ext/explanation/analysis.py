@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
 from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.ops.potentials import FactoredPotential
 from deepcrf_ext.parallel.device import autocast
+from deepcrf_ext.progress import progress
 
 _CHUNK_VALUES = 1 << 24  # of the energies or hidden units of edges that exist at a time
 

@@ -7,12 +7,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.progress import progress
 
 
 def write_archive(

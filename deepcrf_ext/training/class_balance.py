@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcrf_ext.cli.progress import progress
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.parallel.world import ALONE, World
+from deepcrf_ext.progress import progress
 
 
 def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE) -> Tensor:

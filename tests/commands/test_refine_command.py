@@ -10,8 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcrf_ext import DenseCRFParams, dense_crf, unary_from_labels, unary_from_probabilities
-from deepcrf_ext.cli import progress
+from deepcrf_ext import (
+    DenseCRFParams,
+    dense_crf,
+    progress,
+    unary_from_labels,
+    unary_from_probabilities,
+)
 from deepcrf_ext.data import read_image
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.refine import main

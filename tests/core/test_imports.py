@@ -17,13 +17,14 @@ import deepcrf_ext
 from deepcrf_ext.libraries import EXTRA
 
 PACKAGE = Path(deepcrf_ext.__file__).parent
-ANYWHERE = {"errors", "constants", "libraries"}
+ANYWHERE = {"errors", "constants", "libraries", "progress"}
 """What every part may import."""
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "constants": set(),
     "libraries": set(),
+    "progress": set(),
     "ops": set(),
     "reference": {"ops"},
     "nn": {"ops"},
