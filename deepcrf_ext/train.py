@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config import PRESETS, TrainConfig, from_dict
+from deepcrf_ext.config import OPTIMISERS, PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.data.base import FileDataset
 from deepcrf_ext.errors import InputError, TrainingError
@@ -57,12 +57,15 @@ def make_resume_parser() -> ArgumentParser:
 
 
 def parse_new_run(argv: Sequence[str]) -> TrainConfig:
-    """Settings of a new run: the preset's, then the config file's, then the options'.
+    """Settings of a new run: the preset's, the optimiser's, the config file's, the options'.
+
+    A later one overrides those before.
 
     Raises InputError for options that do not fit.
     """
     parser = make_parser()
-    parser.set_defaults(PRESETS[parsing.parse(parser, argv).model.preset])
+    first = parsing.parse(parser, argv)
+    parser.set_defaults({**PRESETS[first.model.preset], **OPTIMISERS[first.optim.optimiser]})
     values = vars(parsing.parse(parser, argv))
     return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
 

@@ -8,7 +8,7 @@ gives the paper's and `preset("cvpr16")` those of its later form.
 from deepcrf_ext.config.data import DataConfig, DataSource
 from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig, paper_relations
 from deepcrf_ext.config.plain import from_dict, to_dict
-from deepcrf_ext.config.presets import PRESETS, preset
+from deepcrf_ext.config.presets import OPTIMISERS, PRESETS, preset
 from deepcrf_ext.config.train import (
     ObjectiveName,
     OptimConfig,
@@ -17,6 +17,7 @@ from deepcrf_ext.config.train import (
 )
 
 __all__ = [
+    "OPTIMISERS",
     "PRESETS",
     "DataConfig",
     "DataSource",

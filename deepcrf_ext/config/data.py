@@ -58,6 +58,9 @@ class DataConfig(DataSource):
         flip: Mirror half of the training images.
         scale_range: Smallest and largest factor of the random resize before the crop. Null leaves
             sizes as they are.
+        jitter: Brightness, contrast and saturation of each training image change at random by up to
+            this share (0.4: factors of 0.6 to 1.4).
+        hue: Its hue turns at random by up to this share of the circle of colours, at most 0.5.
         workers: Processes that read images beside the training process; 0 reads them in it.
     """
 
@@ -66,6 +69,8 @@ class DataConfig(DataSource):
     crop: tuple[int, int] | None = (96, 128)
     flip: bool = True
     scale_range: tuple[float, float] | None = (0.8, 1.25)
+    jitter: float = 0.0
+    hue: float = 0.0
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -75,5 +80,9 @@ class DataConfig(DataSource):
             raise InputError(
                 f"data.scale_range: {self.scale_range} must be positive and in ascending order"
             )
+        if not 0 <= self.jitter < 1:
+            raise InputError(f"data.jitter: {self.jitter} must be at least 0 and below 1")
+        if not 0 <= self.hue <= 0.5:
+            raise InputError(f"data.hue: {self.hue} must be 0 to 0.5")
         if self.workers < 0:
             raise InputError(f"data.workers: {self.workers} must not be negative")

@@ -15,30 +15,38 @@ ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
 
 @dataclass
 class OptimConfig:
-    """Stochastic gradient descent.
+    """The optimiser.
 
     Args:
+        optimiser: "sgd", as in the paper, or "adamw" (Loshchilov and Hutter, arXiv:1711.05101),
+            which train gives other defaults: lr 1e-3, lr_initialised 1e-4, weight_decay 0.01.
         lr: Learning rate of new layers.
         lr_initialised: Learning rate of layers that start from given weights (vgg_weights,
             init_from).
-        momentum: Momentum.
+        momentum: Momentum of sgd; the first beta of adamw.
         weight_decay: Weight decay.
         schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly"
-            lets it fall to zero over the run as (1 - progress) ** 0.9.
+            lets it fall to zero over the run as (1 - progress) ** 0.9, "cosine" as half a wave.
         decay: Factor an epoch of the exponential schedule.
+        warm_up: Epochs at the beginning over which the learning rate rises from almost nothing to
+            that of the schedule; fractions too.
     """
 
+    optimiser: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     lr_initialised: float = 0.005
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["exponential", "poly"] = "poly"
+    schedule: Literal["exponential", "poly", "cosine"] = "poly"
     decay: float = 0.97
+    warm_up: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_initialised", "decay"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optim.{name}: {getattr(self, name)} must be positive")
+        if self.warm_up < 0:
+            raise InputError(f"optim.warm_up: {self.warm_up} must not be negative")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise InputError(
                 f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay "

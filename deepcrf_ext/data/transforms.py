@@ -12,13 +12,14 @@ from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.base import Sample
 from deepcrf_ext.libraries import cv2
 
+_LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a grey, ITU-R BT.601
 # The mean colour of ImageNet, RGB 0..255, rounded; about zero once a model normalises its input.
 PAD_COLOUR = (124, 116, 104)
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, random crop with padding and random flip, in this order.
+    """Random scale, crop with padding, flip and colours, in this order.
 
     All chance comes from the generator of the call, so a generator seeded with (seed, epoch, index)
     makes a run repeatable in any order of loading.
@@ -29,6 +30,9 @@ class TrainTransform:
             the ignored label 255.
         flip: mirror left and right with probability 1/2.
         scale_range: (lowest, highest) factor of a random uniform scale, or None for no scaling.
+        jitter: brightness, contrast and saturation each change by a random factor 1 - jitter to
+            1 + jitter.
+        hue: hue turns by a random angle of up to this share of the circle, either way.
 
     Raises:
         ValueError: a crop side or a scale is not positive, or the scale range is reversed.
@@ -37,6 +41,8 @@ class TrainTransform:
     crop: tuple[int, int] | None
     flip: bool
     scale_range: tuple[float, float] | None
+    jitter: float = 0.0
+    hue: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
@@ -60,6 +66,10 @@ class TrainTransform:
             image, labels = _crop(image, labels, self.crop, generator)
         if self.flip and generator.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
+        if self.jitter:
+            image = _jitter(image, *generator.uniform(1 - self.jitter, 1 + self.jitter, 3))
+        if self.hue:
+            image = _turn_hue(image, generator.uniform(-self.hue, self.hue))
         return _tensors(image, labels)
 
 
@@ -81,6 +91,24 @@ def _resize(image: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.nda
         cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
         cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT),
     )
+
+
+def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """uint8 [H, W, 3] with its colours times brightness, then away from the mean grey of the image
+    by contrast, then each away from its own grey by saturation."""
+    colours = brightness * image.astype(np.float32)
+    grey = colours @ np.array(_LUMA, np.float32)
+    colours = grey.mean() + contrast * (colours - grey.mean())
+    grey = (colours @ np.array(_LUMA, np.float32))[..., None]
+    colours = grey + saturation * (colours - grey)
+    return np.clip(np.round(colours), 0, 255).astype(np.uint8)
+
+
+def _turn_hue(image: np.ndarray, share: float) -> np.ndarray:
+    """uint8 [H, W, 3] with its hues turned by a share of the circle."""
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + 360 * share) % 360
+    return np.round(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).astype(np.uint8)
 
 
 def _crop(

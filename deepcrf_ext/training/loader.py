@@ -31,7 +31,9 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         transform: Transform | None = None,
     ) -> None:
         self.dataset = dataset
-        self.transform = transform or TrainTransform(config.crop, config.flip, config.scale_range)
+        self.transform = transform or TrainTransform(
+            config.crop, config.flip, config.scale_range, config.jitter, config.hue
+        )
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:

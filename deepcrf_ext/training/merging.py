@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 from deepcrf_ext.config import TrainConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
@@ -52,7 +52,7 @@ class _Run:
 
 def _build(
     config: TrainConfig, num_classes: int, initialised: Sequence[str]
-) -> tuple[DeepCRF, SGD]:
+) -> tuple[DeepCRF, Optimizer]:
     model = DeepCRF(config.model, num_classes)
     return model, make_optimiser(model, config.optim, initialised)
 

@@ -275,3 +275,26 @@ def test_learning_rate_groups_and_schedules():
     for step in range(21):
         factor = learning_rate_factor(poly, step / 5, epochs=4)
         assert factor == pytest.approx((1 - step / 20) ** 0.9)
+    cosine = OptimConfig(schedule="cosine", warm_up=2)
+    factors = [learning_rate_factor(cosine, epoch, epochs=8) for epoch in range(9)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[1] == pytest.approx(0.505 * (1 + np.cos(np.pi / 8)) / 2)
+    assert factors[4] == pytest.approx(0.5)
+    assert factors[8] == pytest.approx(0)
+
+
+def test_adamw_has_defaults_of_its_own_and_continues(data, tmp_path):
+    adamw = ["--optim.optimiser", "adamw", "--optim.schedule", "cosine", "--optim.warm_up", "1"]
+    config = command.parse_new_run(adamw)
+    assert (config.optim.lr, config.optim.lr_initialised) == (1e-3, 1e-4)
+    assert command.parse_new_run([*adamw, "--optim.lr", "0.002"]).optim.lr == 0.002
+    jitter = ["--data.jitter", "0.4", "--data.hue", "0.05"]
+    cold = ["--warm_start", "0"]
+    runs = [tmp_path / name for name in ("whole", "halves")]
+    for run, epochs in zip(runs, ("3", "2"), strict=True):
+        arguments = options(tmp_path, data, run, *adamw, *jitter, "--epochs", epochs)
+        assert command.main([*arguments, "--optim.schedule", "exponential", *cold]) == 0
+    assert command.main(["--resume", str(runs[1]), "--epochs", "3"]) == 0
+    assert same_weights(*runs)
+    state = load_checkpoint(runs[0] / "last.pt")["optimiser"]
+    assert "exp_avg_sq" in state["state"][0]

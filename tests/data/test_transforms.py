@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcrf_ext.data import Sample, TrainTransform, to_tensors
+from deepcrf_ext.data import Sample, TrainTransform, to_tensors, transforms
 from deepcrf_ext.data.transforms import PAD_COLOUR
 
 sides = st.integers(1, 40)
@@ -150,3 +150,53 @@ def test_to_tensors_changes_nothing_but_the_type() -> None:
 def test_bad_settings_are_named(crop, scale_range, message) -> None:
     with pytest.raises(ValueError, match=message):
         TrainTransform(crop, True, scale_range)
+
+
+def pixel(transform: TrainTransform, colour: tuple[int, int, int], seed: int) -> list[float]:
+    """What becomes of an image of one colour."""
+    sample = Sample(np.full((2, 2, 3), colour, np.uint8), np.zeros((2, 2), np.uint8), "a")
+    image, labels = transform(sample, np.random.default_rng(seed))
+    assert labels.eq(0).all()
+    return image[:, 0, 0].tolist()
+
+
+def test_jitter_changes_colours_within_its_bounds_and_labels_never() -> None:
+    jitter = TrainTransform(None, False, None, jitter=0.4)
+    greys = [pixel(jitter, (100, 100, 100), seed) for seed in range(200)]
+    values = [grey[0] for grey in greys]
+    assert all(grey == [grey[0]] * 3 for grey in greys)  # grey stays grey
+    assert 60 <= min(values) < 65
+    assert 135 < max(values) <= 140
+    reds = [pixel(jitter, (200, 60, 60), seed) for seed in range(200)]
+    spans = [red - other for red, other, _ in reds]
+    assert min(spans) < 80 < 180 < max(spans)
+    assert pixel(jitter, (255, 255, 255), 3)[0] <= 255
+
+
+def test_contrast_keeps_the_mean_grey() -> None:
+    image = np.array([[[50] * 3, [150] * 3]], np.uint8)
+    wide = transforms._jitter(image, 1.0, 1.5, 1.0)
+    assert wide[0, :, 0].tolist() == [25, 175]
+    assert transforms._jitter(image, 1.0, 1.0, 0.3).tolist() == image.tolist()
+    assert transforms._jitter(image, 0.5, 1.0, 1.0)[0, :, 0].tolist() == [25, 75]
+
+
+def test_hue_turns_colours_and_keeps_greys() -> None:
+    red = np.full((1, 1, 3), (200, 0, 0), np.uint8)
+    for share, expected in ((1 / 3, (0, 200, 0)), (-1 / 3, (0, 0, 200)), (0.0, (200, 0, 0))):
+        turned = transforms._turn_hue(red, share)[0, 0].astype(int)
+        assert turned.tolist() == list(expected)
+    transform = TrainTransform(None, False, None, hue=0.5)
+    assert len({tuple(pixel(transform, (200, 0, 0), seed)) for seed in range(30)}) > 20
+    assert pixel(transform, (90, 90, 90), 1) == [90.0] * 3
+
+
+def test_without_jitter_no_random_number_is_drawn_for_it() -> None:
+    drawn, replay = (np.random.default_rng(5) for _ in range(2))
+    sample = Sample(np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.uint8), "a")
+    TrainTransform((20, 20), True, (0.5, 2.0))(sample, drawn)
+    side = round(40 * replay.uniform(0.5, 2.0))
+    for _ in range(2):
+        replay.integers(abs(side - 20) + 1)
+    replay.random()
+    assert drawn.random() == replay.random()
