@@ -1,4 +1,4 @@
-# make install | train | test | lint | sanitize, each from a fresh clone. Nothing is redone without need.
+# make install | train | test | test-all | lint | sanitize | wheel, each from a fresh clone. Nothing is redone without need.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,15 +6,18 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install train test lint sanitize
+.PHONY: install train test test-all lint sanitize
 
 install: .venv/installed
 
 train: install
 	$(BIN)/python -m deepcrf_ext.train
 
-# A process for each core, and so one thread in each.
+# A process for each core, and so one thread in each. What a change needs; test-all is everything.
 test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --hypothesis-profile few
+
+test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed-dev
@@ -25,7 +28,7 @@ lint: .venv/installed-dev
 
 # The operator tests over a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
-	$(BIN)/cmake -S . -B build/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	$(BIN)/cmake --fresh -S . -B build/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DDEEPCRF_CUDA=off -DDEEPCRF_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitized

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import combinations
 
 import pytest
 from hypothesis import settings
@@ -11,7 +13,46 @@ from targets import OPERATOR_TARGETS, TARGETS, Target
 from threads import torch_threads
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("few", settings.get_profile("fixed"), max_examples=8)  # `make test`
 settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Marks as slow what the emulated kernels run beyond a slice of each test's parameters."""
+    cases = defaultdict(list)
+    for item in items:
+        if "cuda_on_host" in _target_names(item):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for same_test in cases.values():
+        kept = covering([_values(item) for item in same_test])
+        for number, item in enumerate(same_test):
+            if number not in kept:
+                item.add_marker("slow")
+
+
+def _target_names(item: pytest.Function) -> list[str]:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else []
+    return [value.name for value in values if isinstance(value, Target)]
+
+
+def _values(item: pytest.Function) -> dict[str, str]:
+    return {name: repr(value) for name, value in item.callspec.params.items()}
+
+
+def covering(cases: Sequence[dict[str, str]]) -> set[int]:
+    """Numbers of a few cases that hold every pair of values of two parameters, chosen greedily.
+
+    cases: of each, every parameter's value.
+    """
+    pairs = [set(combinations(sorted(case.items()), min(2, len(case)))) for case in cases]
+    missing = set().union(*pairs)
+    kept: set[int] = set()
+    while missing:
+        best = max(range(len(cases)), key=lambda number: len(pairs[number] & missing))
+        kept.add(best)
+        missing -= pairs[best]
+    return kept
 
 
 @contextmanager
@@ -38,6 +79,17 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture(scope="module", params=OPERATOR_TARGETS, ids=lambda target: target.name)
 def operator_target(request: pytest.FixtureRequest) -> Target:
     """As `target`, without the plain PyTorch reference."""
+    return request.param
+
+
+@pytest.fixture(
+    scope="module",
+    params=[target for target in OPERATOR_TARGETS if target.name != "cuda_on_host"],
+    ids=lambda target: target.name,
+)
+def real_target(request: pytest.FixtureRequest) -> Target:
+    """As `operator_target`, without the emulated kernels: for what their emulation checks itself,
+    or what is not in the kernels."""
     return request.param
 
 

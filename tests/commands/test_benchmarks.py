@@ -50,6 +50,7 @@ def test_contenders_agree_with_the_operators(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(torch.autograd.grad(loss, parameters), expected_gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edges", "meanfield", "pairwise_loss"])
 def test_benchmark_writes_its_record(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -74,6 +75,7 @@ def test_benchmark_writes_its_record(
     assert CASE in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_record_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_meanfield
     import harness
@@ -88,6 +90,7 @@ def test_record_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "meanfield-cpu.json").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import harness
 
@@ -102,6 +105,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert large.left_out == "does not fit"
 
 
+@pytest.mark.slow
 def test_another_instruction_set_has_its_own_record(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, torch, harness\n"
@@ -176,6 +180,7 @@ def test_goals_beside_the_records(
     assert "200 GFLOP/s in float32" in lines[-1]
 
 
+@pytest.mark.slow
 def test_agreement_of_the_dense_crf_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +237,7 @@ def test_plain_model_computes_what_the_package_computes() -> None:
     assert (predicted.numpy() == expected_labels).mean() > 0.99  # ties of rounding
 
 
+@pytest.mark.slow
 def test_end_to_end_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_end_to_end
     import harness
@@ -271,6 +277,7 @@ def test_passes_of_the_blocks() -> None:
         bench_end_to_end.make_call(job, contender, "cpu", Path())()
 
 
+@pytest.mark.slow
 def test_scaling_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_scaling
     import harness

@@ -120,6 +120,7 @@ def test_every_part_says_what_made_it(root: Path, finished: Path, tmp_path: Path
     assert str(Path(command.__file__).parent) not in json.dumps(new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 8])
 def test_comparison_goes_on_where_it_stopped(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, stop_at
@@ -145,6 +146,7 @@ def test_comparison_goes_on_where_it_stopped(
     assert command.main(["--resume", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.slow
 def test_mode_that_diverges_is_reported_and_the_others_go_on(
     root: Path, tmp_path: Path, capsys
 ) -> None:
@@ -159,6 +161,7 @@ def test_mode_that_diverges_is_reported_and_the_others_go_on(
     assert "| wild (ended: loss not finite) |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+@pytest.mark.slow
 def test_budget_of_seconds_gives_each_mode_its_epochs(root: Path, tmp_path: Path) -> None:
     settings = command.parse_settings(options(tmp_path, root, "--seconds", "12"))
     comparison = command.Comparison(settings, StopRequest(), "")

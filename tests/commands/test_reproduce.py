@@ -175,6 +175,7 @@ def test_pictures_show_the_chosen_images(finished):
         assert np.abs(photo - sample.image).mean() < 12, "a JPEG of the image"
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_done_again(finished, settings, monkeypatch):
     before = modified(finished)
     assert len(before) > len(STEPS)
@@ -187,6 +188,7 @@ def test_finished_work_is_not_done_again(finished, settings, monkeypatch):
     assert report.read_text() == old
 
 
+@pytest.mark.slow
 def test_a_lost_row_alone_is_measured_again(finished, settings, monkeypatch):
     record = finished / "steps" / "evaluate-val-pairwise-1.json"
     expected = read_json(record)["result"]["scores"]
@@ -211,6 +213,7 @@ def test_other_settings_need_another_folder(finished, settings, capsys):
     assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on(tmp_path, settings, finished, number):
     """Killed in training, the same command ends with the figures of a run that was not killed."""
@@ -238,6 +241,7 @@ def test_a_killed_run_goes_on(tmp_path, settings, finished, number):
         assert one.get("scores", one) == other.get("scores", other), step
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, settings, finished):
     output = tmp_path / "out"
     (output / "train").mkdir(parents=True)

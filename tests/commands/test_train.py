@@ -124,6 +124,7 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
     assert same_weights(run, finished)
 
 
+@pytest.mark.slow
 def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
     run = tmp_path / "run"
     assert command.main(options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
@@ -131,6 +132,7 @@ def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
     assert [line["epoch"] for line in lines(run, "val")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_sigterm_from_outside(data, tmp_path):
     run = tmp_path / "run"
     arguments = options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1")
@@ -153,6 +155,7 @@ def test_sigterm_from_outside(data, tmp_path):
     assert load_checkpoint(run / "last.pt")["step"] == lines(run, "train")[-1]["step"]
 
 
+@pytest.mark.slow
 def test_killed_loader_process_ends_the_run_and_nothing_is_lost(
     finished, data, tmp_path, monkeypatch, capsys
 ):

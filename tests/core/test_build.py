@@ -98,6 +98,7 @@ def test_required_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
     assert "DEEPCRF_CUDA=on, but there is no nvcc" in words(result.stderr)
 
 
+@pytest.mark.slow
 def test_build_without_nvcc_says_that_it_is_cpu_only(tmp_path: Path) -> None:
     result = configure(tmp_path, "auto")
     assert result.returncode == 0, result.stderr
@@ -107,6 +108,7 @@ def test_build_without_nvcc_says_that_it_is_cpu_only(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cuda", "message"),
     [
@@ -123,6 +125,7 @@ def test_old_nvcc(tmp_path: Path, cuda: str, message: str) -> None:
     assert message in words(result.stderr)
 
 
+@pytest.mark.slow
 def test_unknown_cuda_setting_is_an_error(tmp_path: Path) -> None:
     result = configure(tmp_path, "maybe")
     assert result.returncode != 0
@@ -291,12 +294,14 @@ def test_advice_on_an_old_nvcc_works_when_followed(tmp_path: Path) -> None:
         assert "CPU and CUDA" in newer.stdout
 
 
+@pytest.mark.slow
 def test_a_missing_nvcc_that_was_named_is_an_error(tmp_path: Path) -> None:
     result = configure(tmp_path, "auto", CUDACXX="/not/here/nvcc")
     assert result.returncode != 0
     assert "CUDACXX: got '/not/here/nvcc', must be the path of an nvcc" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_old_nvcc_does_not_hide_a_newer_one(tmp_path: Path) -> None:
     for version in ("11.8", "12.4"):
         (tmp_path / version / "bin").mkdir(parents=True)

@@ -79,6 +79,8 @@ def hub_graph(num_edges: int) -> EdgeGraph:
 def test_accuracy(
     operator_target: Target, operator: str, kind: str, shape: str, dtype: torch.dtype
 ) -> None:
+    if (operator_target.name, shape, dtype) == ("cuda_on_host", "paper", torch.float64):
+        pytest.skip("takes minutes in emulation; other shapes cross the same borders")
     check_against_reference(operator, operator_target, SHAPES[shape](kind), dtype)
 
 
@@ -179,29 +181,19 @@ def test_gradient_of_one_input_alone(operator_target: Target, operator: str, kin
 @every_operator
 @every_kind
 @pytest.mark.parametrize("power", [1, 2])
-def test_double_backward_is_right_or_refused(
-    operator_target: Target, operator: str, kind: str, power: int
+def test_double_backward_is_refused(
+    real_target: Target, operator: str, kind: str, power: int
 ) -> None:
-    problem = make_problem([random_graph(5, 9, 7)], [kind], 3, 4).to(CPU, torch.float64)
-
-    def second_gradients(functions: Any, problem: Problem) -> tuple[Tensor, ...]:
-        names = used_tensors(operator, problem)
-        leaves = {name: problem.tensors[name].detach().requires_grad_() for name in names}
-        value = OPERATORS[operator](functions, problem.with_tensors(leaves))
-        first = torch.autograd.grad(value.pow(power).sum(), leaves.values(), create_graph=True)
-        penalty = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
-        return torch.autograd.grad(penalty, leaves.values(), materialize_grads=True)
-
-    wanted = second_gradients(reference, problem)
-    try:
-        second = second_gradients(
-            operator_target.functions, problem.to(operator_target.device, torch.float64)
-        )
-    except RuntimeError as refusal:
-        assert "deepcrf_ext" in str(refusal)  # noqa: PT017 - both outcomes are right
-        return
-    for gradient, right in zip(second, wanted, strict=True):
-        assert_close(gradient.cpu(), right)
+    problem = make_problem([random_graph(5, 9, 7)], [kind], 3, 4)
+    problem = problem.to(real_target.device, torch.float64)
+    names = used_tensors(operator, problem)
+    leaves = {name: problem.tensors[name].detach().requires_grad_() for name in names}
+    value = OPERATORS[operator](real_target.functions, problem.with_tensors(leaves))
+    first = torch.autograd.grad(value.pow(power).sum(), leaves.values(), create_graph=True)
+    penalty = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
+    message = r"deepcrf_ext\W+\w+.*(no autograd formula|gradient is not implemented)"
+    with pytest.raises(RuntimeError, match=message):
+        penalty.backward()
 
 
 @every_operator
@@ -226,11 +218,11 @@ def test_without_gradients(
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_runs_are_bitwise_equal(
-    operator_target: Target, operator: str, kind: str, dtype: torch.dtype
+    real_target: Target, operator: str, kind: str, dtype: torch.dtype
 ) -> None:
-    problem = grid_problem(9, 11, kind, 6, 40).to(operator_target.device, dtype)
-    first = value_and_gradients(operator, operator_target.functions, problem)
-    second = value_and_gradients(operator, operator_target.functions, problem)
+    problem = grid_problem(9, 11, kind, 6, 40).to(real_target.device, dtype)
+    first = value_and_gradients(operator, real_target.functions, problem)
+    second = value_and_gradients(operator, real_target.functions, problem)
     for name, wanted in first.items():
         assert torch.equal(second[name], wanted), name
 
@@ -239,13 +231,13 @@ def test_two_runs_are_bitwise_equal(
 @every_kind
 @pytest.mark.parametrize("shape", ["grid", "hub"])
 def test_number_of_threads_changes_only_rounding(
-    operator_target: Target, operator: str, kind: str, shape: str
+    real_target: Target, operator: str, kind: str, shape: str
 ) -> None:
-    problem = SHAPES[shape](kind).to(operator_target.device, torch.float32)
+    problem = SHAPES[shape](kind).to(real_target.device, torch.float32)
     results = []
     for count in (1, 2, 3):
         with torch_threads(count):
-            results.append(value_and_gradients(operator, operator_target.functions, problem))
+            results.append(value_and_gradients(operator, real_target.functions, problem))
     for other in results[1:]:
         for name, wanted in results[0].items():
             assert_close(other[name], wanted)

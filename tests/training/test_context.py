@@ -16,7 +16,7 @@ from deepcrf_ext.models import Variant
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # A unary sees about a third of the image's height at one scale: too little to find the hills below
 # the sky. The dilated boxes of its relations reach 36 and 76 pixels with few edges.
