@@ -1,0 +1,78 @@
+"""Weights of a trained model's relations, fitted to held-out images by likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.nn.calibration import Calibration, fit_weights
+from deepcrf_ext.nn.node_losses import node_labels
+from deepcrf_ext.nn.pairwise_crf import log_marginals
+from deepcrf_ext.parallel.device import autocast
+
+
+@torch.inference_mode()
+def fit_relation_weights(
+    model: DeepCRF,
+    dataset: SegmentationDataset,
+    amp: bool | None = None,
+    max_images: int | None = None,
+) -> Calibration:
+    """Fits `DeepCRF.relation_weights` of the default variant; nothing else of the model changes.
+
+    The networks run once an image, and what they give is kept in memory: 2 · D numbers a node and
+    relation. The likelihood is that of the labels at the nodes.
+
+    Args:
+        model: in eval mode, on the device to use; with at least one relation.
+        dataset: its classes are those of the model.
+        amp: as of `deepcrf_ext.evaluation.evaluation.evaluate`.
+        max_images: use at most so many, spread over the data set.
+
+    Returns:
+        The mean over labelled nodes of -log marginal before and after; never worse after.
+
+    Raises:
+        InputError: the model has no relation, or no pixel at a node is labelled.
+    """
+    variant = model.default_variant()
+    if not variant.relations:
+        raise InputError("the model has no relation, so there is no weight to fit")
+    count = len(dataset) if max_images is None else min(max_images, len(dataset))
+    cases, labelled = [], 0
+    for position in tqdm(range(count), "networks", unit="image", leave=False):
+        image, labels = to_tensors(dataset[position * len(dataset) // count])
+        with autocast(model.device, amp):
+            energies = model.energies(image[None].to(model.device), variant.potentials)
+        nodes = node_labels(labels[None], energies.grid[1:]).to(model.device)
+        unary = (
+            nodes.new_zeros(len(nodes), model.num_classes, dtype=torch.float32)
+            if variant.unary is None
+            else energies.unaries[variant.unary]
+        )
+        cases.append((unary, energies.pairwise, nodes))
+        labelled += int((nodes != IGNORE_INDEX).sum())
+    if labelled == 0:
+        raise InputError("the images have no labelled pixel at a node")
+
+    def measure(several: Sequence[Mapping[str, float]]) -> list[float]:
+        sums = torch.zeros(len(several), dtype=torch.float64)
+        for unary, potentials, nodes in tqdm(cases, "weights", unit="image", leave=False):
+            for index, weights in enumerate(several):
+                scaled = [potentials[name].scaled(weight) for name, weight in weights.items()]
+                logs = log_marginals(unary, scaled, model.config.iterations)
+                sums[index] += functional.nll_loss(
+                    logs, nodes, ignore_index=IGNORE_INDEX, reduction="sum"
+                ).item()
+        return (sums / labelled).tolist()
+
+    weights, result = fit_weights(model.relation_weights, measure)
+    model.set_relation_weights(weights)
+    return result

@@ -1,0 +1,62 @@
+"""The command that fits the weights of relations, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import write_run
+
+from deepcrf_ext.calibrate import main
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_weights_fit_the_split_and_nothing_else_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    assert main(["--checkpoint", str(run), "--device", "cpu"]) == 0
+    folder = run / "calibrate-camvid-val"
+    report = json.loads((folder / "calibration.json").read_text())
+    assert report["weights"]["before"] == {"surrounding": 1, "above_below": 1}
+    assert report["nll"]["after"] < report["nll"]["before"]
+    assert "NLL at the nodes of 3 images" in capsys.readouterr().out
+
+    before, after = load_checkpoint(run / "last.pt"), load_checkpoint(folder / "last.pt")
+    for key, value in after["model"].items():
+        assert key.endswith(".log_weight") or torch.equal(value, before["model"][key])
+    assert {key: after[key] for key in ("config", "classes", "epoch")} == {
+        key: before[key] for key in ("config", "classes", "epoch")
+    }
+    model, _, _ = load_model(folder)
+    assert model.relation_weights == pytest.approx(report["weights"]["after"])
+
+    again = ["--checkpoint", str(folder), "--output", str(tmp_path / "again"), "--max-images", "3"]
+    assert main(again) == 0
+    second = json.loads((tmp_path / "again/calibration.json").read_text())["nll"]
+    assert second["before"] == pytest.approx(report["nll"]["after"], rel=1e-4)
+    assert second["after"] <= second["before"]
+
+
+def test_a_model_without_relations_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", tmp_path / "data", potentials=("unary",))
+    assert main(["--checkpoint", str(run), "--device", "cpu"]) == 2
+    assert "no relation" in capsys.readouterr().err
+    assert not (run / "calibrate-camvid-val").exists()
+
+
+def test_a_checkpoint_from_before_the_weights_has_the_paper_s(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    state = load_checkpoint(run / "last.pt")
+    state["model"] = {k: v for k, v in state["model"].items() if not k.endswith(".log_weight")}
+    state["config"]["model"].pop("relation_weight")
+    save_checkpoint(run / "last.pt", state)
+    model, config, _ = load_model(run)
+    assert model.relation_weights == {"surrounding": 1, "above_below": 1}
+    assert config.model.relation_weight == 1
