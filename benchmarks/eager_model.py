@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.deep_crf import node_labels
 from deepcrf_ext.models.potential_nets import PairwiseNet
 from deepcrf_ext.nn.grid_graphs import relation_graph
+from deepcrf_ext.nn.node_losses import node_labels
 
 Edges = tuple[Tensor, Tensor]
 
@@ -78,7 +78,11 @@ class EagerCRF:
 
     def _run(self, name: str, pyramid: list[Tensor]) -> tuple[torch.nn.Module, Tensor]:
         network = self.model.potentials[name]
-        return network, network(pyramid[:1] if name == "unary_1scale" else pyramid)
+        scales = pyramid[:1] if name == "unary_1scale" else pyramid
+        if not isinstance(network, PairwiseNet):
+            return network, network(scales)
+        features = network.features(scales)
+        return network, torch.stack([network.source(features), network.target(features)])
 
     def _edges_of(self, name: str, batch: int, height: int, width: int) -> Edges:
         key = (name, batch, height, width)

@@ -5,6 +5,8 @@ Structured Models for Semantic Segmentation" (arXiv:1504.01013v2), over compiled
 operators. `deepcrf_ext.reference` holds the same operators in plain PyTorch.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from deepcrf_ext import reference
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import report_missing_libraries
@@ -25,11 +27,16 @@ from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice, permutohe
 from deepcrf_ext.ops.potentials import FactoredPotential, TablePotential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 
+if TYPE_CHECKING:
+    from deepcrf_ext import nn
+    from deepcrf_ext.models import DeepCRF
+
 report_missing_libraries()
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeepCRF",
     "DenseCRFLattices",
     "DenseCRFParams",
     "EdgeGraph",
@@ -42,6 +49,7 @@ __all__ = [
     "dense_crf_loss",
     "gated_crf_loss",
     "mean_field",
+    "nn",
     "pairwise_messages",
     "pairwise_nll",
     "permutohedral_filter",
@@ -50,3 +58,14 @@ __all__ = [
     "unary_from_labels",
     "unary_from_probabilities",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The networks and layers, which are imported at their first use."""
+    import importlib
+
+    if name == "DeepCRF":
+        return importlib.import_module("deepcrf_ext.models").DeepCRF
+    if name == "nn":
+        return importlib.import_module("deepcrf_ext.nn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

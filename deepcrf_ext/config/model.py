@@ -40,6 +40,9 @@ class ModelConfig:
         potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
             on the largest scale alone) and names of relations. Null means all of them.
         iterations: Mean-field iterations of a prediction.
+        relation_weight: What the energies of every relation are multiplied by in a prediction, at
+            first: 1 is the paper's. End-to-end training and `python -m deepcrf_ext.calibrate` fit
+            one for each relation.
     """
 
     preset: PresetName = "small"
@@ -58,6 +61,7 @@ class ModelConfig:
     relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
     potentials: tuple[str, ...] | None = None
     iterations: int = 2
+    relation_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if (
@@ -84,6 +88,10 @@ class ModelConfig:
             raise InputError(f"model.pooling_windows: {self.pooling_windows} must be odd")
         if self.iterations < 0:
             raise InputError(f"model.iterations: {self.iterations} must not be negative")
+        if not 0 < self.relation_weight < float("inf"):
+            raise InputError(
+                f"model.relation_weight: {self.relation_weight} must be positive and finite"
+            )
         reserved = {"unary", "unary_1scale"} & self.relations.keys()
         if reserved:
             raise InputError(

@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
+from deepcrf_ext.config.model import ModelConfig
 from deepcrf_ext.config.train import TrainConfig
 from deepcrf_ext.errors import InputError
 
+Config = TypeVar("Config")
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
+
+def to_dict(config: TrainConfig | ModelConfig) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, as YAML and checkpoints hold them."""
 
     def plain(value: Any) -> Any:
@@ -26,16 +29,19 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+@overload
+def from_dict(values: Mapping[str, Any]) -> TrainConfig: ...
+@overload
+def from_dict(values: Mapping[str, Any], kind: type[Config]) -> Config: ...
+def from_dict(values: Mapping[str, Any], kind: Any = TrainConfig) -> Any:
     """The settings back from `to_dict`; what is left out has the default.
 
     Raises InputError naming a value that does not fit.
     """
     try:
-        config: TrainConfig = _of_type(TrainConfig, values, "")
+        return _of_type(kind, values, "")
     except InputError as error:
         raise InputError(f"settings: {error}") from error
-    return config
 
 
 def _of_type(kind: Any, value: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
-from deepcrf_ext.models.deep_crf import node_labels
+from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.ops.potentials import FactoredPotential
 from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.progress import progress
@@ -100,7 +100,7 @@ def _pair_sums(potential: FactoredPotential, nodes: Tensor) -> tuple[Tensor, Ten
     step = max(1, _CHUNK_VALUES // max(count * count, potential.source.shape[1]))
     for start in range(0, len(first), step):
         edges = slice(start, start + step)
-        values = potential.energies_between(first[edges], second[edges]).flatten(1)
+        values = potential.energies_between(first[edges], second[edges]).float().flatten(1)
         energy += values.double().sum(0)
         learnt += (-values).softmax(1).double().sum(0)
     known = (nodes[first] != IGNORE_INDEX) & (nodes[second] != IGNORE_INDEX)
@@ -126,6 +126,7 @@ def node_messages(
     sources = graph.reverse_sources[start:end].long()
     outwards = potential.energies_between(torch.full_like(targets, node), targets)
     inwards = potential.energies_between(sources, torch.full_like(sources, node))
+    outwards, inwards = outwards.to(marginals.dtype), inwards.to(marginals.dtype)
     messages = torch.cat(
         [
             torch.einsum("ekj,ej->ek", outwards, marginals[targets]),
@@ -225,8 +226,9 @@ def explain_node(
     label, start = int(after.argmax()), int(costs.argmin())
     against = start if start != label else int(after.scatter(0, after.argmax(), -1).argmax())
     gains = {}
-    for name in variant.relations:
-        neighbours, messages = node_messages(energies.pairwise[name], before, index)
+    _, potentials = model.crf(energies, variant)
+    for name, potential in zip(variant.relations, potentials, strict=True):
+        neighbours, messages = node_messages(potential, before, index)
         gain = costs.new_full((height * width,), torch.nan)
         gain[neighbours] = messages[:, against] - messages[:, label]
         gains[name] = gain.view(height, width).cpu()

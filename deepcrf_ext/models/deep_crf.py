@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from torch.nn import functional
 from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models.features import ImagePyramid
+from deepcrf_ext.models.backbones import check_map, map_size, out_channels
+from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.nn.grid_graphs import relation_graph
-from deepcrf_ext.ops.graph import EdgeGraph
-from deepcrf_ext.ops.mean_field import mean_field
-from deepcrf_ext.ops.pairwise_nll import pairwise_nll
+from deepcrf_ext.nn.node_losses import edge_nll, edge_weights, node_labels, node_nll, node_weights
+from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 
@@ -67,45 +68,6 @@ class CRFEnergies:
     grid: tuple[int, int, int]
 
 
-def node_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels int64 [B, H, W] at the nodes of grids of h x w, by nearest neighbour: [B·h·w]."""
-    nodes = functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")
-    return nodes.long().flatten()
-
-
-def node_weights(nodes: Tensor, class_weights: Tensor | None) -> Tensor:
-    """What each node counts in a loss, float64 [N]: 1, or as its class; 0 where it is ignored.
-
-    nodes: int64 [N], 255 = ignore. class_weights: [K] or None.
-    """
-    known = nodes != IGNORE_INDEX
-    if class_weights is None:
-        return known.double()
-    return known * class_weights.double()[nodes.where(known, 0)]
-
-
-def edge_weights(graph: EdgeGraph, nodes: Tensor, class_weights: Tensor | None) -> Tensor:
-    """What each edge counts in a loss, float64 [E]: the geometric mean of its `node_weights`."""
-    roots = node_weights(nodes, class_weights).sqrt()
-    sources = roots.repeat_interleave(graph.row_offsets.diff(), output_size=graph.num_edges)
-    return sources * roots[graph.targets]
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ weight · value / Σ weight, in the dtype of the values; 0 where all weights are 0."""
-    total = weights.sum()
-    return (weights.to(values.dtype) * values).sum() / total.where(total > 0, 1).to(values.dtype)
-
-
-def node_nll(energies: Tensor, nodes: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Softmax negative log-likelihood of labels [N] at energies [N, K], mean over valid nodes.
-
-    255 = ignore; 0 where nothing is valid. class_weights: see `node_weights`.
-    """
-    values = functional.cross_entropy(-energies, nodes, ignore_index=IGNORE_INDEX, reduction="none")
-    return weighted_mean(values, node_weights(nodes, class_weights))
-
-
 @contextmanager
 def _random_numbers_of(name: str, seed: int) -> Iterator[None]:
     """Random numbers that depend on these two alone: not on which other networks there are."""
@@ -123,30 +85,51 @@ class DeepCRF(nn.Module):
     Args:
         config: networks and relations.
         num_classes: K.
+        backbone: a module of one's own from images, [B, 3, H, W] less ImageNet's mean, over its
+            standard deviation, to features [B, C, h, w]. It takes the place of the networks of the
+            settings up to the features (widths, scales and the like), and all potentials share it.
+            C is its attribute ``out_channels``, or found by a run.
 
     Attributes:
         potentials: the network of each potential by name.
+        classes, palette: names of the K classes and their colours, K RGB triples in 0..255, where
+            they are known; `save_pretrained` keeps them.
         class_weights: None, or float32 [K], how much each class counts in the losses: a node as its
             label, an edge as the geometric mean of its two labels. Not part of the state.
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(
+        self, config: ModelConfig, num_classes: int, backbone: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if not 1 <= num_classes <= IGNORE_INDEX:
             raise ValueError(f"num_classes is {num_classes}; it must be 1 to {IGNORE_INDEX}")
         self.config = config
         self.num_classes = num_classes
-        self.potential_names = tuple(dict.fromkeys(config.potentials or config.all_potentials()))
-        self.pyramid = ImagePyramid(config.scales)
-        self.blocks = VGGBlocks(config, len(config.scales)) if config.share_blocks else None
+        self.classes: list[str] | None = None
+        self.palette: list[list[int]] | None = None
+        names = config.potentials or config.all_potentials()
+        if backbone is not None and config.potentials is None:
+            names = tuple(name for name in names if name != "unary_1scale")  # there is one scale
+        self.potential_names = tuple(dict.fromkeys(names))
+        self.pyramid = ImagePyramid(config.scales if backbone is None else (1.0,))
+        self.backbone = backbone
+        shared = config.share_blocks and backbone is None
+        self.blocks = VGGBlocks(config, len(config.scales)) if shared else None
+        channels = None if backbone is None else out_channels(backbone)
         self.potentials = nn.ModuleDict()
         seed = int(torch.randint(2**31, (), device="cpu"))
         for name in self.potential_names:
             kind = PairwiseNet if name in config.relations else UnaryNet
             with _random_numbers_of(name, seed):
-                network = kind(config, num_classes, self._num_scales(name))
+                features = (
+                    FeatureNet(config, self._num_scales(name))
+                    if channels is None
+                    else BackboneFeatures(channels)
+                )
+                network = kind(config, num_classes, features)
             try:
                 self.potentials[name] = network
             except KeyError as error:  # a dot, or what a module calls something else by
@@ -154,8 +137,33 @@ class DeepCRF(nn.Module):
         self.register_buffer("class_weights", None, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model into a folder: ``model.safetensors`` and ``config.json``.
+
+        A backbone's weights are written with the others; how it is made is not. Raises OSError when
+        a file cannot be written.
+        """
+        from deepcrf_ext.models.pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: nn.Module | None = None) -> DeepCRF:
+        """The model that `save_pretrained` wrote, on the CPU and in eval mode.
+
+        Args:
+            folder: where it was written.
+            backbone: for a model with a backbone, one like it; its weights are replaced.
+
+        Raises:
+            InputError: the folder holds no such model, or a file of it is damaged.
+        """
+        from deepcrf_ext.models.pretrained import from_pretrained
+
+        return from_pretrained(Path(folder), backbone)
+
     def _num_scales(self, name: str) -> int:
-        return 1 if name == "unary_1scale" else len(self.config.scales)
+        return 1 if name == "unary_1scale" else len(self.pyramid.scales)
 
     @property
     def device(self) -> torch.device:
@@ -217,6 +225,37 @@ class DeepCRF(nn.Module):
         unary = next((name for name in ("unary", "unary_1scale") if name in names), None)
         return Variant(unary, tuple(name for name in names if name in self.config.relations))
 
+    def _relation(self, name: str) -> PairwiseNet:
+        network = self.potentials[name]
+        assert isinstance(network, PairwiseNet)
+        return network
+
+    @property
+    def relation_weights(self) -> dict[str, float]:
+        """What the energies of each relation are multiplied by in a CRF, by name."""
+        return {
+            name: self._relation(name).log_weight.exp().item()
+            for name in self.default_variant().relations
+        }
+
+    @torch.no_grad()
+    def set_relation_weights(self, weights: Mapping[str, float]) -> None:
+        """Sets some or all of `relation_weights`, each at least 0, which becomes 1e-30."""
+        for name, weight in weights.items():
+            self._relation(name).log_weight.fill_(max(weight, 1e-30)).log_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities of the labels of every pixel, [B, K, H, W] float32.
+
+        They are those of `default_variant`: logarithms of what `predict` gives, at least the
+        smallest positive float32's. ``nll_loss`` of them is end-to-end training.
+
+        Args:
+            images: RGB [B, 3, H, W], 0..255.
+        """
+        marginals = self.predict(images, self.default_variant())
+        return marginals.clamp(min=torch.finfo(marginals.dtype).tiny).log()
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Piecewise negative log-likelihood of each potential (paper, section 5), scalars.
 
@@ -234,10 +273,13 @@ class DeepCRF(nn.Module):
         """What the networks of the named potentials (default: all) read, the largest scale first.
 
         The images at every scale, [B, 3, H_s, W_s]; where blocks 1-5 are shared
-        (`ModelConfig.share_blocks`), their maps of these, [B, C, h_s, w_s].
+        (`ModelConfig.share_blocks`), their maps of these, [B, C, h_s, w_s]. Of a model with a
+        backbone, its features of the images.
         """
         count = max(self._num_scales(name) for name in names or self.potential_names)
         scales = self.pyramid(images)[:count]
+        if self.backbone is not None:
+            return [check_map(self.backbone(scales[0]))]
         if self.blocks is None:
             return scales
         return [self.blocks(scale, index) for index, scale in enumerate(scales)]
@@ -248,11 +290,9 @@ class DeepCRF(nn.Module):
         nodes = node_labels(labels, grid[1:])
         if potential is None:
             assert unary is not None
-            return node_nll(unary, nodes, self.class_weights)
-        if self.class_weights is None:
-            return pairwise_nll(potential, nodes, IGNORE_INDEX)
-        values = pairwise_nll(potential, nodes, IGNORE_INDEX, reduction="none")
-        return weighted_mean(values, edge_weights(potential.graph, nodes, self.class_weights))
+            return node_nll(unary, nodes, self.class_weights, IGNORE_INDEX)
+        value = edge_nll(potential, nodes, self.class_weights, IGNORE_INDEX)
+        return value.float() + 0 * self._relation(name).log_weight  # a gradient of 0, not none
 
     def loss_count(self, name: str, labels: Tensor) -> Tensor:
         """The nodes, or edges of a relation, that `loss` of these labels is a mean over, float64.
@@ -265,15 +305,18 @@ class DeepCRF(nn.Module):
         graph = relation_graph(
             self.config.relations[name], len(labels), *size, device=labels.device
         )
-        return edge_weights(graph, node_labels(labels, size), self.class_weights).sum()
+        nodes = node_labels(labels, size)
+        return edge_weights(graph, nodes, self.class_weights, IGNORE_INDEX).sum()
 
     def node_count(self, labels: Tensor) -> Tensor:
         """The nodes that have a label other than ignore, by weight, float64."""
         nodes = node_labels(labels, self.grid_size(*labels.shape[1:]))
-        return node_weights(nodes, self.class_weights).sum()
+        return node_weights(nodes, self.class_weights, IGNORE_INDEX).sum()
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of nodes of an image of this size."""
+        if self.backbone is not None:
+            return map_size(self.backbone, height, width)
         sizes = self.pyramid.sizes(height, width)[0]
         stride = 2**self.config.pooled_blocks
         return -(-sizes[0] // stride), -(-sizes[1] // stride)
@@ -305,21 +348,27 @@ class DeepCRF(nn.Module):
         if name not in self.potential_names:
             raise ValueError(f"potential {name!r} is not one of {', '.join(self.potential_names)}")
         network = self.potentials[name]
-        output = network(inputs[: self._num_scales(name)])
+        scales = inputs[: self._num_scales(name)]
         if not isinstance(network, PairwiseNet):
-            batch, height, width, _ = output.shape
-            return output.flatten(0, 2), None, (batch, height, width)
-        batch, height, width, _ = output[0].shape
-        relation = self.config.relations[name]
-        graph = relation_graph(relation, batch, height, width, output[0].device)
-        return None, network.potential(graph, *output), (batch, height, width)
+            energies = network(scales)
+            batch, height, width, _ = energies.shape
+            return energies.flatten(0, 2), None, (batch, height, width)
+        features = network.features(scales)
+        batch, height, width, _ = features.shape
+        graph = relation_graph(self.config.relations[name], batch, height, width, features.device)
+        return None, network(features.flatten(0, 2), graph), (batch, height, width)
 
     def crf(
         self, energies: CRFEnergies, variant: str | Variant
     ) -> tuple[Tensor, list[FactoredPotential]]:
-        """A variant's unary energies [N, K], zeros where it has none, and pairwise potentials."""
+        """A variant's unary energies [N, K], zeros where it has none, and pairwise potentials.
+
+        The potentials' energies are times the weights of their relations.
+        """
         chosen = self._variant(variant)
-        potentials = [energies.pairwise[name] for name in chosen.relations]
+        potentials = [
+            self._relation(name).weighted(energies.pairwise[name]) for name in chosen.relations
+        ]
         if chosen.unary is not None:
             return energies.unaries[chosen.unary], potentials
         size = (math.prod(energies.grid), self.num_classes)
@@ -340,8 +389,9 @@ class DeepCRF(nn.Module):
         unary, potentials = self.crf(energies, variant)
         batch, height, width = energies.grid
         steps = self.config.iterations if iterations is None else iterations
-        nodes = mean_field(unary, potentials, steps) if potentials else (-unary).softmax(1)
-        return nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
+        nodes = log_marginals(unary, potentials, steps).exp()
+        grids = nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
+        return grids.contiguous()  # as channels-last maps they break the gradient of `interpolate`
 
     def predict(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class ImagePyramid(nn.Module):
     def __init__(self, scales: Sequence[float]) -> None:
         super().__init__()
         self.scales = tuple(scales)
+        ratios = [Fraction(scale).limit_denominator(10_000) for scale in self.scales]
+        self._ratios = [(ratio.numerator, ratio.denominator) for ratio in ratios]
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -45,7 +48,12 @@ class ImagePyramid(nn.Module):
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width at each scale of an image of this size."""
-        return [(max(1, round(s * height)), max(1, round(s * width))) for s in self.scales]
+        return [(_scaled(height, *ratio), _scaled(width, *ratio)) for ratio in self._ratios]
+
+
+def _scaled(side: int, numerator: int, denominator: int) -> int:
+    """max(1, side · numerator / denominator, rounded), as an export can follow for any side."""
+    return max(1, (2 * numerator * side + denominator) // (2 * denominator))
 
 
 class FeatureNet(nn.Module):
@@ -95,3 +103,15 @@ class FeatureNet(nn.Module):
             for window in self.windows
         ]
         return torch.cat([features, *pooled], dim=1) if pooled else features
+
+
+class BackboneFeatures(nn.Module):
+    """The features of a network handed in, which all potentials share, as those of the nodes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, scales: Sequence[Tensor]) -> Tensor:
+        """Features [B, h, w, C] from the one map [B, C, h, w]."""
+        return scales[0].permute(0, 2, 3, 1)

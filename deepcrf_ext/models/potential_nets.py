@@ -1,24 +1,27 @@
-"""The potential networks (paper, sections 3.1 and 4.1): node features to energies."""
+"""The potential networks (paper, sections 3.1 and 4.1): features of nodes to energies."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.models.features import FeatureNet
-from deepcrf_ext.ops.graph import EdgeGraph
+from deepcrf_ext.models.features import BackboneFeatures, FeatureNet
+from deepcrf_ext.nn.pairwise_potential import PairwisePotential
 from deepcrf_ext.ops.potentials import FactoredPotential
+
+Features = FeatureNet | BackboneFeatures
 
 
 class UnaryNet(nn.Module):
     """Features -> fully connected, ReLU -> fully connected: energies of K labels a node."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, features: Features) -> None:
         super().__init__()
-        self.features = FeatureNet(config, num_scales)
+        self.features = features
         self.hidden = nn.Linear(self.features.channels, config.hidden)
         self.output = nn.Linear(config.hidden, num_classes)
 
@@ -26,32 +29,37 @@ class UnaryNet(nn.Module):
         """Energies [B, h, w, K], float32."""
         hidden = self.hidden(self.features(scales)).relu()
         with torch.autocast(hidden.device.type, enabled=False):
-            energies: Tensor = self.output(hidden.float())
+            energies: Tensor = self.output(hidden.to(self.output.weight.dtype))
         return energies
 
 
-class PairwiseNet(nn.Module):
-    """Features of two nodes in order -> fully connected, ReLU -> fully connected: K x K energies.
+class PairwiseNet(PairwisePotential):
+    """A `PairwisePotential` with the network of its features, and a weight.
 
-    The first layer on the concatenated features [f_p ; f_q] is kept as its two halves: it is
-    applied to every node rather than to every edge (`FactoredPotential`).
+    Attributes:
+        features: the network: scales of an image -> features [B, h, w, C].
+        log_weight: the logarithm of what the energies are multiplied by in a CRF with other
+            potentials, []. As a logarithm, as the weight is learnt over orders of magnitude: the
+            energies of all edges of a node add up.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int, num_scales: int) -> None:
-        super().__init__()
-        self.features = FeatureNet(config, num_scales)
-        channels = self.features.channels
-        self.source = nn.Linear(channels, config.pairwise_hidden)
-        self.target = nn.Linear(channels, config.pairwise_hidden, bias=False)
-        bound = (2 * channels) ** -0.5
+    def __init__(self, config: ModelConfig, num_classes: int, features: Features) -> None:
+        super().__init__(features.channels, num_classes, config.pairwise_hidden)
+        self.features = features
+        self.log_weight = nn.Parameter(torch.tensor(math.log(config.relation_weight)))
+
+    def reset_parameters(self) -> None:
+        """Draws the layers on the features anew, as linear layers are: energies are not small."""
+        bound = (2 * self.in_channels) ** -0.5
         for parameter in (self.source.weight, self.source.bias, self.target.weight):
             nn.init.uniform_(parameter, -bound, bound)
-        bound = config.pairwise_hidden**-0.5
-        size = (num_classes, num_classes)
-        self.weight = nn.Parameter(
-            torch.empty(*size, config.pairwise_hidden).uniform_(-bound, bound)
-        )
-        self.bias = nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+        bound = self.hidden**-0.5
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def weighted(self, potential: FactoredPotential) -> FactoredPotential:
+        """A potential that this network made, its energies times the weight."""
+        return potential.scaled(self.log_weight.exp())
 
     @torch.no_grad()
     def start_from(self, unary: UnaryNet) -> None:
@@ -74,14 +82,3 @@ class PairwiseNet(nn.Module):
         self.weight[:, :, first] = unary.output.weight[:, None]
         self.weight[:, :, second] = unary.output.weight[None]
         self.bias.copy_(unary.output.bias[:, None] + unary.output.bias)
-
-    def forward(self, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The two projections of every node, each float32 [B, h, w, D]."""
-        features = self.features(scales)
-        return self.source(features).float(), self.target(features).float()
-
-    def potential(self, graph: EdgeGraph, source: Tensor, target: Tensor) -> FactoredPotential:
-        """The energies over the edges of a graph of B·h·w nodes, from what `forward` returns."""
-        return FactoredPotential(
-            graph, source.flatten(0, 2), target.flatten(0, 2), self.weight, self.bias
-        )

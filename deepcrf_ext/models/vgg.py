@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.parallel.batch_norm import BatchNorm
@@ -48,6 +50,20 @@ def _conv(
     return [conv, *norm, nn.ReLU(inplace=True)]
 
 
+class CeilMaxPool(nn.MaxPool2d):
+    """2x2 max pooling that rounds up: [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]."""
+
+    def __init__(self) -> None:
+        super().__init__(2, ceil_mode=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(maps)
+        # With sizes unknown, torch asks whether the last window begins within the map, and an
+        # export would hold for sizes of that answer alone. A line more makes no such question.
+        return functional.max_pool2d(functional.pad(maps, (0, 1, 0, 1), value=-torch.inf), 2)
+
+
 class VGGBlocks(ScaleSequential):
     """Blocks 1-5: [B, 3, H, W] -> [B, widths[-1], h, w].
 
@@ -69,7 +85,7 @@ class VGGBlocks(ScaleSequential):
                 layers += _conv(channels, width, 3, config, num_scales)
                 channels = width
             if index < config.pooled_blocks:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+                layers.append(CeilMaxPool())
             blocks.append(ScaleSequential(*layers))
         super().__init__(*blocks)
 

@@ -124,7 +124,7 @@ class PairwiseCRF(nn.Module):
         """
         self._check(logits, features)
         potentials = [
-            _scaled(potential, self.relation_weights[name])
+            potential.scaled(self.relation_weights[name])
             for name, potential in self._evaluate(features).items()
         ]
         nodes = log_marginals(_unary(logits), potentials, self.iterations)
@@ -180,7 +180,7 @@ class PairwiseCRF(nn.Module):
                 losses[name] = nll + 0 * self.relation_weights[name]
             return losses
         if objective == "pseudo_likelihood":
-            scaled = [_scaled(p, self.relation_weights[name]) for name, p in potentials.items()]
+            scaled = [p.scaled(self.relation_weights[name]) for name, p in potentials.items()]
             energies = unary.to(scaled[0].dtype) if scaled else unary
             values = pseudo_likelihood_nll(energies, scaled, nodes, ignore, reduction="none")
             return {
@@ -237,7 +237,7 @@ class PairwiseCRF(nn.Module):
             count += int((nodes != self.ignore_index).sum())
             unary, potentials = _unary(logits), self._evaluate(features)
             for index, weights in enumerate(several):
-                scaled = [_scaled(p, weights[name]) for name, p in potentials.items()]
+                scaled = [p.scaled(weights[name]) for name, p in potentials.items()]
                 logs = log_marginals(unary, scaled, self.iterations)
                 sums[index] += nn.functional.nll_loss(
                     logs, nodes, ignore_index=self.ignore_index, reduction="sum"
@@ -309,14 +309,3 @@ def _unary(logits: Tensor) -> Tensor:
     """Unary energies [N, K], float32 or float64."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return -logits.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
-
-
-def _scaled(potential: FactoredPotential, weight: Tensor | float) -> FactoredPotential:
-    """The potential with its energies times a weight."""
-    return FactoredPotential(
-        potential.graph,
-        potential.source,
-        potential.target,
-        potential.weight * weight,
-        potential.bias * weight,
-    )

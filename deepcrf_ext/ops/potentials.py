@@ -83,6 +83,15 @@ class FactoredPotential:
         """All energies, [E, K, K], differentiable. E · K² values: for inspection and reference."""
         return self.energies_between(*self.graph.edge_index())
 
+    def scaled(self, weight: Tensor | float) -> FactoredPotential:
+        """The potential with all its energies times a weight [], differentiable in both.
+
+        K² · D products, whatever the number of edges.
+        """
+        return FactoredPotential(
+            self.graph, self.source, self.target, self.weight * weight, self.bias * weight
+        )
+
     def energies_between(self, first: Tensor, second: Tensor) -> Tensor:
         """V_pq of any pairs of nodes p and q, int64 [M] each: [M, K, K], differentiable."""
         hidden = (self.source.index_select(0, first) + self.target.index_select(0, second)).relu()

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.pretrained import check_weights
 from deepcrf_ext.records.whole_files import write_whole
 
 FORMAT = "deepcrf_ext checkpoint 1"
@@ -82,6 +83,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
     if any(key.startswith("parts.") for key in state.get("model", ())):
         state["model"] = _weights_by_name(state)
+    for key in [key for key in state.get("model", ()) if key.endswith(".target.weight")]:
+        # Relations had no weights before version 0.1.0: theirs was the paper's 1.
+        state["model"].setdefault(key.replace("target.weight", "log_weight"), torch.tensor(0.0))
     return state
 
 
@@ -125,16 +129,12 @@ def load_model(
     config = from_dict(state["config"])
     model = DeepCRF(config.model, len(state["classes"]))
     load_weights(model, state, file)
+    model.classes, model.palette = state["classes"], state["palette"]
     metadata = {key: state[key] for key in ("classes", "palette", "epoch", "step")}
     return model.to(device).eval(), config, metadata
 
 
 def load_weights(model: DeepCRF, state: dict[str, Any], path: Path) -> None:
     """Copies a checkpoint's weights. Raises InputError naming a tensor that does not fit."""
-    weights, own = state["model"], model.state_dict()
-    for key in own.keys() | weights.keys():
-        stored = tuple(weights[key].shape) if key in weights else "nothing"
-        needed = tuple(own[key].shape) if key in own else "nothing"
-        if stored != needed:
-            raise InputError(f"{path}: {key} has {stored}, the model needs {needed}")
-    model.load_state_dict(weights)
+    check_weights(model, state["model"], path)
+    model.load_state_dict(state["model"])

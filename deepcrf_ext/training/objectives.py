@@ -17,18 +17,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deepcrf_ext.config import ObjectiveName
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF, Variant
-from deepcrf_ext.models.deep_crf import (
-    node_labels,
-    node_nll,
-    node_weights,
-    weighted_mean,
-)
-from deepcrf_ext.ops.mean_field import mean_field
-from deepcrf_ext.ops.pairwise_messages import pairwise_messages
+from deepcrf_ext.nn.node_losses import node_labels, node_weights, weighted_mean
+from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 
@@ -84,8 +79,11 @@ class CRFLoss:
         nodes = node_labels(labels, energies.grid[1:])
         unary, potentials = model.crf(energies, self.variant)
         if self.objective == "pseudo_likelihood":
-            values = pseudo_likelihood_nll(unary, potentials, nodes, IGNORE_INDEX, reduction="none")
-            return weighted_mean(values, node_weights(nodes, model.class_weights))
+            energies_of_nodes = unary.to(potentials[0].dtype) if potentials else unary
+            values = pseudo_likelihood_nll(
+                energies_of_nodes, potentials, nodes, IGNORE_INDEX, reduction="none"
+            ).float()
+            return weighted_mean(values, node_weights(nodes, model.class_weights, IGNORE_INDEX))
         return mean_field_nll(
             unary, potentials, nodes, model.config.iterations, model.class_weights
         )
@@ -104,16 +102,11 @@ def mean_field_nll(
     """-log Q_p(y_p) of the marginals Q of `deepcrf_ext.mean_field`, mean over valid nodes.
 
     Arguments as there, labels [N] (255 = ignore) and what each class counts, [K]. Differentiable
-    through all iterations; the last one stays in log space, so that a marginal near 0 has a finite
-    loss and a gradient.
+    through all iterations, in log space (`log_marginals`).
     """
-    if iterations == 0:
-        return node_nll(unary, labels, class_weights)
-    marginals = mean_field(unary, potentials, iterations - 1)
-    energies = unary
-    for potential in potentials:
-        energies = energies + pairwise_messages(potential, marginals)
-    return node_nll(energies, labels, class_weights)
+    logs = log_marginals(unary, potentials, iterations)
+    values = functional.nll_loss(logs, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return weighted_mean(values, node_weights(labels, class_weights, IGNORE_INDEX))
 
 
 def make_losses(

@@ -12,23 +12,37 @@ from deepcrf_ext.config import OptimConfig
 
 _FIRST = 0.01  # of the learning rate, that a warm-up begins with
 
+_LOG_WEIGHT_RATE = 10  # of AdamW's steps, which do not grow with the gradient; weights go far
+
 
 def make_optimiser(
     model: nn.Module, config: OptimConfig, initialised: Collection[str] = ()
 ) -> Optimizer:
-    """SGD or AdamW in two groups: new layers at `lr`, those that start from given weights at
-    `lr_initialised`.
+    """SGD or AdamW in groups: new layers at `lr`, those that start from given weights at
+    `lr_initialised`; logarithms of the weights of relations at `lr`, ten times that for AdamW,
+    without decay.
 
-    initialised: the names of the parameters of the latter.
+    initialised: the names of the parameters that start from given weights.
     """
-    new = [p for name, p in model.named_parameters() if name not in initialised]
-    old = [p for name, p in model.named_parameters() if name in initialised]
-    rates = [(new, config.lr), (old, config.lr_initialised)]
-    groups = [{"params": ps, "lr": rate, "initial_lr": rate} for ps, rate in rates if ps]
-    if config.optimiser == "adamw":
-        betas = (config.momentum, 0.999)
-        return AdamW(groups, betas=betas, weight_decay=config.weight_decay)
-    return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    new: list[nn.Parameter] = []
+    old: list[nn.Parameter] = []
+    logs: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if name.endswith(".log_weight"):
+            logs.append(parameter)
+        else:
+            (old if name in initialised else new).append(parameter)
+    adamw, decay = config.optimiser == "adamw", config.weight_decay
+    log_rate = config.lr * (_LOG_WEIGHT_RATE if adamw else 1)
+    rates = [(new, config.lr, decay), (old, config.lr_initialised, decay), (logs, log_rate, 0.0)]
+    groups = [
+        {"params": ps, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for ps, rate, decay in rates
+        if ps
+    ]
+    if adamw:
+        return AdamW(groups, betas=(config.momentum, 0.999))
+    return SGD(groups, momentum=config.momentum)
 
 
 def learning_rate_factor(config: OptimConfig, progress: float, epochs: int) -> float:

@@ -24,7 +24,7 @@ from deepcrf_ext.explanation.analysis import (
     node_messages,
 )
 from deepcrf_ext.models import DeepCRF, Variant
-from deepcrf_ext.models.deep_crf import node_labels
+from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.records.checkpoint import load_model
 
 

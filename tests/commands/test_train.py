@@ -259,20 +259,22 @@ def test_learning_rate_groups_and_schedules():
     taken = {id(p) for _, conv in vgg_layers(model) for p in conv.parameters()}
     names = {name for name, p in model.named_parameters() if id(p) in taken}
     optimiser = make_optimiser(model, optim, names)
-    new, initialised = optimiser.param_groups
-    assert (new["lr"], initialised["lr"]) == (1e-3, 1e-4)
+    new, initialised, logs = optimiser.param_groups
+    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-4, 1e-3]
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 5e-4, 0]
+    assert logs["params"] == [model.potentials["surrounding"].log_weight]
     slow = {id(p) for p in initialised["params"]}
     for network in model.potentials.values():
         features = network.features
         vgg = {id(p) for p in [*features.blocks.parameters(), *features.head[0].parameters()]}
         assert vgg <= slow
         assert not slow & ({id(p) for p in network.parameters()} - vgg)
-    assert len(slow) + len(new["params"]) == len(list(model.parameters()))
+    assert len(slow) + len(new["params"]) + 1 == len(list(model.parameters()))
     rates = []
     for step in range(20):
         set_learning_rate(optimiser, learning_rate_factor(optim, step / 5, epochs=4))
         rates.append([group["lr"] for group in optimiser.param_groups])
-    expected = [[1e-3 * 0.97 ** (step // 5), 1e-4 * 0.97 ** (step // 5)] for step in range(20)]
+    expected = [[rate * 0.97 ** (step // 5) for rate in (1e-3, 1e-4, 1e-3)] for step in range(20)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
     poly = OptimConfig(schedule="poly")
     for step in range(21):

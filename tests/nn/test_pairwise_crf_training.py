@@ -161,7 +161,8 @@ def test_compiles_whole_for_any_size_at_once(piecewise: PairwiseCRF) -> None:
     losses = torch.compile(layer.loss, backend=backend, fullgraph=True, dynamic=True)
     for batch, height, width in ((2, 8, 9), (3, 6, 7), (5, 8, 4)):
         logits, features, labels = (
-            tensor[:batch, ..., :height, :width].contiguous() for tensor in scenes(9, seed=5)
+            tensor[:batch, ..., :height, :width].clone(memory_format=torch.contiguous_format)
+            for tensor in scenes(9, seed=5)
         )
         logits.requires_grad_()
         wanted = layer(logits, features)
@@ -173,7 +174,9 @@ def test_compiles_whole_for_any_size_at_once(piecewise: PairwiseCRF) -> None:
                 losses(logits, features, labels, objective),
                 layer.loss(logits, features, labels, objective),
             )
-        assert backend.frame_count == 3  # none of them again for another size
+        if batch == 2:
+            first_size = backend.frame_count
+    assert backend.frame_count == first_size
 
 
 def test_grad_scaler_steps(piecewise: PairwiseCRF) -> None:

@@ -14,7 +14,7 @@ import deepcrf_ext as dc
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.deep_crf import node_labels
+from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest

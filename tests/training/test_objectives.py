@@ -81,11 +81,11 @@ def test_crf_loss_is_what_the_oracle_says_and_trains_all_of_the_crf(
     objective: ObjectiveName,
 ) -> None:
     model, pyramid, labels = tiny_crf()
+    model.set_relation_weights({"surrounding": 0.7, "above_below": 1.2})
     row = VARIANTS["1unary+2pair"]
     energies = model.energies_of(pyramid, row.potentials)
     assert energies.grid == (2, 3, 4)
-    unary = energies.unaries["unary"]
-    potentials = [energies.pairwise[name] for name in row.relations]
+    unary, potentials = model.crf(energies, row)
     nodes = labels[:, [1, 5, 8]][:, :, [1, 4, 7, 10]].flatten()
     valid = (nodes != 255).tolist()
     edges = [oracle.edges(potential) for potential in potentials]
@@ -171,8 +171,8 @@ def test_batch_in_parts_makes_the_step_of_the_whole(
     parts = make_trainer(root, objective=objective, accumulate=accumulate)
     expected, losses = whole.step(*batch()), parts.step(*batch())
     assert losses == pytest.approx(expected, rel=1e-5)
-    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
-        assert a.grad.abs().max() > 0
+    for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        assert a.grad.abs().max() > 0 or (name.endswith("log_weight") and objective == "piecewise")
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6 * float(a.grad.abs().max()))
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
 
@@ -190,8 +190,7 @@ def test_step_in_mixed_precision(root: Path) -> None:
     assert losses != expected
     for a, b in zip(plain.model.parameters(), mixed.model.parameters(), strict=True):
         assert b.dtype == b.grad.dtype == torch.float32
-        difference = (b.grad - a.grad).norm() / a.grad.norm()
-        assert difference < 0.1
+        assert (b.grad - a.grad).norm() <= 0.1 * a.grad.norm()
 
 
 def test_batch_without_labels_leaves_the_losses_at_zero(root: Path) -> None:
