@@ -13,6 +13,8 @@ set(DEEPCRF_CPU_VECTOR_SOURCES
 
 # Compiled for processors with matrix tiles.
 set(DEEPCRF_CPU_TILE_SOURCES
+    cpu/pairwise_messages_tiles.cpp
+    cpu/mean_field_tiles.cpp
     cpu/pairwise_nll_tiles.cpp)
 
 # Compiled once, for the portable instruction set.

@@ -17,6 +17,14 @@ inline Vec<T> load_up_to(const T* from, int64_t count) {
   return load(lanes);
 }
 
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> load_up_to<float>(const float* from, int64_t count) {
+  const auto mask = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
+  return (Vec<float>)_mm512_maskz_loadu_ps(mask, from);
+}
+#endif
+
 inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
   constexpr int V = kLanes<float>;
   typedef uint16_t Halves __attribute__((vector_size(V * sizeof(uint16_t))));

@@ -1,6 +1,7 @@
 // Factored messages of a block of nodes: shared by pairwise_messages and mean_field.
 #pragma once
 
+#include "core/graph_view.h"
 #include "cpu/accumulate.h"
 #include "ops/factored_potential.h"
 
@@ -170,25 +171,63 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels, const PlaneRows<
   }
 }
 
+// Adds what the bias sends along one direction: sum_j bias[j, k] sum_q Q_q[j].
+template <typename T>
+void receive_bias(const int64_t* row_offsets,  // [N + 1]
+                  const int32_t* neighbours,   // [E]
+                  const T* bias,               // [K neighbour, K receiver]
+                  int64_t num_labels,
+                  const T* marginals,  // [N, K]
+                  int64_t first, int64_t count,
+                  T* neighbour_sum,  // [K], scratch
+                  T* energies) {     // [count, K]
+  for (int64_t m = 0; m < count; ++m) {
+    std::fill_n(neighbour_sum, num_labels, T(0));
+    for (int64_t e = row_offsets[first + m]; e < row_offsets[first + m + 1]; ++e) {
+      const T* q_marginals = marginals + neighbours[e] * num_labels;
+      for (int64_t j = 0; j < num_labels; ++j) neighbour_sum[j] += q_marginals[j];
+    }
+    T* message = energies + m * num_labels;
+    for (int64_t j = 0; j < num_labels; ++j) {
+      const T* row = bias + j * num_labels;
+      for (int64_t k = 0; k < num_labels; ++k) message[k] += neighbour_sum[j] * row[k];
+    }
+  }
+}
+
+// What a receiver needs room for.
+struct MessageShape {
+  int64_t num_nodes, num_labels;
+  int64_t num_features;  // of the widest potential
+  int64_t block_nodes;
+};
+
 // Receives the messages of a block of nodes; one per thread.
 template <typename T>
 class MessageReceiver {
  public:
+  using Value = T;
+  using Potential = PackedPotential<T>;
+  struct Scope {};  // what a thread holds while it multiplies
+  static Potential pack(const GraphView& graph, const AnyFactoredPotential& potential) {
+    return {graph, potential.as<T>()};
+  }
+
   // Nodes of one block: enough to use a load of the weight often, and few enough for every thread
   // to have several blocks.
   static int64_t block_size(int64_t num_nodes, int num_threads) {
     return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 8 * num_threads), 4), 4, kMostNodes);
   }
 
-  MessageReceiver(int64_t num_nodes, int64_t num_labels, int64_t block_nodes)
-      : num_nodes_(num_nodes),
-        num_labels_(num_labels),
-        group_(plane_group(num_labels)),
+  explicit MessageReceiver(const MessageShape& shape)
+      : num_nodes_(shape.num_nodes),
+        num_labels_(shape.num_labels),
+        group_(plane_group(num_labels_)),
         pass_planes_(choose_pass_planes()),
-        accumulators_(block_nodes * pass_planes_ * num_labels * kLanes<T>),
-        sums_(block_nodes * num_labels * kLanes<T>),
-        neighbour_sum_(num_labels),
-        energies_(block_nodes * num_labels) {}
+        accumulators_(shape.block_nodes * pass_planes_ * num_labels_ * kLanes<T>),
+        sums_(shape.block_nodes * num_labels_ * kLanes<T>),
+        neighbour_sum_(num_labels_),
+        energies_(shape.block_nodes * num_labels_) {}
 
   // Room for the energies of a block, [block, K].
   T* energies() { return energies_.get(); }
@@ -206,7 +245,8 @@ class MessageReceiver {
         const int64_t planes = std::min(pass_planes_, potential.planes() - plane);
         receive_planes(direction, plane, planes, marginals, first, count);
       }
-      receive_bias(direction, marginals, first, count, energies);
+      receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
+                   marginals, first, count, neighbour_sum_.get(), energies);
     }
     for (int64_t i = 0; i < count * num_labels_; ++i) {
       energies[i] += horizontal_sum<T>(load(sums_.get() + i * V));
@@ -248,29 +288,40 @@ class MessageReceiver {
              sums_.get());
   }
 
-  void receive_bias(const Direction<T>& direction, const T* marginals, int64_t first, int64_t count,
-                    T* energies) {
-    T* total = neighbour_sum_.get();  // [K]
-    for (int64_t m = 0; m < count; ++m) {
-      std::fill_n(total, num_labels_, T(0));
-      for (int64_t e = direction.row_offsets[first + m]; e < direction.row_offsets[first + m + 1];
-           ++e) {
-        const T* q_marginals = marginals + direction.neighbours[e] * num_labels_;
-        for (int64_t j = 0; j < num_labels_; ++j) total[j] += q_marginals[j];
-      }
-      T* message = energies + m * num_labels_;
-      for (int64_t j = 0; j < num_labels_; ++j) {
-        const T* bias = direction.bias + j * num_labels_;
-        for (int64_t k = 0; k < num_labels_; ++k) message[k] += total[j] * bias[k];
-      }
-    }
-  }
-
   int64_t num_nodes_, num_labels_, group_, pass_planes_;
   Buffer<T> accumulators_;   // [block, pass planes, K, lanes]
   Buffer<T> sums_;           // [block, K, lanes]
   Buffer<T> neighbour_sum_;  // [K]
   Buffer<T> energies_;       // [block, K]
 };
+
+// The messages of all nodes over one potential.
+template <typename Receiver>
+void receive_all(const GraphView& graph, const AnyFactoredPotential& potential,
+                 const typename Receiver::Value* marginals,  // [N, K]
+                 typename Receiver::Value* messages,         // [N, K]
+                 int num_threads) {
+  const int64_t num_nodes = graph.num_nodes;
+  const int64_t num_labels = potential.num_labels;
+  const int64_t block = Receiver::block_size(num_nodes, num_threads);
+  auto packed = Receiver::pack(graph, potential);
+  PerThread<Receiver> receivers(num_threads,
+                                MessageShape{num_nodes, num_labels, potential.num_features, block});
+
+#pragma omp parallel num_threads(num_threads)
+  {
+    [[maybe_unused]] const typename Receiver::Scope scope;
+    Receiver& receiver = receivers.mine();
+#pragma omp for schedule(dynamic)
+    for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < num_nodes; first += block) {
+      const int64_t count = std::min(block, num_nodes - first);
+      auto* out = messages + first * num_labels;
+      std::fill_n(out, count * num_labels, 0);
+      receiver.receive(packed, marginals, first, count, out);
+    }
+  }
+}
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

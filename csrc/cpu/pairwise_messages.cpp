@@ -8,32 +8,6 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 
 namespace {
 
-template <typename T>
-void factored_messages(const GraphView& graph, const FactoredPotential<T>& potential,
-                       const T* marginals,  // [N, K]
-                       T* messages,         // [N, K]
-                       int num_threads) {
-  const int64_t num_nodes = graph.num_nodes;
-  const int64_t num_labels = potential.num_labels;
-  const int64_t block = MessageReceiver<T>::block_size(num_nodes, num_threads);
-  PackedPotential<T> packed(graph, potential);
-  PerThread<MessageReceiver<T>> receivers(num_threads, num_nodes, num_labels, block);
-
-#pragma omp parallel num_threads(num_threads)
-  {
-    MessageReceiver<T>& receiver = receivers.mine();
-#pragma omp for schedule(dynamic)
-    for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
-#pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < num_nodes; first += block) {
-      const int64_t count = std::min(block, num_nodes - first);
-      T* out = messages + first * num_labels;
-      std::fill_n(out, count * num_labels, T(0));
-      receiver.receive(packed, marginals, first, count, out);
-    }
-  }
-}
-
 // Gradient of L = sum_p grad_p . m_p. As dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], the
 // gradient of the hidden vector of an edge is a sum over 2K coefficients of its target,
 //   dL/dh_pq = sum_j Q_q[j] (sum_k grad_p[k] W[k, j]) + grad_q[j] (sum_k Q_p[k] W[k, j]),
@@ -302,8 +276,8 @@ void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotenti
                                 const MessageArguments& arguments, const ExecutionContext& ctx) {
   dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    factored_messages(graph, potential.as<T>(), static_cast<const T*>(arguments.marginals),
-                      static_cast<T*>(arguments.messages), ctx.num_threads);
+    receive_all<MessageReceiver<T>>(graph, potential, static_cast<const T*>(arguments.marginals),
+                                    static_cast<T*>(arguments.messages), ctx.num_threads);
   });
 }
 
@@ -347,13 +321,15 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
 namespace deepcrf::cpu {
 
 DEEPCRF_DECLARE_ISAS(pairwise_messages_factored)
+DEEPCRF_DECLARE_TILES(pairwise_messages_factored)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_factored_backward)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_table)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_table_backward)
 
 void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                                 const MessageArguments& arguments, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_ISA(pairwise_messages_factored)(graph, potential, arguments, ctx);
+  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_messages_factored)
+  (graph, potential, arguments, ctx);
 }
 
 void pairwise_messages_factored_backward(const GraphView& graph,

@@ -88,10 +88,10 @@ class TileOperands {
   // energies += H W', for one panel of columns; also of the padding of the block.
   void add_energies(int64_t first, int64_t count, int64_t panel, Panels<float>& energies) {
     const int64_t width = energies.width(panel);
-    multiply_add_tiles(ceil_div(count, kTileRows), width / kTileRows, feature_steps_,
-                       {hidden_.get() + first * row_, kTileRows * row_ / 2, kTileRows, row_ / 2},
-                       {weight_by_feature_.at(panel, 0), kTileRows, kTileRows * width, width},
-                       energies.at(panel, first), width);
+    multiply_tiles_into(ceil_div(count, kTileRows), width / kTileRows, feature_steps_,
+                        {hidden_.get() + first * row_, kTileRows * row_ / 2, kTileRows, row_ / 2},
+                        {weight_by_feature_.at(panel, 0), kTileRows, kTileRows * width, width},
+                        energies.at(panel, first), width, false);
   }
 
   // Rounds the gradients of a block.
@@ -121,13 +121,12 @@ class TileOperands {
   // G W of one word of features.
   void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
     float* sums = sums_.mine().get();
-    std::fill_n(sums, kBlockEdges * kMaskBits, 0.0f);
-    multiply_add_tiles(
+    multiply_tiles_into(
         ceil_div(count, kTileRows), kMaskBits / kTileRows, column_steps_,
         {gradient_.get() + first * gradient_row(), kTileRows * gradient_row() / 2, kTileRows,
          gradient_row() / 2},
         {weight_by_column(0, word * kMaskBits), kTileElements, features_ * kTileRows, kTileRows},
-        sums, kMaskBits);
+        sums, kMaskBits, true);
   }
 
   // What it gave for edge i of the block and a vector of features from d of the word on.
@@ -143,12 +142,12 @@ class TileOperands {
     const int64_t width = weight_gradient.width(panel);
     const int64_t steps = round_up(tile_size, kBlockEdges) / kTileDepth;
     for (int64_t step = 0; step < steps; step += kPartSteps) {
-      multiply_add_tiles(
+      multiply_tiles_into(
           ceil_div(features, kTileRows), width / kTileRows, std::min(kPartSteps, steps - step),
           {hidden_by_edge(feature / kTileRows, step), blocks_ * kBlockEdges * kTileRows / 2,
            kTileElements, kTileRows},
           {gradient_by_edge_.at(panel, step * kTileRows), kTileRows, kTileRows * width, width},
-          weight_gradient.at(panel, feature), width);
+          weight_gradient.at(panel, feature), width, false);
     }
   }
 

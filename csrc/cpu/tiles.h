@@ -107,18 +107,28 @@ struct TileOperand {
   }
 };
 
-// sums[Rows, Columns] (tiles) += A B over `steps`.
+// The tile of sums before a product: what is there, or zeros.
+template <int Tile>
+inline void begin_sums(const float* sums, int64_t stride, bool fresh) {
+  if (fresh) {
+    zero_tile<Tile>();
+  } else {
+    load_tile<Tile>(sums, stride);
+  }
+}
+
+// sums[Rows, Columns] (tiles) += A B over `steps`; where `fresh`, = A B.
 template <int Rows, int Columns>
 inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperand& b,
                            float* sums,  // rows sums_row apart
-                           int64_t sums_row) {
+                           int64_t sums_row, bool fresh) {
   static_assert(Rows <= 2 && Columns <= 2);
   const int64_t sums_stride = sums_row * 4, a_stride = a.row_step * 4, b_stride = b.row_step * 4;
   float* below = sums + kTileRows * sums_row;
-  load_tile<0>(sums, sums_stride);
-  if constexpr (Columns == 2) load_tile<1>(sums + kTileRows, sums_stride);
-  if constexpr (Rows == 2) load_tile<2>(below, sums_stride);
-  if constexpr (Rows == 2 && Columns == 2) load_tile<3>(below + kTileRows, sums_stride);
+  begin_sums<0>(sums, sums_stride, fresh);
+  if constexpr (Columns == 2) begin_sums<1>(sums + kTileRows, sums_stride, fresh);
+  if constexpr (Rows == 2) begin_sums<2>(below, sums_stride, fresh);
+  if constexpr (Rows == 2 && Columns == 2) begin_sums<3>(below + kTileRows, sums_stride, fresh);
   for (int64_t step = 0; step < steps; ++step) {
     load_tile<4>(a.at(0, step), a_stride);
     load_tile<6>(b.at(0, step), b_stride);
@@ -140,8 +150,8 @@ inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperan
 }
 
 // The same for any number of tiles. B's tiles of two columns stay in L1 while all rows pass.
-inline void multiply_add_tiles(int64_t rows, int64_t columns, int64_t steps, const TileOperand& a,
-                               const TileOperand& b, float* sums, int64_t sums_row) {
+inline void multiply_tiles_into(int64_t rows, int64_t columns, int64_t steps, const TileOperand& a,
+                                const TileOperand& b, float* sums, int64_t sums_row, bool fresh) {
   for (int64_t j = 0; j < columns; j += 2) {
     const TileOperand b_columns = b.from_tile(j);
     for (int64_t i = 0; i < rows; i += 2) {
@@ -149,7 +159,7 @@ inline void multiply_add_tiles(int64_t rows, int64_t columns, int64_t steps, con
       const bool two_rows = i + 1 < rows, two_columns = j + 1 < columns;
       const auto multiply = two_rows ? (two_columns ? multiply_block<2, 2> : multiply_block<2, 1>)
                                      : (two_columns ? multiply_block<1, 2> : multiply_block<1, 1>);
-      multiply(steps, a.from_tile(i), b_columns, block, sums_row);
+      multiply(steps, a.from_tile(i), b_columns, block, sums_row, fresh);
     }
   }
 }

@@ -35,11 +35,11 @@ struct VecType<BfloatPair> {
 // Lane i becomes the pair of first[i] and second[i], rounded to nearest even.
 inline Vec<BfloatPair> pack_pairs(Vec<float> first, Vec<float> second) {
 #if defined(__AVX512BF16__)
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  const auto low = (Halves)_mm512_cvtneps_pbh((__m512)first);
-  const auto high = (Halves)_mm512_cvtneps_pbh((__m512)second);
-  return __builtin_convertvector(low, Vec<BfloatPair>) |
-         __builtin_convertvector(high, Vec<BfloatPair>) << 16;
+  typedef int16_t Halves __attribute__((vector_size(kVectorBytes)));
+  const Halves halves = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  const Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (Vec<BfloatPair>)_mm512_permutexvar_epi16((__m512i)order, (__m512i)halves);
 #else
   BfloatPair pairs[kLanes<float>];
   for (int i = 0; i < kLanes<float>; ++i) pairs[i] = {bfloat16(first[i]), bfloat16(second[i])};

@@ -49,6 +49,11 @@ def uses_cuda_kernels(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or native().cuda_on_host
 
 
+def has_tiles() -> bool:
+    """Whether the kernels of the CPU multiply bfloat16 by matrix tiles (Intel AMX)."""
+    return bool(native().cpu_isa() == "amx")
+
+
 def workspace(query: str, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
     """The scratch memory of a native call, beside the tensor; CPU kernels need none.
 

@@ -50,6 +50,12 @@ def prepare(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple([tensor.contiguous() for tensor in tensors])  # a generator is slower
 
 
+def prepare_products(potential: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`prepare` of what messages read: bfloat16 stays as it is where matrix tiles multiply it."""
+    tiles = len(potential) == 4 and potential[0].dtype == torch.bfloat16 and _backend.has_tiles()
+    return tuple(tensor.contiguous() for tensor in potential) if tiles else prepare(potential)
+
+
 def prepare_values(values: Tensor) -> Tensor:
     """Values at nodes or edges as kernels read them."""
     return values.to(accumulate_dtype(values.dtype)).contiguous()

@@ -1,4 +1,4 @@
-"""What the losses over soft segmentations share: checks of their arguments, and their dtype."""
+"""What the losses over soft segmentations share: checks of their arguments, and sums."""
 
 from __future__ import annotations
 
@@ -33,16 +33,6 @@ def checked_segmentation(probabilities: Any, image: Any, mask: Any) -> Tensor | 
         raise TypeError(f"mask: got dtype {mask.dtype}, must be bool or a real dtype")
     check_device("mask", mask.device, probabilities.device, "probabilities")
     return mask.detach()
-
-
-def loss_dtype(probabilities: Tensor) -> torch.dtype:
-    """The dtype of a loss: that of the probabilities, at least float32 under autocast.
-
-    As torch has it for its own losses: `GradScaler` multiplies them by more than float16 holds.
-    """
-    if torch.is_autocast_enabled(probabilities.device.type):
-        return torch.promote_types(probabilities.dtype, torch.float32)
-    return probabilities.dtype
 
 
 def sum_by_axes(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

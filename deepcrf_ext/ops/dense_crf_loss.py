@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
 from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._loss_arguments import (
     checked_segmentation,
-    loss_dtype,
     num_pixels,
     sum_by_axes,
 )
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, bilateral_lattices, check_width
 from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, Width, checked_width
-from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice, filter_dtype
+from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 
 def dense_crf_loss(
@@ -79,14 +79,14 @@ def dense_crf_loss(
         lattices.check(image, DenseCRFParams(lattices.widths[0], 0, sxy, srgb))
         bilateral = lattices.bilateral
     with torch.autocast(probabilities.device.type, enabled=False):
-        values = probabilities.to(filter_dtype(probabilities.dtype))
+        values = probabilities.to(accumulate_dtype(probabilities.dtype))
         if mask is not None:
             values = values * mask[:, None].to(values.dtype)
         total = values[:0].sum()  # 0, with a gradient even where there is no image
         for one, lattice in zip(values, bilateral, strict=True):
             total = total + _likeness(one.movedim(0, -1), lattice)
         loss = -total / num_pixels(probabilities)
-    return loss.to(loss_dtype(probabilities))
+    return loss.to(result_dtype(probabilities.dtype, probabilities.device))
 
 
 def _likeness(values: Tensor, lattice: PermutohedralLattice) -> Tensor:

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
 from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._loss_arguments import (
     checked_segmentation,
-    loss_dtype,
     num_pixels,
     sum_by_axes,
 )
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.pairwise_nll import scale
-from deepcrf_ext.ops.permutohedral_filter import filter_dtype
 
 GatedKernel = tuple[float, float, float | None]
 """Weight, standard deviation in pixels, standard deviation in colour (None: positions alone)."""
@@ -118,7 +117,7 @@ def gated_crf_loss(
     else:
         count = sum_by_axes(mask, torch.float64)
         mean = total / count.where(count != 0, 1)
-    return mean.to(loss_dtype(probabilities))
+    return mean.to(result_dtype(probabilities.dtype, probabilities.device))
 
 
 def _fake_total(
@@ -129,7 +128,7 @@ def _fake_total(
     kernels: Sequence[float],
     differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = filter_dtype(probabilities.dtype)
+    dtype = accumulate_dtype(probabilities.dtype)
     shape = probabilities.shape if differentiate else (0,)
     return probabilities.new_empty((), dtype=dtype), probabilities.new_empty(shape, dtype=dtype)
 
@@ -171,7 +170,7 @@ def gated_crf_loss_total(
     shape = (1,) * (3 - len(axes)) + tuple(axes)  # depth, height, width
 
     def prepare(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(filter_dtype(probabilities.dtype)).contiguous()
+        tensor = tensor.to(accumulate_dtype(probabilities.dtype)).contiguous()
         return tensor.view(*tensor.shape[: tensor.dim() - len(axes)], *shape)
 
     values, gradient = prepare(probabilities), None

@@ -20,6 +20,7 @@ from deepcrf_ext.ops._flat_tensors import (
     graph_tensors,
     potential_tensors,
     prepare,
+    prepare_products,
     prepare_values,
     rounded,
 )
@@ -102,7 +103,8 @@ def _fake(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Te
 @operator(fake=_fake, differentiable=_differentiable)
 def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
     """`pairwise_messages` of the tensors of a graph and a potential, in the dtype of its sums."""
-    graph_operand, operand, values = prepare(graph), prepare(potential), prepare_values(marginals)
+    graph_operand, operand = prepare(graph), prepare_products(potential)
+    values = prepare_values(marginals)
     received = empty_values(values, *values.shape)
     native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:

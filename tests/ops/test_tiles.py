@@ -37,6 +37,8 @@ PROBLEMS = {
     "labels": lambda: make_problem([random_graph(18, 33, 7)], [FACTORED], 33, 20),
     "features": lambda: make_problem([random_graph(20, 30, 8)], [FACTORED], 3, 257),
     "several-parts": lambda: make_problem([random_graph(80, 1700, 9)], [FACTORED], 3, 16),
+    "many-neighbours": lambda: make_problem([random_graph(3, 1600, 10)], [FACTORED], 4, 48),
+    "many-nodes": lambda: make_problem([random_graph(1100, 2000, 11)], [FACTORED], 3, 5),
     "grid": lambda: grid_problem(9, 7, FACTORED, 21, 48),
 }
 
@@ -56,7 +58,9 @@ def results(operator: str, problem: Problem, threads: int = 1) -> dict[str, torc
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("operator", ["pairwise_nll", "pairwise_nll_mean"])
+@pytest.mark.parametrize(
+    "operator", ["pairwise_nll", "pairwise_nll_mean", "pairwise_messages", "mean_field"]
+)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_accuracy(operator: str, name: str) -> None:
     problem = PROBLEMS[name]().to(CPU, torch.bfloat16)
@@ -68,13 +72,27 @@ def test_accuracy(operator: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("name", ["several-parts", "grid"])
-def test_bits_do_not_depend_on_threads(name: str) -> None:
+@pytest.mark.parametrize("operator", ["pairwise_nll_mean", "pairwise_messages"])
+@pytest.mark.parametrize("name", ["several-parts", "grid", "many-nodes"])
+def test_bits_do_not_depend_on_threads(operator: str, name: str) -> None:
     problem = PROBLEMS[name]().to(CPU, torch.bfloat16)
-    once = results("pairwise_nll_mean", problem)
+    once = results(operator, problem)
     for threads in (1, 2, 3):
-        again = results("pairwise_nll_mean", problem, threads)
+        again = results(operator, problem, threads)
         assert all(torch.equal(value, once[key]) for key, value in again.items())
+
+
+@pytest.mark.usefixtures("tiles")
+def test_mean_field_without_gradients() -> None:
+    """The whole loop in one call; with gradients, messages are formed an iteration at a time."""
+    problem = PROBLEMS["grid"]().to(CPU, torch.bfloat16)
+    exact = problem.to(CPU, torch.float64)
+    with torch.no_grad():
+        marginals, plain, truth = (
+            functions.mean_field(p.tensors["unary"], p.potentials, 3).double()
+            for functions, p in ((dc, problem), (reference, problem), (reference, exact))
+        )
+    assert (marginals - truth).norm() <= (plain - truth).norm() + 1e-2 * truth.norm()
 
 
 def test_the_emulation_is_what_runs() -> None:

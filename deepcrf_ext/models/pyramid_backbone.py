@@ -1,0 +1,249 @@
+"""Classification networks as backbones: their maps of every stride, decoded to one map."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.models.features import IMAGENET_MEAN, IMAGENET_STD
+
+TRIAL_SIZE = 128
+_STRIDES = (2, 4, 8, 16, 32)
+
+
+class _Stop(Exception):
+    """Ends a network after the last map that is needed."""
+
+
+class FeatureMaps(nn.Module):
+    """The last map of every stride in a network, whatever its class.
+
+    A map is the output of a module that keeps its stride throughout, so a block that halves the
+    resolution inside gives its output alone. What comes after the last map, such as a classifier,
+    is not run and is taken out of the network.
+
+    Args:
+        network: from images [B, 3, H, W].
+        strides: those that are wanted; H and W must be multiples of the largest.
+
+    Attributes:
+        channels: of each map, in the order of `strides`.
+
+    Raises InputError when the network has no map of a stride.
+    """
+
+    def __init__(self, network: nn.Module, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.strides = tuple(strides)
+        self.names, sizes = _find_maps(network)
+        missing = [stride for stride in self.strides if stride not in self.names]
+        if missing:
+            raise InputError(
+                f"model.backbone: {type(network).__name__} has no map of stride {missing[0]}, only "
+                f"of {', '.join(map(str, sorted(self.names)))}"
+            )
+        self.channels = tuple(sizes[stride] for stride in self.strides)
+        with torch.no_grad(), _in_eval(self):
+            called = set(self._run(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE), every=True))
+        for name, module in list(network.named_modules()):
+            if name and name not in called and not any(True for _ in module.children()):
+                _replace(network, name, nn.Identity())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The maps [B, channels, H / stride, W / stride], in the order of `strides`."""
+        maps = self._run(images)
+        return [maps[self.names[stride]] for stride in self.strides]
+
+    def _run(self, images: Tensor, every: bool = False) -> dict[str, Tensor]:
+        """Outputs of the maps' modules, or of every one that runs before the last of them."""
+        wanted = {self.names[stride] for stride in self.strides}
+        outputs: dict[str, Tensor] = {}
+        handles = []
+        for name, module in self.network.named_modules():
+            if not name or not (every or name in wanted):
+                continue
+
+            def keep(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                outputs[name] = output
+                if wanted <= outputs.keys():
+                    raise _Stop
+
+            handles.append(module.register_forward_hook(keep))
+        try:
+            self.network(images)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs
+
+
+def _find_maps(network: nn.Module) -> tuple[dict[int, str], dict[int, int]]:
+    """The module of the last map of each stride, and the channels of the map."""
+    seen: list[tuple[str, int, int]] = []  # name, stride, channels, in the order of completion
+    calls: Counter[str] = Counter()
+    handles = []
+    for name, module in network.named_modules():
+
+        def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            calls[name] += 1
+            if isinstance(output, Tensor) and output.dim() == 4:
+                stride, rest = divmod(TRIAL_SIZE, output.shape[2])
+                if not rest and stride in _STRIDES:
+                    seen.append((name, stride, output.shape[1]))
+
+        if name:
+            handles.append(module.register_forward_hook(note))
+    try:
+        with torch.no_grad(), _in_eval(network):
+            network(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+    finally:
+        for handle in handles:
+            handle.remove()
+    modules = dict(network.named_modules())
+    strides = {name: stride for name, stride, _ in seen}
+    names: dict[int, str] = {}
+    channels: dict[int, int] = {}
+    for name, stride, count in seen:
+        if calls[name] > 1:  # an activation that blocks share
+            continue
+        parts = name.split(".")
+        above = (".".join(parts[:length]) for length in range(1, len(parts)))
+        if all(
+            isinstance(modules[parent], nn.Sequential) or strides.get(parent, stride) == stride
+            for parent in above
+        ):
+            names[stride], channels[stride] = name, count
+    return names, channels
+
+
+class PyramidBackbone(nn.Module):
+    """A classification network and a light decoder: images to one map of features.
+
+    The maps of strides `stride` to 32 are joined from the smallest up, as in feature pyramid
+    networks (Lin et al., arXiv:1612.03144): each is projected to as many channels and added to the
+    one below, grown by nearest neighbour; a 3x3 convolution closes.
+
+    Args:
+        network: from images to anything, with maps of these strides inside.
+        stride: of the features: 2, 4, 8, 16 or 32.
+        channels: of the features.
+        mean, std: what the network expects to have been taken from images in 0..255, and what it
+            expects them to have been divided by, [3] each.
+
+    Input: [B, 3, H, W], less ImageNet's mean and over its deviation (`ImagePyramid`). Output: [B,
+    channels, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stride: int = 8,
+        channels: int = 128,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if stride not in _STRIDES:
+            raise InputError(f"model.backbone_stride: {stride} must be one of {_STRIDES}")
+        self.stride, self.out_channels = stride, channels
+        self.maps = FeatureMaps(network, [s for s in _STRIDES if s >= stride])
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.maps.channels)
+        self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        ours = [torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+        theirs = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
+        self.register_buffer("scale", ours[1] / theirs[1], persistent=False)
+        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1], persistent=False)
+
+    scale: Tensor
+    shift: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        largest = max(self.maps.strides)
+        padded = functional.pad(
+            images * self.scale + self.shift, (0, -width % largest, 0, -height % largest)
+        )
+        maps = self.maps(padded)
+        result: Tensor = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
+            result = lateral(finer) + functional.interpolate(result, scale_factor=2.0)
+        features: Tensor = self.smooth(result)
+        return features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
+
+
+def named_backbone(name: str, stride: int = 8, channels: int = 128) -> PyramidBackbone:
+    """A backbone from a library of networks, with random weights.
+
+    Args:
+        name: `timm:NAME`, `torchvision:NAME` or `efficientnet_lite:N` (0 to 4, of
+            efficientnet_lite_pytorch).
+        stride, channels: of the features.
+
+    Raises InputError for a library that is not there and for a network that it does not have.
+    """
+    library, _, network = name.partition(":")
+    if library == "timm":
+        timm = _library("timm")
+        made = _make(name, lambda: timm.create_model(network, pretrained=False))
+        expected: Mapping[str, Any] = getattr(made, "pretrained_cfg", {})
+        mean, std = ([255 * value for value in expected[key]] for key in ("mean", "std"))
+        return PyramidBackbone(made, stride, channels, mean, std)
+    if library == "torchvision":
+        models = _library("torchvision.models")
+        made = _make(name, lambda: models.get_model(network, weights=None))
+        return PyramidBackbone(made, stride, channels)
+    if library == "efficientnet_lite":
+        lite = _library("efficientnet_lite_pytorch").EfficientNet
+        made = _make(name, lambda: lite.from_name(f"efficientnet-lite{network}"))
+        return PyramidBackbone(made, stride, channels, 3 * [127.0], 3 * [128.0])
+    raise InputError(
+        f"model.backbone: got {name!r}, must be vgg, timm:NAME, torchvision:NAME or "
+        "efficientnet_lite:N"
+    )
+
+
+def _library(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a library that does not fit its torch raises whatever it meets
+        package = module.partition(".")[0]
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model.backbone: {package} cannot be imported ({reason}); pip install {package}"
+        ) from error
+
+
+def _make(name: str, build: Any) -> nn.Module:
+    try:
+        network: nn.Module = build()
+    except Exception as error:  # each library has errors of its own for a name it does not know
+        raise InputError(f"model.backbone: {name}: {' '.join(str(error).split())}") from error
+    return network
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode, and as it was afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
