@@ -11,6 +11,7 @@ import bench_end_to_end
 import bench_meanfield
 import bench_pairwise_loss
 import bench_scaling
+import bench_weak_losses
 import goals
 from jsonargparse import auto_cli
 
@@ -27,6 +28,7 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
     bench_meanfield.main(device=device, seconds=seconds, gradient=True)
     bench_pairwise_loss.main(device=device, seconds=seconds)
     bench_densecrf.main(device=device, seconds=seconds)
+    bench_weak_losses.main(device=device, seconds=seconds)
     bench_end_to_end.main(device=device, seconds=seconds)
     if device == "cpu":
         bench_scaling.main(seconds=seconds / 2)

@@ -75,6 +75,36 @@ def test_benchmark_writes_its_record(
     assert CASE in capsys.readouterr().out
 
 
+def test_contenders_of_weak_losses_agree() -> None:
+    import bench_weak_losses
+
+    case = bench_weak_losses.LossCase.parse("gated 11x9 K=3 r=2")
+    calls = [
+        bench_weak_losses.make_call(name, case, torch.device("cpu"))
+        for name in ("deepcrf_ext", "shifts", "unfold")
+    ]
+    for call in calls[1:]:
+        torch.testing.assert_close(call(), calls[0](), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_record_of_weak_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_weak_losses
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    cases = ["gated 40x30 K=3 r=2", "dense 40x30 K=3"]
+    bench_weak_losses.main(cases=cases, seconds=0.0)
+    record = json.loads((tmp_path / "weak_losses-cpu.json").read_text())
+    assert [m["contender"] for m in record["measurements"] if m["median"] is not None] == [
+        "deepcrf_ext",
+        "shifts",
+        "unfold",
+        "deepcrf_ext",
+        "deepcrf_ext, lattices reused",
+    ]
+
+
 @pytest.mark.slow
 def test_record_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_meanfield
