@@ -21,6 +21,7 @@ template <typename T_, int V_, int R>
 struct Row {
   using T = T_;
   static constexpr int V = V_;
+  static constexpr int kStep = R > 0 ? R : 1;  // vectors whose sums are held in registers
   using Vector = typename RowVector<T, V>::type;
 
   explicit Row(int64_t num_channels) : vectors_(ceil_div(num_channels, V)) {}
@@ -110,15 +111,19 @@ void slice(const Row& row, const PermutohedralLattice& lattice, int64_t first, i
     const float* weights = lattice.weights + (first + i) * corners;
     const T factor = scale == nullptr ? T{1} : scale[first + i];
     const int64_t at = i * row.width();
-    for (int64_t r = 0; r < row.vectors(); ++r) {
-      typename Row::Vector sum = {};
+    for (int64_t r = 0; r < row.vectors(); r += Row::kStep) {
+      typename Row::Vector sums[Row::kStep] = {};
       for (int64_t c = 0; c < corners; ++c) {
-        const T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width();
-        sum += static_cast<T>(weights[c]) * Row::load(entry + r * Row::V);
+        const T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width() + r * Row::V;
+        const T weight = static_cast<T>(weights[c]);
+        for (int s = 0; s < Row::kStep; ++s) sums[s] += weight * Row::load(entry + s * Row::V);
       }
-      const typename Row::Vector start =
-          base == nullptr ? typename Row::Vector{} : Row::load(base + at + r * Row::V);
-      Row::store(values + at + r * Row::V, start + factor * sum);
+      for (int s = 0; s < Row::kStep; ++s) {
+        const int64_t v = at + (r + s) * Row::V;
+        const typename Row::Vector start =
+            base == nullptr ? typename Row::Vector{} : Row::load(base + v);
+        Row::store(values + v, start + factor * sums[s]);
+      }
     }
   }
 }
@@ -210,10 +215,12 @@ class LatticeValues {
       T* to = points_.get() + m * row_.width();
       const int64_t begin = lattice_.point_offsets[m], end = lattice_.point_offsets[m + 1];
       for (int64_t e = begin; e < end && e + kAhead < entries; ++e) prefetch(entry(e + kAhead));
-      for (int64_t r = 0; r < row_.vectors(); ++r) {
-        typename Row::Vector sum = {};
-        for (int64_t e = begin; e < end; ++e) sum += Row::load(entry(e) + r * Row::V);
-        Row::store(to + r * Row::V, sum);
+      for (int64_t r = 0; r < row_.vectors(); r += Row::kStep) {
+        typename Row::Vector sums[Row::kStep] = {};
+        for (int64_t e = begin; e < end; ++e) {
+          for (int s = 0; s < Row::kStep; ++s) sums[s] += Row::load(entry(e) + (r + s) * Row::V);
+        }
+        for (int s = 0; s < Row::kStep; ++s) Row::store(to + (r + s) * Row::V, sums[s]);
       }
     }
   }
