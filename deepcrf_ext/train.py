@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, TrainConfig, from_dict
-from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data import SegmentationDataset, check_files, open_dataset
 from deepcrf_ext.data.base import FileDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
@@ -101,6 +102,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         for split in (config.data.train_split, config.data.val_split)
     )
     _refuse_same_images(config, train_set, val_set)
+    _refuse_bad_files((train_set, val_set), world)
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
     if world.is_main and trainer.transfer is not None:
@@ -124,6 +126,12 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
             finished = trainer.fit(folder, stop)
     except LostProcessError as error:
         raise TrainingError(f"{error}; all can go on with --resume {folder}") from error
+    except InputError as error:
+        if trainer.progress.step > 0:
+            raise InputError(f"{error}; mended, it can go on with --resume {folder}") from error
+        if world.is_main and checkpoint is None:
+            shutil.rmtree(folder)  # nothing is trained, and the mended command may take its name
+        raise
     if not finished:
         if world.is_main:
             print(
@@ -158,6 +166,18 @@ def _refuse_same_images(
             f"data.val_split: {splits[1]} has the same images as {splits[0]}; data.images or "
             "data.split_file must hold {split}"
         )
+
+
+def _refuse_bad_files(datasets: Sequence[SegmentationDataset], world: World) -> None:
+    """Raises InputError where a file cannot be used, hours before training would come to it."""
+    problems: list[str] = []
+    if world.is_main:
+        problems = [problem for dataset in datasets for problem in check_files(dataset)]
+    problems = world.from_main(problems)
+    if problems:
+        more = len(problems) - 1
+        others = f" (and {more} more; python -m deepcrf_ext.data lists all)" if more else ""
+        raise InputError(problems[0] + others)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,7 +107,8 @@ def relation_graph(
     return graph
 
 
-def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> EdgeGraph:
+def check_memory(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> None:
+    """Raises InputError where the graph of a batch of grids would take too much of the memory."""
     num_edges, num_nodes = batch * box.num_edges(height, width), batch * height * width
     num_bytes = 16 * (num_edges + num_nodes)
     available = available_memory(device)
@@ -120,6 +121,10 @@ def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.dev
             f"of memory available on {device}: take a coarser or smaller grid, fewer images at a "
             "time, a smaller box, or a box with a larger step"
         )
+
+
+def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> EdgeGraph:
+    check_memory(box, batch, height, width, device)
     if batch == 0:
         return EdgeGraph.from_range_box(0, 0, box, device)
     return EdgeGraph.batch([EdgeGraph.from_range_box(height, width, box, device)] * batch)

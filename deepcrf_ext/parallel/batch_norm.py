@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, World
 
 
@@ -27,8 +28,15 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, maps: Tensor) -> Tensor:
         """Normalises [B, C, h, w]; B, h and w may differ between processes.
 
-        Raises LostProcessError when another process is gone.
+        Raises LostProcessError when another process is gone, InputError in training on one value a
+        channel, whose variance is nothing.
         """
+        if self.training and self.world.size * maps[:, 0].numel() < 2:
+            raise InputError(
+                f"batch normalisation: got one image with a map of {maps.shape[2]} x "
+                f"{maps.shape[3]}, must be at least 2 values a channel; raise batch_size or "
+                "data.crop, or set model.batch_norm to false"
+            )
         if not self.training or self.world.size == 1:
             return super().forward(maps)
         assert self.running_mean is not None

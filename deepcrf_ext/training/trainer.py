@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_afte
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.transfer import Transfer, transfer_weights
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
+from deepcrf_ext.nn.grid_graphs import check_memory
 from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
@@ -121,6 +123,7 @@ class Trainer:
         self.initialised: set[str] = set()
         if checkpoint is None:
             self._take_weights()
+        self._check_memory()
         self.model.to(self.device)
         share_batches(self.model, world)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
@@ -131,6 +134,26 @@ class Trainer:
         self.last_saved = time.monotonic()
         if checkpoint is not None:
             self.restore(checkpoint)
+
+    def _check_memory(self) -> None:
+        """Raises InputError where the edges of a part of a batch do not fit into memory."""
+        config = self.config
+        if config.data.crop is None:
+            return
+        images = math.ceil(min(config.batch_size, len(self.train_set)) / self.world.size)
+        images = math.ceil(images / config.accumulate)
+        height, width = self.model.grid_size(*config.data.crop)
+        for name, relation in self.model.config.relations.items():
+            if name not in self.model.potential_names:
+                continue
+            try:
+                check_memory(relation.box(height, width), images, height, width, self.device)
+            except InputError as error:
+                raise InputError(
+                    f"data.crop: got {list(config.data.crop)}, {images} at a time, too large. "
+                    f"{name} {error}; or set a smaller data.crop or batch_size, or a larger "
+                    "accumulate"
+                ) from error
 
     def _take_weights(self) -> None:
         """Gives the model the weights that the settings name (vgg_weights, init_from)."""

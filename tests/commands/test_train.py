@@ -6,6 +6,8 @@ import errno
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,19 +231,68 @@ def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, 
     assert "last.pt: potentials." in capsys.readouterr().err
 
 
+def copied(data: Path, root: Path) -> Path:
+    shutil.copytree(data, root)
+    return root
+
+
+def test_a_bad_file_of_any_split_is_named_before_training(tmp_path, data, capsys):
+    root = copied(data, tmp_path / "broken")
+    for index in range(2):
+        path = root / "valannot" / f"{index}.png"
+        height, width = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).shape
+        cv2.imwrite(str(path), np.full((height, width, 3), (1, 2, 3), np.uint8))
+    assert command.main(options(tmp_path, root, tmp_path / "run")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {root / 'valannot' / '0.png'}")
+    assert last.endswith("(and 1 more; python -m deepcrf_ext.data lists all)")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_bad_image_is_named_in_one_line(tmp_path, data, capsys, workers):
-    root = tmp_path / "broken"
-    for path in data.rglob("*.png"):
-        target = root / path.relative_to(data)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    for index in range(7):
-        (root / "train" / f"{index}.png").write_bytes(b"")
-    arguments = options(tmp_path, root, tmp_path / "run", "--data.workers", workers)
-    assert command.main(arguments) == 2
+def test_a_file_that_breaks_in_training_is_named_with_how_to_go_on(
+    finished, tmp_path, data, monkeypatch, capsys, workers
+):
+    root, run = copied(data, tmp_path / "data"), tmp_path / "run"
+    write = MetricsLog.write
+
+    def break_files(self, kind, step, values):
+        write(self, kind, step, values)
+        if (kind, step) == ("train", STEPS_PER_EPOCH):
+            for path in (root / "train").iterdir():
+                path.write_bytes(b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", break_files)
+        assert command.main(options(tmp_path, root, run, "--data.workers", workers)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: {root / 'train'}")
+    assert last.endswith(f"it can go on with --resume {run}")
+    shutil.rmtree(root)
+    copied(data, root)
+    assert command.main(["--resume", str(run)]) == 0
+    assert same_weights(run, finished)
+
+
+def test_a_batch_of_one_value_leaves_no_run(tmp_path, data, capsys):
+    run = tmp_path / "run"
+    arguments = options(tmp_path, data, run, "--model.batch_norm", "true")
+    assert command.main([*arguments, "--batch_size", "1", "--data.crop", "[4, 4]"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: batch normalisation: got one image with a map of 1 x 1")
+    assert "raise batch_size or data.crop" in last
+    assert not run.exists()
+    assert command.main(arguments) == 0
+
+
+def test_a_crop_of_too_many_edges_is_told_before_training(tmp_path, data, capsys):
+    run = tmp_path / "run"
+    arguments = options(tmp_path, data, run, "--data.crop", "[9000, 9000]")
+    assert command.main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: data.crop: got [9000, 9000], 2 at a time, too large. ")
+    assert re.search(r"has [\d,]{13,} edges, [\d,.]+ GB", last)
+    assert not run.exists()
 
 
 def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
