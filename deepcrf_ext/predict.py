@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from deepcrf_ext.cli import parsing
@@ -30,6 +30,7 @@ from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image
+from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.progress import progress
@@ -150,7 +151,15 @@ def _parser() -> ArgumentParser:
         "--dense-crf",
         action="store_true",
         help="Refine the outlines by a dense CRF over the pixels of the image at full size. Takes "
-        "some 120 bytes a pixel and 16 bytes a pixel and class. Part of the row full.",
+        "some 120 bytes a pixel and 16 bytes a pixel and class, or runs in tiles that overlap (see "
+        "--memory). Part of the row full.",
+    )
+    parser.add_argument(
+        "--memory",
+        type=PositiveFloat,
+        default=MEMORY / 1e9,
+        help="Gigabytes to use, about, for what is done at the full size of an image, beside the "
+        "image and its results (some 10 bytes a pixel): larger images are done in parts.",
     )
     add_dense_crf_options(parser)
     parser.add_argument(
@@ -201,16 +210,26 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        prediction = predict_image(model, image, variant, arguments.max_size, config.amp, dense_crf)
+        prediction = predict_image(
+            model,
+            image,
+            variant,
+            arguments.max_size,
+            config.amp,
+            dense_crf,
+            int(1e9 * arguments.memory),
+        )
         write_labels(target.labels, prediction.labels, palette)
+        size = image.shape[:2]
         tinted = overlay(image, prediction.labels, palette, arguments.alpha)
+        del image  # of a large one nothing is in memory for longer than it must
         write_picture(target.overlay, tinted)
         if target.marginals is not None:
             np.savez_compressed(
                 target.marginals,
                 marginals=prediction.marginals,
                 classes=np.array(classes),
-                size=np.array(image.shape[:2]),
+                size=np.array(size),
             )
     print(f"{len(images) - failed} of {len(images)} images segmented into {arguments.output}")
     return 0 if not failed else 1 if failed < len(images) else parsing.EXIT_INPUT

@@ -14,6 +14,9 @@ from deepcrf_ext.data import shrink
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
+from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_labels
+from deepcrf_ext.models.upsampling import upsample_part
+from deepcrf_ext.ops.dense_crf_params import unary_from_probabilities
 from deepcrf_ext.parallel.device import autocast
 
 
@@ -85,6 +88,41 @@ def label_pixels(
     return Pixels(labels.to(torch.uint8), confidence, of_truth)
 
 
+def label_large(
+    marginals: Tensor,
+    image: Tensor,
+    dense_crf: DenseCRFSettings | None,
+    memory: int,
+) -> Tensor:
+    """The labels of the pixels of an image of any size, uint8 [H, W] on the CPU.
+
+    As `label_pixels`, a part of the image at a time where it does not fit in the memory at once;
+    marginals of a dense CRF then differ by some hundredths near the borders of the parts.
+
+    marginals: float32 [K, h, w], on the device to use. image: uint8 [3, H, W], on the CPU.
+    dense_crf: None to upsample alone. memory: bytes to use, about, beside image and labels.
+    """
+    size = (image.shape[1], image.shape[2])
+    num_classes = len(marginals)
+
+    def energies(rows: slice, columns: slice) -> Tensor:
+        return unary_from_probabilities(upsample_part(marginals, size, rows, columns))
+
+    if dense_crf is not None:
+        if bytes_needed(size[0] * size[1], num_classes) <= memory:
+            refined = refine(marginals[None], image[None].to(marginals.device), dense_crf)
+            return refined[0].argmax(0).to(torch.uint8).cpu()
+        return refine_labels(energies, image, num_classes, dense_crf, marginals.device, memory)
+    if 12 * size[0] * size[1] <= memory:
+        return upsample_labels(marginals, size).cpu()
+    labels = torch.empty(size, dtype=torch.uint8)
+    count = max(1, memory // (12 * (num_classes + 1) * size[1]))
+    for top in range(0, size[0], count):
+        rows = slice(top, min(top + count, size[0]))
+        labels[rows] = upsample_part(marginals, size, rows, slice(0, size[1])).argmax(0).cpu()
+    return labels
+
+
 def named_variant(model: DeepCRF, name: str | None) -> Variant:
     """A variant of `DeepCRF.variants` by name, as the option --row gives it; None: the default.
 
@@ -121,6 +159,7 @@ def predict_image(
     max_size: int | None = None,
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
+    memory: int = MEMORY,
 ) -> Prediction:
     """Segments one image of any size.
 
@@ -131,6 +170,8 @@ def predict_image(
         the number of pixels, since neighbourhoods are fractions of the image.
     amp: run the convolutions in bfloat16; None means where the device is fast at it.
     dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
+    memory: bytes to use, about, for what is done at the image's own size, which is done in parts
+        that overlap where it would take more (see `label_large`).
     Raises ValueError for another array, and InputError for a variant that the model does not have.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -139,13 +180,12 @@ def predict_image(
         )
     image = np.ascontiguousarray(image)  # torch takes no negative strides
     device = model.device
-    whole, seen = (
-        torch.from_numpy(picture).to(device).permute(2, 0, 1)
-        for picture in (image, shrink(image, max_size))
-    )
+    whole = torch.from_numpy(image).permute(2, 0, 1)
+    seen = torch.from_numpy(shrink(image, max_size)).to(device).permute(2, 0, 1)
     chosen = named_variant(model, variant) if isinstance(variant, str) else variant
     with autocast(device, amp):
         energies = model.energies(seen[None].float(), chosen.potentials)
     marginals = model.marginals(energies, chosen)[0]
-    labels = label_pixels(marginals, whole, chosen, dense_crf).labels
-    return Prediction(labels.cpu().numpy(), marginals.float().cpu().numpy())
+    crf = (dense_crf or DenseCRFSettings()) if chosen.dense_crf else None
+    labels = label_large(marginals, whole, crf, memory)
+    return Prediction(labels.numpy(), marginals.float().cpu().numpy())

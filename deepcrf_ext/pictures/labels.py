@@ -20,6 +20,7 @@ Labels = npt.NDArray[np.integer]
 
 _IGNORE_COLOUR = (224, 224, 224)
 _DPI = 120
+_BAND = 1 << 22  # pixels that are tinted at a time
 
 
 def colour(labels: Labels, palette: Image) -> Image:
@@ -57,6 +58,16 @@ def overlay(image: Image, labels: Labels, palette: Image, alpha: float = 0.55) -
         )
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; it must be in 0..1")
+    mixed = np.empty_like(image)
+    rows = max(1, _BAND // max(image.shape[1], 1))
+    for top in range(0, len(image), rows):  # in bands, which take little memory beside the result
+        first, last = max(0, top - 1), min(len(image), top + rows + 1)  # outlines see neighbours
+        part, own = slice(first, last), slice(top - first, top - first + rows)
+        mixed[top : top + rows] = _tinted(image[part], labels[part], palette, alpha)[own]
+    return mixed
+
+
+def _tinted(image: Image, labels: Labels, palette: Image, alpha: float) -> Image:
     tinted = cv2.addWeighted(image, 1 - alpha, colour(labels, palette), alpha, 0)
     mixed: Image = np.asarray(tinted, np.uint8)
     borders, ignored = outline(labels), labels == IGNORE_INDEX

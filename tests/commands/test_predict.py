@@ -45,6 +45,18 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def test_pictures_of_further_formats_are_taken_from_folders(run, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    picture = Image.fromarray(np.full((24, 32, 3), 90, np.uint8))
+    for name in ("a.gif", "b.jp2"):
+        picture.save(folder / name)
+    assert [path.name for path in find_images([folder])] == ["a.gif", "b.jp2"]
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--memory", "0.5"]
+    assert main([str(folder), *arguments]) == 0
+    assert read_labels(tmp_path / "out" / "labels" / "b.png").shape == (24, 32)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -75,6 +87,22 @@ def test_prediction_equals_the_models_and_other_rows_differ(run):
             expected = model.predict(pixels, row)[0].argmax(0).numpy()
         np.testing.assert_array_equal(predictions[row].labels, expected)
     assert (predictions["unary-3scales"].labels != predictions["1unary+2pair"].labels).any()
+
+
+@pytest.mark.parametrize("row", ["unary-3scales", "full"])
+def test_large_images_are_done_in_parts(run, row):
+    """In little memory, with the same result."""
+    model, _, _ = load_model(run)
+    rng = np.random.default_rng(3)
+    image = np.kron(rng.integers(0, 200, (11, 15, 1)), np.ones((28, 28, 3))).astype(np.uint8)
+    image += rng.integers(0, 40, image.shape, dtype=np.uint8)
+    crf = DenseCRFSettings(DenseCRFParams(bilateral_sxy=20), iterations=3)
+    whole, parts = (
+        predict_image(model, image, row, 64, False, crf, memory).labels
+        for memory in (2 * 10**9, 9 * 10**6)
+    )
+    assert len(np.unique(whole)) > 1
+    assert (whole == parts).mean() > 0.999
 
 
 def test_dense_crf_sees_the_image_at_its_own_size(run):

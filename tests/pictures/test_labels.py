@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from deepcrf_ext.pictures import labels as labels_module
 from deepcrf_ext.pictures.labels import colour, legend, overlay, picture_grid
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
@@ -32,6 +33,16 @@ def test_colour_names_wrong_shapes():
         colour(np.zeros((2, 2, 1), np.uint8), PALETTE)
     with pytest.raises(ValueError, match="palette is float64"):
         colour(np.zeros((2, 2), np.uint8), PALETTE.astype(float))
+
+
+def test_overlay_in_bands_is_that_of_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (23, 17, 3), dtype=np.uint8)
+    drawn = rng.integers(0, 3, (23, 17), dtype=np.uint8)
+    whole = overlay(image, drawn, PALETTE)
+    for band in (1, 40, 17 * 22):
+        monkeypatch.setattr(labels_module, "_BAND", band)
+        np.testing.assert_array_equal(overlay(image, drawn, PALETTE), whole)
 
 
 def test_overlay_mixes_and_leaves_ignored_pixels_and_the_input_alone():
