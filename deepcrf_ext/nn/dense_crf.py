@@ -34,7 +34,8 @@ class DenseCRF(nn.Module):
     the image get a gradient, and works in some 30 more; without gradients a pixel and class take
     some 20 bytes. The lattices take 80 bytes a pixel (float32, CPU, photographs; more in
     `deepcrf_ext.dense_crf`). A step that learns the weights takes some 4 times the time of the
-    forward pass without gradients, one that gives the image a gradient some 8 times.
+    forward pass without gradients, one that gives an RGB image a gradient some 12 times, one that
+    learns widths some 20 times.
 
     It compiles and exports whole, with dynamic sizes of images; each batch size has a graph of its
     own, as the images of a batch are taken one after another.

@@ -52,8 +52,8 @@ def dense_crf(
     iteration, d = S + C for the bilateral kernel; an image that wants none costs nothing.
 
     Time and memory are linear in pixels, classes and (time) iterations. On the CPU, in float32, a
-    photograph takes some 20 ns on a core and 20 bytes a pixel and class, beside lattices of some
-    1 µs and 80 bytes a pixel (130 while they are built), which `lattices` saves; noise, in which
+    photograph takes some 5 ns on a core and 20 bytes a pixel and class, beside lattices of some
+    0.2 µs and 80 bytes a pixel (130 while they are built), which `lattices` saves; noise, in which
     few pixels share a lattice point, takes twice to three times as much. CUDA makes room for the
     worst case: 4 (2 d + 7) (d + 1) bytes a pixel and lattice, 8 (d + 1) a pixel, class and lattice.
 
