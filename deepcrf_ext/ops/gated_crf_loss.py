@@ -100,7 +100,7 @@ def gated_crf_loss(
         >>> gated_crf_loss(logits.softmax(1), image).backward()
     """
     mask = checked_segmentation(probabilities, image, mask)
-    radius = checked_int("radius", radius, at_least=0)
+    radius = min(checked_int("radius", radius, at_least=0), 2**31)  # beyond any image
     terms = checked_kernels(kernels)
     widths = [srgb for _, _, srgb in terms if srgb is not None]
     if widths:

@@ -254,6 +254,14 @@ def test_images_of_any_dtype(operator_target: Target) -> None:
         assert torch.equal(gated_crf_loss(probabilities, image.to(dtype)), wanted)
 
 
+@pytest.mark.parametrize("radius", [2**31 - 1, 2**70])
+def test_radius_beyond_the_image(target: Target, radius: int) -> None:
+    probabilities, image, _ = segmentation(1, 3, 3, (5, 6))
+    probabilities, image = probabilities.to(target.device), image.to(target.device)
+    wanted = target.functions.gated_crf_loss(probabilities, image, 5)
+    assert torch.equal(target.functions.gated_crf_loss(probabilities, image, radius), wanted)
+
+
 def test_no_images(target: Target) -> None:
     probabilities = torch.ones(0, 2, 4, 5, device=target.device)
     image, mask = probabilities[:, :1], probabilities[:, 0]
