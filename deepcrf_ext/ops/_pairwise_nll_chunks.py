@@ -82,8 +82,9 @@ def losses_and_gradients(
                 )
     if not differentiate:
         return losses, []
-    grad_weight = grad_rows[:pairs, :dim].reshape(weight.shape)
-    grad_bias = grad_rows[:pairs, dim].reshape(bias.shape)
+    grad_weight, grad_bias = (torch.empty_like(t, dtype=sums) for t in (weight, bias))
+    grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
+    grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
     return losses, [grad_source, grad_target, grad_weight, grad_bias]
 
 
