@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import (
@@ -25,6 +25,7 @@ from deepcrf_ext.evaluation.refinement import (
     record_of,
     refine_files,
 )
+from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.progress import progress
@@ -77,6 +78,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--workers", type=PositiveInt, default=2, help="Threads that read and write files."
     )
+    parser.add_argument(
+        "--memory",
+        type=PositiveFloat,
+        default=MEMORY / 1e9,
+        help="Gigabytes for an image, beside itself and its results: a larger one is refined in "
+        "tiles that overlap. An image takes some 120 bytes a pixel and 16 bytes a pixel and class.",
+    )
     add_device_option(parser)
     return parser
 
@@ -114,6 +122,7 @@ def _run(argv: Sequence[str] | None) -> int:
         device,
         arguments.batch_size or (8 if device.type == "cuda" else 1),
         arguments.workers,
+        int(1e9 * arguments.memory),
         [file for file in pairs if file.name not in todo],
         watch,
     )

@@ -27,8 +27,9 @@ from deepcrf_ext.data.predictions import (
     read_saliency,
 )
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models.refine import pixel_energies
-from deepcrf_ext.ops.dense_crf_params import unary_from_labels
+from deepcrf_ext.evaluation.prediction import upsample_labels
+from deepcrf_ext.models.upsampling import upsample_part
+from deepcrf_ext.ops.dense_crf_params import unary_from_labels, unary_from_probabilities
 
 Kind = Literal["auto", "labels", "probabilities", "logits", "saliency"]
 
@@ -91,8 +92,8 @@ class Masked:
 
     kind: of the mask, never "auto". image: uint8 [3, H, W]. probabilities: float32 [K, h, w], or
         None where there are labels alone.
-    labels: int64 [H, W], the model's own; `num_classes` where it is unsure. num_classes: K.
-    truth: int64 [H, W], or None. coding: how labels are to be written.
+    labels: uint8 [H, W], the model's own; `num_classes` where it is unsure. num_classes: K.
+    truth: uint8 [H, W], or None. coding: how labels are to be written.
     """
 
     name: str
@@ -110,25 +111,29 @@ class Masked:
         """(H, W)."""
         return self.image.shape[1], self.image.shape[2]
 
-    def energies(self, device: torch.device) -> Tensor:
-        """Unary energies at the size of the image, float32 [K, H, W]."""
+    def energies(
+        self, device: torch.device, rows: slice | None = None, columns: slice | None = None
+    ) -> Tensor:
+        """Unary energies at the size of the image, or of a part of it, float32 [K, H, W]."""
+        rows = slice(0, self.size[0]) if rows is None else rows
+        columns = slice(0, self.size[1]) if columns is None else columns
         if self.probabilities is None:
             # A probability of 1 would forbid the other labels.
             certainty = min(self.certainty, 1 - 1e-5)
-            labels = self.labels[None].to(device)
+            labels = self.labels[None, rows, columns].to(device)
             return unary_from_labels(labels, self.num_classes, certainty, self.num_classes)[0]
-        probabilities = self.probabilities.to(device)
-        mixed = self.certainty * probabilities + (1 - self.certainty) / self.num_classes
-        return pixel_energies(mixed[None], self.size)[0]
+        part = upsample_part(self.probabilities.to(device), self.size, rows, columns)
+        mixed = self.certainty * part + (1 - self.certainty) / self.num_classes
+        return unary_from_probabilities(mixed)
 
     def encode(self, labels: np.ndarray) -> LabelPicture:
         """Labels, uint8 [H, W], in the coding of the mask."""
         return replace(self.coding, labels=_SALIENT[labels] if self.kind == "saliency" else labels)
 
     def decode(self, picture: LabelPicture) -> Tensor:
-        """Labels, int64 [H, W], that `encode` coded."""
-        labels = torch.from_numpy(picture.labels.astype(np.int64))
-        return (labels > 0).long() if self.kind == "saliency" else labels
+        """Labels, uint8 [H, W], that `encode` coded."""
+        labels = torch.from_numpy(picture.labels)
+        return (labels > 0).to(torch.uint8) if self.kind == "saliency" else labels
 
 
 _EMPTY = np.empty((0, 0), np.uint8)
@@ -145,7 +150,7 @@ def read_masked(files: MaskFiles, settings: MaskSettings) -> Masked:
         coding = read_label_picture(files.mask)
         if settings.num_classes is None:
             raise ValueError("num_classes is None; it must be known, as from count_classes")
-        labels = _resized(files, torch.from_numpy(coding.labels.astype(np.int64)), size)
+        labels = _resized(files, torch.from_numpy(coding.labels), size)
         labels = _checked_labels(files.mask, labels, settings.num_classes, settings.unsure)
         probabilities, count = None, settings.num_classes
     else:
@@ -160,8 +165,7 @@ def read_masked(files: MaskFiles, settings: MaskSettings) -> Masked:
             palette = tuple(voc_palette(256).flatten().tolist())
             coding = LabelPicture(_EMPTY, "P", palette)
         count = len(probabilities)
-        upsampled = functional.interpolate(probabilities[None], size, mode="bilinear")
-        labels = upsampled[0].argmax(0)
+        labels = upsample_labels(probabilities, size)
     truth = None if files.truth is None else _read_truth(files, kind, size, count)
     return Masked(files.name, kind, image, probabilities, labels, count, truth, coding, certainty)
 
@@ -195,9 +199,9 @@ def _checked_labels(path: Path, labels: Tensor, count: int, unsure: int | None) 
 def _read_truth(files: MaskFiles, kind: Kind, size: tuple[int, int], count: int) -> Tensor:
     assert files.truth is not None
     if kind == "saliency":
-        truth = torch.from_numpy(read_saliency(files.truth) > 0.5).long()
+        truth = torch.from_numpy((read_saliency(files.truth) > 0.5).astype(np.uint8))
     else:
-        truth = torch.from_numpy(read_labels(files.truth).astype(np.int64))
+        truth = torch.from_numpy(read_labels(files.truth))
     if tuple(truth.shape) != size:
         (rows, columns), (height, width) = truth.shape, size
         raise InputError(

@@ -20,6 +20,7 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import Masked, MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
+from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.records.whole_files import write_whole
 
@@ -81,18 +82,17 @@ class RefinedFolder:
             stream.write((json.dumps(record, indent=1) + "\n").encode())
         return [file for file in files if overwrite or not self.is_finished(file.name)]
 
-    def write(self, masked: Masked, marginals: Tensor, labels: Tensor) -> None:
-        """Write the results of an image: marginals float [K, H, W], labels [H, W]."""
-        numpy_labels = labels.to(torch.uint8).numpy()
-        if self.probabilities:
+    def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
+        """Write the results of an image: marginals float [K, H, W] where wanted, labels [H, W]."""
+        if marginals is not None:
             array, picture = self._probabilities(masked.name)
             if masked.kind == "saliency":
-                grey = (marginals[1] * 255).round().to(torch.uint8).numpy()
+                grey = (marginals[1].float() * 255).round().to(torch.uint8).numpy()
                 self._write(picture, lambda file: Image.fromarray(grey).save(file, format="PNG"))
             else:
                 half = marginals.to(torch.float16).numpy()
                 self._write(array, lambda file: np.savez_compressed(file, probabilities=half))
-        self._write(self.labels(masked.name), masked.encode(numpy_labels).write)
+        self._write(self.labels(masked.name), masked.encode(labels.numpy()).write)
 
     @staticmethod
     def _write(path: Path, write: Callable[[Any], object]) -> None:
@@ -129,6 +129,7 @@ def refine_files(
     device: torch.device,
     batch_size: int = 1,
     workers: int = 2,
+    memory: int = MEMORY,
     finished: Sequence[MaskFiles] = (),
     watch: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
 ) -> Outcome:
@@ -142,6 +143,7 @@ def refine_files(
         device: where the CRF runs.
         batch_size: images of one size and number of classes that run together.
         workers: threads that read and write.
+        memory: bytes for one image beside itself and its results; a larger one is refined in tiles.
         finished: files that an earlier run has done, which count in the scores.
         watch: hands through what became of each image, None or a problem.
 
@@ -157,7 +159,7 @@ def refine_files(
             elif masked.truth is not None:
                 labels = masked.decode(read_label_picture(output.labels(masked.name)))
                 scores.update(masked, labels)
-        results = _results(files, masks, crf, output, device, batch_size, threads, scores)
+        results = _results(files, masks, crf, output, device, batch_size, threads, scores, memory)
         for problem in watch(results):
             if problem is None:
                 outcome.refined += 1
@@ -176,24 +178,31 @@ def _results(
     batch_size: int,
     threads: ThreadPoolExecutor,
     scores: _BeforeAndAfter,
+    memory: int,
 ) -> Iterator[str | None]:
     """What became of each image, in the order of their ends."""
     writing: deque[Future[None]] = deque()
 
     def refined(batch: list[Masked]) -> Iterator[None]:
         for masked, marginals in zip(batch, refine_batch(batch, crf, device), strict=True):
-            labels = marginals.argmax(0).cpu()
-            scores.update(masked, labels)
-            planes = marginals.cpu() if output.probabilities else marginals[:0]
-            writing.append(threads.submit(output.write, masked, planes, labels))
-            while len(writing) > _PENDING:
-                writing.popleft().result()
+            labels = marginals.argmax(0).to(torch.uint8).cpu()
+            finish(masked, marginals.cpu() if output.probabilities else None, labels)
             yield None
+
+    def finish(masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
+        scores.update(masked, labels)
+        writing.append(threads.submit(output.write, masked, marginals, labels))
+        while len(writing) > _PENDING:
+            writing.popleft().result()
 
     waiting: dict[tuple[int, ...], list[Masked]] = {}
     for masked in _ahead(threads, lambda file: _read(file, masks), files):
         if isinstance(masked, str):
             yield masked
+            continue
+        if bytes_needed(masked.size[0] * masked.size[1], masked.num_classes) > memory:
+            finish(masked, *refine_large(masked, crf, device, memory, output))
+            yield None
             continue
         shape = (masked.num_classes, *masked.size)
         batch = waiting.setdefault(shape, [])
@@ -227,6 +236,34 @@ def refine_batch(
     energies = torch.stack([masked.energies(device) for masked in batch])
     lattices = build_lattices(image, crf.params)
     return list(dense_crf(energies, image, crf.params, crf.iterations, lattices))
+
+
+def refine_large(
+    masked: Masked,
+    crf: DenseCRFSettings,
+    device: torch.device,
+    memory: int,
+    output: RefinedFolder,
+) -> tuple[Tensor | None, Tensor]:
+    """Refined marginals, float16 [K, H, W] where they are to be written, and labels of an image
+    that is refined in tiles."""
+    labels = torch.empty(masked.size, dtype=torch.uint8)
+    kept = None
+    if output.probabilities:
+        kept = torch.empty((masked.num_classes, *masked.size), dtype=torch.float16)
+    parts = refine_parts(
+        lambda rows, columns: masked.energies(device, rows, columns),
+        masked.image,
+        masked.num_classes,
+        crf,
+        device,
+        memory,
+    )
+    for rows, columns, marginals in parts:
+        labels[rows, columns] = marginals.argmax(0)
+        if kept is not None:
+            kept[:, rows, columns] = marginals
+    return kept, labels
 
 
 def _ahead(

@@ -197,6 +197,32 @@ def test_batches_give_the_same(folders: Path) -> None:
         assert np.array_equal(labels(folders / "out" / "labels" / f"{name}.png"), array)
 
 
+@pytest.mark.parametrize("kind", ["labels", "arrays"])
+def test_large_images_are_refined_in_tiles(folders: Path, kind: str) -> None:
+    height, width = 200, 260
+    rng = np.random.default_rng(0)
+    truth = regions(height, width)
+    noisy = np.where(rng.random(truth.shape) < 1 / 6, rng.integers(0, K, truth.shape), truth)
+    image = (80 * truth[..., None] + rng.integers(0, 9, (height, width, 3))).astype(np.uint8)
+    for folder in ("big", "bigmasks"):
+        (folders / folder).mkdir()
+    Image.fromarray(image).save(folders / "big" / "x.png")
+    if kind == "labels":
+        Image.fromarray(noisy.astype(np.uint8)).save(folders / "bigmasks" / "x.png")
+    else:
+        np.save(folders / "bigmasks" / "x.npy", (0.5 * one_hot(noisy) + 0.5 / K)[:, ::2, ::2])
+    results = []
+    for memory in ("2", "0.002"):
+        out = folders / f"out{memory}"
+        inputs = [str(folders / "big"), str(folders / "bigmasks"), "--output", str(out)]
+        options = ["--memory", memory, "--probabilities", "--device", "cpu", *CRF]
+        assert main([*inputs, *options]) == 0
+        with np.load(out / "probabilities" / "x.npz") as loaded:
+            results.append((labels(out / "labels" / "x.png"), loaded["probabilities"]))
+    assert (results[0][0] == results[1][0]).mean() > 0.999
+    np.testing.assert_allclose(results[0][1], results[1][1], atol=0.03)
+
+
 def test_a_stopped_run_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = ["--truth", str(folders / "truth")]
     assert run(folders, "labels", *CRF, *truth) == 0
