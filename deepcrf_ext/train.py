@@ -105,8 +105,12 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     _refuse_bad_files((train_set, val_set), world)
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
-    if world.is_main and trainer.transfer is not None:
-        print(f"{config.init_from}: {trainer.transfer}")
+    for source, result in (
+        (config.backbone_weights, trainer.loaded),
+        (config.init_from, trainer.transfer),
+    ):
+        if world.is_main and result is not None:
+            print(f"{source}: {result}")
     if checkpoint is None:
         folder = world.from_main(create_run_folder(config) if world.is_main else Path())
     else:

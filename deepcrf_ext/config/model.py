@@ -22,6 +22,10 @@ class ModelConfig:
         preset: Which defaults the model, the optimiser and the length of the run start from:
             "paper" is the published model, "cvpr16" its later form; "small" and "small-cvpr16" are
             narrow ones that train from scratch on two CPU cores.
+        backbone: What takes the place of blocks 1-5: "vgg" is them, as widths, convs and
+            pooled_blocks say; "timm:NAME", "torchvision:NAME" and "efficientnet_lite:N" are
+            networks of these libraries with a light decoder to the output stride of pooled_blocks
+            and to widths[-1] channels; share_blocks lets all potentials have one.
         widths: Channels of each convolution block.
         convs: Number of 3x3 convolutions of each block.
         pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride
@@ -46,6 +50,7 @@ class ModelConfig:
     """
 
     preset: PresetName = "small"
+    backbone: str = "vgg"
     widths: tuple[int, ...] = (16, 32, 64, 128, 128)
     convs: tuple[int, ...] = (1, 1, 2, 2, 1)
     pooled_blocks: int = 3

@@ -22,7 +22,7 @@ class OptimConfig:
             which train gives other defaults: lr 1e-3, lr_initialised 1e-4, weight_decay 0.01.
         lr: Learning rate of new layers.
         lr_initialised: Learning rate of layers that start from given weights (vgg_weights,
-            init_from).
+            backbone_weights, init_from).
         momentum: Momentum of sgd; the first beta of adamw.
         weight_decay: Weight decay.
         schedule: "exponential" multiplies the learning rate by `decay` after every epoch; "poly"
@@ -101,6 +101,9 @@ class TrainConfig:
             the class occurs in; an edge weighs the geometric mean of its two labels' weights.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
             torchvision's.
+        backbone_weights: Start the backbone (model.backbone other than vgg) from a file of its
+            library's weights, .pth or .safetensors; tensors are taken by name and shape. It then
+            learns at optim.lr_initialised.
         init_from: Start from the weights of a trained run, a run folder or a checkpoint, of other
             classes too: what fits is taken, the last layers class by class by name. It learns at
             optim.lr_initialised, what is new at optim.lr, without a warm start where the relations
@@ -124,6 +127,7 @@ class TrainConfig:
     warm_start: float = 0.6
     class_balance: Literal["none", "median_frequency"] = "none"
     vgg_weights: str | None = None
+    backbone_weights: str | None = None
     init_from: str | None = None
     validate_every: int = 2
     save_minutes: float = 10.0
@@ -136,6 +140,10 @@ class TrainConfig:
             raise InputError(
                 f"accumulate: {self.accumulate} must be 1 to batch_size, {self.batch_size}"
             )
+        vgg = self.model.backbone == "vgg"
+        if (self.backbone_weights if vgg else self.vgg_weights) is not None:
+            name = "backbone_weights" if vgg else "vgg_weights"
+            raise InputError(f"{name}: does not go with model.backbone {self.model.backbone}")
         if not 0 <= self.warm_start < 1:
             raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
         if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:

@@ -17,10 +17,9 @@ from deepcrf_ext.config import ModelConfig, paper_relations
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.backbones import check_map, map_size, out_channels
-from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid
+from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid, make_blocks
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
-from deepcrf_ext.models.vgg import VGGBlocks
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.node_losses import edge_nll, edge_weights, node_labels, node_nll, node_weights
 from deepcrf_ext.nn.pairwise_crf import log_marginals
@@ -117,7 +116,7 @@ class DeepCRF(nn.Module):
         self.pyramid = ImagePyramid(config.scales if backbone is None else (1.0,))
         self.backbone = backbone
         shared = config.share_blocks and backbone is None
-        self.blocks = VGGBlocks(config, len(config.scales)) if shared else None
+        self.blocks = make_blocks(config, len(config.scales)) if shared else None
         channels = None if backbone is None else out_channels(backbone)
         self.potentials = nn.ModuleDict()
         seed = int(torch.randint(2**31, (), device="cpu"))

@@ -10,10 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.pyramid_backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PyramidBackbone,
+    named_backbone,
+)
 from deepcrf_ext.models.vgg import Block6, VGGBlocks
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+
+def make_blocks(config: ModelConfig, num_scales: int) -> VGGBlocks | PyramidBackbone:
+    """Blocks 1-5 of VGG, or the backbone of the settings with the same stride and channels."""
+    if config.backbone == "vgg":
+        return VGGBlocks(config, num_scales)
+    return named_backbone(config.backbone, 2**config.pooled_blocks, config.widths[-1])
 
 
 class ImagePyramid(nn.Module):
@@ -71,7 +81,7 @@ class FeatureNet(nn.Module):
 
     def __init__(self, config: ModelConfig, num_scales: int) -> None:
         super().__init__()
-        self.blocks = None if config.share_blocks else VGGBlocks(config, num_scales)
+        self.blocks = None if config.share_blocks else make_blocks(config, num_scales)
         further = num_scales - 1 if config.head_per_scale else 0
         self.head = Block6(config, num_scales - further)
         self.further_heads = nn.ModuleList(Block6(config, 1) for _ in range(further))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models.features import IMAGENET_MEAN, IMAGENET_STD
 
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 TRIAL_SIZE = 128
 _STRIDES = (2, 4, 8, 16, 32)
 
@@ -155,7 +156,9 @@ class PyramidBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in _STRIDES:
-            raise InputError(f"model.backbone_stride: {stride} must be one of {_STRIDES}")
+            raise InputError(
+                f"model.pooled_blocks: gives the stride {stride}; a backbone has one of {_STRIDES}"
+            )
         self.stride, self.out_channels = stride, channels
         self.maps = FeatureMaps(network, [s for s in _STRIDES if s >= stride])
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.maps.channels)
@@ -168,7 +171,8 @@ class PyramidBackbone(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, scale: int = 0) -> Tensor:
+        """The features; `scale` is for blocks whose normalisation depends on it."""
         height, width = images.shape[2:]
         largest = max(self.maps.strides)
         padded = functional.pad(

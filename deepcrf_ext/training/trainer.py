@@ -16,6 +16,8 @@ from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.network_weights import Loaded, load_network_weights
+from deepcrf_ext.models.pyramid_backbone import PyramidBackbone
 from deepcrf_ext.models.transfer import Transfer, transfer_weights
 from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.nn.grid_graphs import check_memory
@@ -120,9 +122,11 @@ class Trainer:
         self.model = DeepCRF(config.model, train_set.num_classes) if model is None else model
         self.transform = transform
         self.transfer: Transfer | None = None
+        self.loaded: Loaded | None = None
         self.initialised: set[str] = set()
         if checkpoint is None:
             self._take_weights()
+            self.initialised &= {name for name, _ in self.model.named_parameters()}
         self._check_memory()
         self.model.to(self.device)
         share_batches(self.model, world)
@@ -156,10 +160,17 @@ class Trainer:
                 ) from error
 
     def _take_weights(self) -> None:
-        """Gives the model the weights that the settings name (vgg_weights, init_from)."""
+        """Gives the model the weights that the settings name."""
         config = self.config
         if config.vgg_weights is not None:
             self.initialised |= initialise_from_vgg16(self.model, config.vgg_weights)
+        if config.backbone_weights is not None:
+            for name, module in self.model.named_modules():
+                if isinstance(module, PyramidBackbone):
+                    path = Path(config.backbone_weights)
+                    self.loaded = load_network_weights(module.maps.network, path)
+                    prefix = f"{name}.maps.network."
+                    self.initialised |= {prefix + taken for taken in self.loaded.taken}
         if config.init_from is None:
             return
         path = find_trained(Path(config.init_from))
