@@ -115,6 +115,7 @@ class DeepCRF(nn.Module):
         self.potential_names = tuple(dict.fromkeys(names))
         self.pyramid = ImagePyramid(config.scales if backbone is None else (1.0,))
         self.backbone = backbone
+        self._map_sizes: dict[tuple[int, int], tuple[int, int]] = {}
         shared = config.share_blocks and backbone is None
         self.blocks = make_blocks(config, len(config.scales)) if shared else None
         channels = None if backbone is None else out_channels(backbone)
@@ -315,7 +316,9 @@ class DeepCRF(nn.Module):
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of nodes of an image of this size."""
         if self.backbone is not None:
-            return map_size(self.backbone, height, width)
+            if (height, width) not in self._map_sizes:
+                self._map_sizes[height, width] = map_size(self.backbone, height, width)
+            return self._map_sizes[height, width]
         sizes = self.pyramid.sizes(height, width)[0]
         stride = 2**self.config.pooled_blocks
         return -(-sizes[0] // stride), -(-sizes[1] // stride)
