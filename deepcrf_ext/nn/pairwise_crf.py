@@ -19,10 +19,11 @@ from deepcrf_ext.nn.node_losses import (
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
 from deepcrf_ext.ops._argument_checks import checked_labels
+from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 from deepcrf_ext.ops.mean_field import mean_field
-from deepcrf_ext.ops.pairwise_messages import pairwise_messages
+from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 
@@ -298,10 +299,13 @@ def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: in
     """
     energies = unary
     if iterations and potentials:
-        narrow = unary.to(potentials[0].dtype)
-        marginals = mean_field(narrow, potentials, iterations - 1)
+        dtype = potentials[0].dtype
+        # Under autocast to their dtype, the unary energies and marginals need not be rounded to it.
+        with torch.autocast(unary.device.type, dtype, enabled=dtype in HALVES):
+            marginals = mean_field(unary, potentials, iterations - 1)
         for potential in potentials:
-            energies = energies + pairwise_messages(potential, marginals)
+            own = potential_tensors(potential)
+            energies = energies + messages(graph_tensors(potential.graph), own, marginals)
     return (-energies).log_softmax(1)
 
 

@@ -316,7 +316,7 @@ def test_one_class_is_certain() -> None:
     assert all(loss == 0 for loss in losses.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes_and_autocast_give_float32(dtype: torch.dtype) -> None:
     layer = trained()
     logits, features = inputs()

@@ -179,14 +179,15 @@ def test_compiles_whole_for_any_size_at_once(piecewise: PairwiseCRF) -> None:
     assert backend.frame_count == first_size
 
 
-def test_grad_scaler_steps(piecewise: PairwiseCRF) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_grad_scaler_steps(piecewise: PairwiseCRF, dtype: torch.dtype) -> None:
     layer, (logits, features, labels) = restarted(piecewise), scenes(8, seed=6)
     optimiser = torch.optim.SGD(layer.parameters(), 1e-4)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     losses = []
     for _ in range(8):
         optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             loss = functional.nll_loss(layer(logits, features), labels)
         scaler.scale(loss).backward()
         scaler.step(optimiser)

@@ -133,17 +133,18 @@ def test_state_and_copies_keep_the_layer() -> None:
     )
 
 
-def test_bfloat16_and_autocast() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_and_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     graph, features = graphs()["superpixels"], torch.randn(12, 5)
     layer = spread(PairwisePotential(5, 3))
     exact = layer(features, graph).energies()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         potential = layer(features, graph)
         pairwise_nll(potential, torch.zeros(12, dtype=torch.int64)).backward()
-    assert potential.dtype == torch.bfloat16
+    assert potential.dtype == dtype
     assert layer.weight.grad.dtype == torch.float32
-    narrow = copy.deepcopy(layer).bfloat16()(features.bfloat16(), graph)
+    narrow = copy.deepcopy(layer).to(dtype)(features.to(dtype), graph)
     for energies in (potential.energies(), narrow.energies()):
         torch.testing.assert_close(energies.float(), exact, rtol=0.05, atol=0.1)
 
