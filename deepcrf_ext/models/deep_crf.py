@@ -20,39 +20,13 @@ from deepcrf_ext.models.backbones import check_map, map_size, out_channels
 from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid, make_blocks
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
+from deepcrf_ext.models.variants import VARIANTS, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.node_losses import edge_nll, edge_weights, node_labels, node_nll, node_weights
 from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.ops.potentials import FactoredPotential
 
-
-@dataclass(frozen=True)
-class Variant:
-    """Which potentials of a model a prediction uses: a row of the paper's ablation, or another.
-
-    Without a unary every label costs the same. With `dense_crf`, a dense CRF over pixels follows
-    (`deepcrf_ext.models.refine`).
-    """
-
-    unary: str | None
-    relations: tuple[str, ...] = ()
-    dense_crf: bool = False
-
-    @property
-    def potentials(self) -> tuple[str, ...]:
-        """Names of all its potentials."""
-        return self.relations if self.unary is None else (self.unary, *self.relations)
-
-
-VARIANTS: dict[str, Variant] = {
-    "unary-1scale": Variant("unary_1scale"),
-    "unary-3scales": Variant("unary"),
-    "pairwise-1": Variant(None, ("surrounding",)),
-    "pairwise-2": Variant(None, ("above_below",)),
-    "1unary+2pair": Variant("unary", ("surrounding", "above_below")),
-    "full": Variant("unary", ("surrounding", "above_below"), dense_crf=True),
-}
-"""The variants of the paper's ablation by name, what `--row` and `--rows` take."""
+_NO_WEIGHT = 1e-30  # stands for the weight 0, which has no logarithm
 
 
 @dataclass(frozen=True)
@@ -233,16 +207,19 @@ class DeepCRF(nn.Module):
     @property
     def relation_weights(self) -> dict[str, float]:
         """What the energies of each relation are multiplied by in a CRF, by name."""
-        return {
+        weights = {
             name: self._relation(name).log_weight.exp().item()
             for name in self.default_variant().relations
+        }
+        return {
+            name: weight if weight > 2 * _NO_WEIGHT else 0.0 for name, weight in weights.items()
         }
 
     @torch.no_grad()
     def set_relation_weights(self, weights: Mapping[str, float]) -> None:
-        """Sets some or all of `relation_weights`, each at least 0, which becomes 1e-30."""
+        """Sets some or all of `relation_weights`, each at least 0."""
         for name, weight in weights.items():
-            self._relation(name).log_weight.fill_(max(weight, 1e-30)).log_()
+            self._relation(name).log_weight.fill_(max(weight, _NO_WEIGHT)).log_()
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities of the labels of every pixel, [B, K, H, W] float32.

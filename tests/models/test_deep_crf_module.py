@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import deepcrf_ext as dc
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.deep_crf import Variant
+from deepcrf_ext.models import DeepCRF, Variant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,6 +104,7 @@ def test_relation_weights_multiply_energies_in_a_crf_alone() -> None:
     assert model.relation_weights == pytest.approx({"surrounding": 0.3, "above_below": 0.3})
     model.set_relation_weights({"surrounding": 2.0, "above_below": 0.0})
     torch.testing.assert_close(model.losses(images(), labels), losses)
+    assert model.relation_weights == pytest.approx({"surrounding": 2.0, "above_below": 0.0}, abs=0)
     _, (first, second) = model.crf(energies, "1unary+2pair")
     wanted = energies.pairwise["surrounding"].energies()
     torch.testing.assert_close(first.energies(), 2 * wanted)
