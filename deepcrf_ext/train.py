@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, TrainConfig, from_dict
 from deepcrf_ext.data import SegmentationDataset, check_files, open_dataset
-from deepcrf_ext.data.base import FileDataset
+from deepcrf_ext.data.base import FileDataset, listed
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
@@ -179,9 +179,7 @@ def _refuse_bad_files(datasets: Sequence[SegmentationDataset], world: World) -> 
         problems = [problem for dataset in datasets for problem in check_files(dataset)]
     problems = world.from_main(problems)
     if problems:
-        more = len(problems) - 1
-        others = f" (and {more} more; python -m deepcrf_ext.data lists all)" if more else ""
-        raise InputError(problems[0] + others)
+        raise InputError(listed(problems))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -123,3 +123,11 @@ def require_folder(path: Path, purpose: str) -> Path:
         problem = "is not a folder" if path.exists() else "does not exist"
         raise InputError(f"{path}: {problem}; must be {purpose}")
     return path
+
+
+def listed(problems: Sequence[str], limit: int = 20) -> str:
+    """Problems in one line: how many, and the first of them."""
+    rest = len(problems) - limit
+    more = f"; and {rest} more, which python -m deepcrf_ext.data lists" if rest > 0 else ""
+    count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+    return count + "; ".join(problems[:limit]) + more

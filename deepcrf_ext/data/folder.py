@@ -12,14 +12,14 @@ import numpy as np
 
 from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.constants import IGNORE_INDEX
-from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
+from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
 from deepcrf_ext.data.class_lists import ClassList, read_classes
 from deepcrf_ext.data.file_patterns import FilePattern, Found, describe_folders
 from deepcrf_ext.data.label_maps import (
     CODING_COLOURS,
-    CODINGS,
     Labels,
     class_names,
+    coding_name,
     describe_code,
     explicit_map,
     implied_map,
@@ -32,7 +32,6 @@ from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import below, existing_pair, read_lines
 from deepcrf_ext.errors import InputError
 
-LISTED = 20  # files that an error names
 _PROBED = 50  # masks that are looked at for values other than 0 and 255
 
 
@@ -73,9 +72,8 @@ class FolderDataset(FileDataset):
         require_folder(root, "the folder of images and masks")
         labels = read_labels_setting(source.labels, root)
         classes = self._classes(root, source, labels)
-        known = source.labels in CODINGS if isinstance(source.labels, str) else False
         self.source = replace(
-            source, classes=classes.plain(), labels=source.labels if known else labels
+            source, classes=classes.plain(), labels=coding_name(source.labels) or labels
         )
         self.palette_masks = source.palette_masks
         if labels is None:
@@ -109,7 +107,9 @@ class FolderDataset(FileDataset):
                 f"python -m deepcrf_ext.data {root} shows what the masks hold"
             )
         names = class_names(labels)
-        return ClassList(names, CODING_COLOURS.get(str(source.labels)) or map_colours(labels))
+        coding = coding_name(source.labels)
+        colours = map_colours(labels) if coding is None else CODING_COLOURS[coding]
+        return ClassList(names, colours)
 
     def _only_255_beside_0(self, root: Path) -> list[str]:
         """The problem of masks of 0 and 255 without a label map: they would train on 0 alone."""
@@ -158,13 +158,6 @@ def pair_files(root: Path, split: str, source: DataSource) -> Pairing:
                 f"{describe_folders(root)}"
             )
     return _pair_by_name(root, found, masks, found_masks)
-
-
-def listed(problems: Sequence[str], limit: int = LISTED) -> str:
-    """Problems in one line: how many, and the first of them."""
-    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
-    count = f"{len(problems)} problems: " if len(problems) > 1 else ""
-    return count + "; ".join(problems[:limit]) + more
 
 
 def _pair_by_name(root: Path, images: Found, masks: FilePattern, found: Found) -> Pairing:

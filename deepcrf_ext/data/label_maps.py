@@ -143,6 +143,12 @@ CODING_COLOURS: dict[str, dict[str, Colour]] = {
 """The classes of these label maps, with the colours of their pictures."""
 
 
+def coding_name(value: object) -> str | None:
+    """The key of `CODINGS` that a setting names, colours spelt either way; None for others."""
+    name = value.replace("colors", "colours") if isinstance(value, str) else None
+    return name if name in CODINGS else None
+
+
 def read_labels_setting(value: Labels | str | None, root: Path) -> Labels | None:
     """The map that `data.labels` gives: itself, one known by name, or what is in a file.
 
@@ -150,8 +156,9 @@ def read_labels_setting(value: Labels | str | None, root: Path) -> Labels | None
     """
     if value is None or isinstance(value, dict):
         return value
-    if value in CODINGS:
-        return CODINGS[value]()
+    coding = coding_name(value)
+    if coding is not None:
+        return CODINGS[coding]()
     content = read_settings("data.labels", value, root, f"a map, {' or '.join(CODINGS)}")
     if not isinstance(content, dict):
         raise InputError(f"data.labels: {value} must hold a map of values or colours to classes")

@@ -244,8 +244,8 @@ def test_a_bad_file_of_any_split_is_named_before_training(tmp_path, data, capsys
         cv2.imwrite(str(path), np.full((height, width, 3), (1, 2, 3), np.uint8))
     assert command.main(options(tmp_path, root, tmp_path / "run")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {root / 'valannot' / '0.png'}")
-    assert last.endswith("(and 1 more; python -m deepcrf_ext.data lists all)")
+    assert last.startswith(f"error: 2 problems: {root / 'valannot' / '0.png'}: ")
+    assert f"; {root / 'valannot' / '1.png'}: " in last
     assert not (tmp_path / "run").exists()
 
 

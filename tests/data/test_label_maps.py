@@ -98,6 +98,8 @@ def test_published_colours_by_name(tmp_path: Path) -> None:
     dataset = open_dataset(source(root=tmp_path, labels="camvid-colours"), split="t")
     assert [*dataset.classes] == [*camvid.COLOURS]
     assert dataset[0].labels.tolist() == [[0, 4, 10, 255]]
+    american = open_dataset(source(root=tmp_path, labels="camvid-colors"), split="t")
+    assert american.source == dataset.source
     put(tmp_path, voc_palette(256)[np.array([[0, 15, 20, 255]])])
     dataset = open_dataset(source(root=tmp_path, labels="voc-colours"), split="t")
     assert dataset.classes == voc.CLASSES
