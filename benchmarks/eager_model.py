@@ -97,4 +97,4 @@ class EagerCRF:
         """Energies [E, K, K]."""
         source, target = (projection.flatten(0, 2) for projection in output)
         table = edge_energies(source, target, network.weight, network.bias, *edges)
-        return table.unflatten(1, network.bias.shape)
+        return table.unflatten(1, network.bias.shape) * network.log_weight.exp()

@@ -85,13 +85,14 @@ class TrainConfig:
             together) by itself.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-        amp: Run the convolutions in bfloat16; losses and energies stay in float32. Null: where the
-            device has instructions for it.
+        amp: Run networks and pairwise terms in bfloat16; losses, marginals and unary energies stay
+            in float32. Null: where the device has instructions for it.
         objective: What training minimises. "piecewise" is the paper's: every potential by its own
             likelihood, without inference. "pseudo_likelihood" (the paper's appendix) is each node's
             label given its neighbours' labels, "end_to_end" each node's label under the marginals
             of mean field, unrolled (model.iterations); both train the unary and all relations
-            together. Or a list of phases, one after another, such as [{objective: piecewise,
+            together, and the weights of the relations (model.relation_weight, which had best start
+            at 0.01 then). Or a list of phases, one after another, such as [{objective: piecewise,
             share: 0.7}, {objective: end_to_end, share: 0.3, lr_factor: 0.1}].
         warm_start: Share of the epochs that train the unaries alone; then the network of every
             relation starts from the unary's, as if neighbours were independent. 0 trains all from

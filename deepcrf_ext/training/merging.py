@@ -35,7 +35,10 @@ class _Run:
             self.config, len(self.state["classes"]), self.initialised
         )
         load_weights(self.model, self.state, self.path)
-        self.optimiser.load_state_dict(self.state["optimiser"])
+        try:
+            self.optimiser.load_state_dict(self.state["optimiser"])
+        except ValueError as error:  # its groups are others
+            raise InputError(f"{self.path} is of a version whose runs cannot be merged") from error
 
     def must_match(self, other: _Run) -> None:
         """Raises InputError naming what keeps two runs from being merged."""

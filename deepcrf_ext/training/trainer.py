@@ -191,10 +191,10 @@ class Trainer:
         load_weights(self.model, state, path)
         self.initialised = set(state.get("initialised", ()))
         self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
-        self.optimiser.load_state_dict(state["optimiser"])
         try:
+            self.optimiser.load_state_dict(state["optimiser"])
             self.progress = Progress(**state["progress"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"{path} is of a version whose runs cannot be continued") from error
         if state.get("class_weights") is not None:
             self.model.class_weights = torch.tensor(state["class_weights"], device=self.device)

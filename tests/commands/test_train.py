@@ -231,6 +231,17 @@ def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, 
     assert "last.pt: potentials." in capsys.readouterr().err
 
 
+def test_a_run_from_before_the_weights_of_relations_is_not_continued(tmp_path, finished, capsys):
+    """Those weights are a group of the optimiser that it lacks."""
+    state = load_checkpoint(finished / "last.pt")
+    del state["optimiser"]["param_groups"][-1]
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(state, run / "last.pt")
+    assert command.main(["--resume", str(run), "--epochs", "9"]) == 2
+    assert "of a version whose runs cannot be continued" in capsys.readouterr().err
+
+
 def copied(data: Path, root: Path) -> Path:
     shutil.copytree(data, root)
     return root
