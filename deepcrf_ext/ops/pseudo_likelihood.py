@@ -53,9 +53,8 @@ def pseudo_likelihood_nll(
     num_nodes, num_labels = unary.shape
     labels, ignore_index = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
     known = labels != ignore_index
-    labels = labels.where(known, 0)
     energies = unary.to(accumulate_dtype(unary.dtype))  # not rounded until all is summed
-    truth = F.one_hot(labels, num_labels).to(energies.dtype) * known[:, None]
+    truth = F.one_hot(labels.where(known, 0), num_labels).to(energies.dtype) * known[:, None]
 
     for potential in potentials:
         tensors = potential_tensors(potential)
@@ -64,7 +63,7 @@ def pseudo_likelihood_nll(
             with torch.autocast(unary.device.type, enabled=False):
                 wide = type(potential)(potential.graph, *(t.to(truth.dtype) for t in tensors))
                 energies = energies + _self_loop_correction(wide, truth)
-    losses = F.cross_entropy(-energies, labels, reduction="none").where(known, 0)
+    losses = F.cross_entropy(-energies, labels, ignore_index=ignore_index, reduction="none")
     if reduction == "mean":
         losses = losses.sum() / known.sum().clamp(min=1)
     elif reduction == "sum":

@@ -15,10 +15,11 @@ from problems import (
     random_graph,
     used_tensors,
 )
-from targets import Target
+from targets import OPERATOR_TARGETS, Target
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import deepcrf_ext
 from deepcrf_ext import EdgeGraph
 
 
@@ -31,30 +32,34 @@ def sized_problem(loops: bool, kind: str, height: int, width: int) -> Problem:
     return make_problem(graphs, [kind] * 2, 4, 11, seed=height)
 
 
+# What is compiled around the kernels does not depend on whether they are emulated.
+TARGETS = [target for target in OPERATOR_TARGETS if target.name != "cuda_on_host"]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("kind", [FACTORED, TABLE])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("differentiate", [True, False])
-@pytest.mark.parametrize("loops", [False, True])
+@pytest.mark.parametrize(("dtype", "loops"), [(torch.float32, False), (torch.float16, True)])
 def test_one_graph_serves_every_size(
-    operator_target: Target,
+    target: Target,
     operator: str,
     kind: str,
-    dtype: torch.dtype,
     differentiate: bool,
+    dtype: torch.dtype,
     loops: bool,
 ) -> None:
     """With self loops, whose number is a Python int, two do: torch learns that it varies."""
 
     def function(graphs: list[EdgeGraph], labels: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         problem = Problem(tuple(graphs), (kind, kind), tensors, labels, 255)
-        return OPERATORS[operator](operator_target.functions, problem)
+        return OPERATORS[operator](target.functions, problem)
 
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for height, width in ((4, 5), (5, 6), (7, 3), (6, 8)):
-        problem = sized_problem(loops, kind, height, width).to(operator_target.device, dtype)
+        problem = sized_problem(loops, kind, height, width).to(target.device, dtype)
         problem = problem.map(lambda tensor: tensor.detach().requires_grad_(differentiate))
         arguments = (list(problem.graphs), problem.labels, problem.tensors)
         leaves = [problem.tensors[name] for name in used_tensors(operator, problem)]
@@ -70,3 +75,26 @@ def test_one_graph_serves_every_size(
         for result, wanted in zip(*results, strict=True):
             assert_close(result, wanted)
     assert counter.frame_count <= 1 + loops
+
+
+def test_the_default_backend_computes_the_same() -> None:
+    """What torch generates around the kernels, of every operator at once: it takes a compiler."""
+
+    def function(graphs: list[EdgeGraph], labels: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        problem = Problem(tuple(graphs), (FACTORED, FACTORED), tensors, labels, 255)
+        results = [OPERATORS[operator](deepcrf_ext, problem) for operator in OPERATORS]
+        return torch.cat([result.float().flatten() for result in results])
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    for height, width in ((3, 4), (5, 7)):
+        problem = sized_problem(False, FACTORED, height, width).map(Tensor.float)
+        problem = problem.map(lambda tensor: tensor.detach().requires_grad_())
+        arguments = (list(problem.graphs), problem.labels, problem.tensors)
+        results = []
+        for run in (compiled, function):
+            value = run(*arguments)
+            gradients = torch.autograd.grad(value.sum(), list(problem.tensors.values()))
+            results.append([value.detach(), *gradients])
+        for result, wanted in zip(*results, strict=True):
+            assert_close(result, wanted)
