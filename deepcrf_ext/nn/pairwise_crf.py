@@ -167,6 +167,10 @@ class PairwiseCRF(nn.Module):
             TypeError, ValueError: an argument does not fit; the message names it.
             InputError: the graph of a relation would take too much memory.
         """
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: got {objective!r}, must be one of {', '.join(OBJECTIVES)}"
+            )
         self._check(logits, features)
         weights = self._class_weights(class_weights, logits.device)
         nodes = self._nodes(labels, logits)
@@ -181,16 +185,11 @@ class PairwiseCRF(nn.Module):
                 # waits for every parameter's, work unasked.
                 losses[name] = nll + 0 * self.relation_weights[name]
             return losses
-        if objective == "pseudo_likelihood":
-            scaled = [p.scaled(self.relation_weights[name]) for name, p in potentials.items()]
-            energies = unary.to(scaled[0].dtype) if scaled else unary
-            values = pseudo_likelihood_nll(energies, scaled, nodes, ignore, reduction="none")
-            return {
-                "pseudo_likelihood": weighted_mean(
-                    values.to(unary.dtype), node_weights(nodes, weights, ignore)
-                )
-            }
-        raise ValueError(f"objective: got {objective!r}, must be one of {', '.join(OBJECTIVES)}")
+        scaled = [p.scaled(self.relation_weights[name]) for name, p in potentials.items()]
+        energies = unary.to(scaled[0].dtype) if scaled else unary
+        values = pseudo_likelihood_nll(energies, scaled, nodes, ignore, reduction="none")
+        counts = node_weights(nodes, weights, ignore)
+        return {"pseudo_likelihood": weighted_mean(values.to(unary.dtype), counts)}
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Calibration:

@@ -179,6 +179,16 @@ def test_compiles_whole_for_any_size_at_once(piecewise: PairwiseCRF) -> None:
     assert backend.frame_count == first_size
 
 
+def test_exports_for_any_size(piecewise: PairwiseCRF) -> None:
+    batch, rows, columns = (torch.export.Dim(name, min=2) for name in ("b", "h", "w"))
+    sizes = {0: batch, 2: rows, 3: columns}
+    logits, features, _ = scenes(3, seed=5)
+    program = torch.export.export(piecewise, (logits, features), dynamic_shapes=(sizes, sizes))
+    for count, height, width in ((3, 8, 9), (2, 5, 4)):
+        arguments = (logits[:count, :, :height, :width], features[:count, :, :height, :width])
+        torch.testing.assert_close(program.module()(*arguments), piecewise(*arguments))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_grad_scaler_steps(piecewise: PairwiseCRF, dtype: torch.dtype) -> None:
     layer, (logits, features, labels) = restarted(piecewise), scenes(8, seed=6)
