@@ -13,12 +13,12 @@ install: .venv/installed
 train: install
 	$(BIN)/python -m deepcrf_ext.train
 
-# A process for each core, and so one thread in each. What a change needs; test-all is everything.
+# A process for each core, and so one thread in each. What a change needs; test-all adds the rest.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --hypothesis-profile few
 
-test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
