@@ -203,6 +203,7 @@ def test_constant_image(target: Target) -> None:
     assert_close(result.sum(1), torch.ones_like(result[:, 0]))
 
 
+@pytest.mark.slow
 def test_twelve_megapixels() -> None:
     """Noisy energies of a photograph's size come out as the two halves of the image."""
     height, width = 3000, 4000
