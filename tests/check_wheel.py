@@ -1,4 +1,4 @@
-"""Checks an installed wheel beside torch and NumPy alone: run as a program, by `make wheel`."""
+"""Checks an installed wheel beside what it depends on alone: run as a program, by `make wheel`."""
 
 from __future__ import annotations
 
