@@ -103,7 +103,7 @@ def test_require_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_extra_is_that_of_the_package() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    extra = text[text.index("\ntrain = [") : text.index("\ntest = [")]
+    extra = text[text.index("\ntrain = [") :].partition("\n]")[0]
     assert set(EXTRA.values()) == {
         re.match(r"[\w-]+(\[\w+\])?", requirement).group()
         for requirement in re.findall(r'"(.+?)"', extra)
