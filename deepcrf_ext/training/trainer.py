@@ -16,20 +16,11 @@ from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.network_weights import Loaded, load_network_weights
-from deepcrf_ext.models.pyramid_backbone import PyramidBackbone
-from deepcrf_ext.models.transfer import Transfer, transfer_weights
-from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.nn.grid_graphs import check_memory
 from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
-from deepcrf_ext.records.checkpoint import (
-    find_trained,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
@@ -46,6 +37,7 @@ from deepcrf_ext.training.optimiser import (
     set_learning_rate,
 )
 from deepcrf_ext.training.stages import plan_stages
+from deepcrf_ext.training.starting_weights import StartingWeights, take_weights
 from deepcrf_ext.training.step_log import StepLog
 
 
@@ -121,12 +113,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = DeepCRF(config.model, train_set.num_classes) if model is None else model
         self.transform = transform
-        self.transfer: Transfer | None = None
-        self.loaded: Loaded | None = None
-        self.initialised: set[str] = set()
+        start = StartingWeights()
         if checkpoint is None:
-            self._take_weights()
-            self.initialised &= {name for name, _ in self.model.named_parameters()}
+            start = take_weights(self.model, config, train_set.classes)
+            if start.relations_started:
+                self.config = replace(self.config, warm_start=0.0)  # would start them once more
+        self.initialised, self.transfer, self.loaded = start.taken, start.transfer, start.loaded
         self._check_memory()
         self.model.to(self.device)
         share_batches(self.model, world)
@@ -158,32 +150,6 @@ class Trainer:
                     f"{name} {error}; or set a smaller data.crop or batch_size, or a larger "
                     "accumulate"
                 ) from error
-
-    def _take_weights(self) -> None:
-        """Gives the model the weights that the settings name."""
-        config = self.config
-        if config.vgg_weights is not None:
-            self.initialised |= initialise_from_vgg16(self.model, config.vgg_weights)
-        if config.backbone_weights is not None:
-            for name, module in self.model.named_modules():
-                if isinstance(module, PyramidBackbone):
-                    path = Path(config.backbone_weights)
-                    self.loaded = load_network_weights(module.maps.network, path)
-                    prefix = f"{name}.maps.network."
-                    self.initialised |= {prefix + taken for taken in self.loaded.taken}
-        if config.init_from is None:
-            return
-        path = find_trained(Path(config.init_from))
-        state = load_checkpoint(path)
-        classes = self.train_set.classes
-        self.transfer = transfer_weights(self.model, classes, state["model"], state["classes"])
-        state_dict = self.model.state_dict()
-        if not any(state_dict[name].ndim > 1 for name in self.transfer.whole):
-            raise InputError(f"init_from: no layer of {path} fits the model ({self.transfer})")
-        self.initialised |= set(self.transfer.whole)
-        relations = [f"potentials.{name}.source.weight" for name in config.model.relations]
-        if self.transfer.started(relations):
-            self.config = replace(config, warm_start=0.0)  # it would start relations once more
 
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
