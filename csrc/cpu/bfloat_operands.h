@@ -34,7 +34,7 @@ class BfloatOperands {
         hidden_by_edge_(shape.with_gradient ? blocks_ * kMaskBits * row_ : 0),
         gradient_by_edge_(shape.with_gradient ? blocks_ * kMaskBits : 0, shape.pairs),
         edge_masks_(shape.with_gradient ? blocks_ * row_ : 0),
-        lane_sums_(shape) {}
+        lane_sums_(shape.num_threads, lane_sums_size(shape, V)) {}
 
   template <typename In>
   void pack_weight(const In* weight,  // [K, K, D]
@@ -142,17 +142,21 @@ class BfloatOperands {
     }
   }
 
-  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
+  const float* multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
+    float* lane_sums = lane_sums_.mine().get();
     for (int64_t panel = 0; panel < weight_by_column_.count(); ++panel) {
       with_panel_vectors(weight_by_column_.vectors(panel), [&](auto vectors) {
         masked_dots<vectors()>(
             count, gradient_by_column_.at(panel, first), masks_.of_edge(first) + word, 2 * groups_,
-            weight_by_column_.at(panel, word * kMaskBits), panel == 0, lane_sums_.mine());
+            weight_by_column_.at(panel, word * kMaskBits), panel == 0, lane_sums);
       });
     }
+    return lane_sums;
   }
 
-  Vec<float> hidden_gradient(int64_t i, int64_t d) { return lane_sums_.total(i, d); }
+  static Vec<float> hidden_gradient(const float* product, int64_t i, int64_t d) {
+    return sum_lanes(product, i, d);
+  }
 
   void add_weight_gradient(int64_t tile_size, int64_t feature, int64_t features, int64_t panel,
                            const Panels<float>&, Panels<float>& weight_gradient) {
@@ -192,7 +196,7 @@ class BfloatOperands {
   Buffer<BfloatPair> hidden_by_edge_;      // [blocks * kMaskBits, row]
   Panels<BfloatPair> gradient_by_edge_;    // [blocks * kMaskBits, K * K]
   Buffer<uint32_t> edge_masks_;            // [blocks, row]
-  LaneSums<float> lane_sums_;
+  PerThread<Buffer<float>> lane_sums_;     // [kBlockEdges, kMaskBits, lanes]
 };
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

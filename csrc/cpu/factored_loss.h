@@ -208,12 +208,12 @@ class FactoredLoss {
     const T* hidden = operands_.hidden(first);
     operands_.pack_gradient(first, count, energies_);
     for (int64_t word = 0; word * kMaskBits < D_; ++word) {
-      operands_.multiply_weight(first, count, word, energies_);
+      const T* product = operands_.multiply_weight(first, count, word, energies_);
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t d = word * kMaskBits; d < std::min((word + 1) * kMaskBits, D_); d += V) {
           store_up_to(hidden_gradient_.get() + (first + i) * D_ + d, D_ - d,
                       where_positive<T>(load(hidden + i * row + d),
-                                        operands_.hidden_gradient(i, d % kMaskBits)));
+                                        Operands::hidden_gradient(product, i, d % kMaskBits)));
         }
       }
     }

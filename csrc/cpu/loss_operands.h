@@ -18,22 +18,17 @@ struct LossShape {
   int64_t padded_features() const { return words * kMaskBits; }
 };
 
-// Each thread's dot products of a block of edges with a word of features, lanes yet to be summed.
+// Dot products of a block of edges with a word of features, lanes yet to be summed: the sums of
+// edge i and of a vector of features from d of the word on.
 template <typename T>
-class LaneSums {
- public:
-  explicit LaneSums(const LossShape& shape)
-      : sums_(shape.num_threads, shape.with_gradient ? kBlockEdges * kMaskBits * kLanes<T> : 0) {}
+inline Vec<T> sum_lanes(const T* lane_sums,  // [kBlockEdges, kMaskBits, lanes]
+                        int64_t i, int64_t d) {
+  return horizontal_sums(lane_sums + (i * kMaskBits + d) * kLanes<T>);
+}
 
-  T* mine() { return sums_.mine().get(); }  // [kBlockEdges, kMaskBits, lanes]
-  // Of edge i and a vector of features from d on.
-  Vec<T> total(int64_t i, int64_t d) {
-    return horizontal_sums(mine() + (i * kMaskBits + d) * kLanes<T>);
-  }
-
- private:
-  PerThread<Buffer<T>> sums_;
-};
+inline int64_t lane_sums_size(const LossShape& shape, int64_t lanes) {
+  return shape.with_gradient ? kBlockEdges * kMaskBits * lanes : 0;
+}
 
 // float and double: one form of each matrix serves all products.
 template <typename T>
@@ -49,7 +44,7 @@ class FloatOperands {
         weight_(shape.padded_features(), shape.pairs),
         hidden_(shape.tile_edges * row_),
         masks_(shape.tile_edges, shape.words, shape.with_gradient),
-        lane_sums_(shape) {}
+        lane_sums_(shape.num_threads, lane_sums_size(shape, kLanes<T>)) {}
 
   // Fills the rows of a group of features; call for each.
   template <typename In>
@@ -90,19 +85,23 @@ class FloatOperands {
 
   void pack_gradient(int64_t, int64_t, const Panels<T>&) {}
 
-  // G W of one word of features.
-  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<T>& gradient) {
+  // G W of one word of features, this thread's: read by hidden_gradient().
+  const T* multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<T>& gradient) {
+    T* lane_sums = lane_sums_.mine().get();
     for (int64_t panel = 0; panel < weight_.count(); ++panel) {
       with_panel_vectors(weight_.vectors(panel), [&](auto vectors) {
         masked_dots<vectors()>(count, gradient.at(panel, first), masks_.of_edge(first) + word,
                                shape_.words, weight_.at(panel, word * kMaskBits), panel == 0,
-                               lane_sums_.mine());
+                               lane_sums);
       });
     }
+    return lane_sums;
   }
 
-  // What it gave for edge i of the block and a vector of features from d of the word on.
-  Vec<T> hidden_gradient(int64_t i, int64_t d) { return lane_sums_.total(i, d); }
+  // Of edge i of the block and a vector of features from d of the word on.
+  static Vec<T> hidden_gradient(const T* product, int64_t i, int64_t d) {
+    return sum_lanes(product, i, d);
+  }
 
   // weight_gradient += H' G, for some features and one panel of columns.
   void add_weight_gradient(int64_t tile_size, int64_t feature, int64_t features, int64_t panel,
@@ -122,7 +121,7 @@ class FloatOperands {
   Panels<T> weight_;  // [padded D, K * K]
   Buffer<T> hidden_;  // [tile, row]
   HiddenMasks masks_;
-  LaneSums<T> lane_sums_;
+  PerThread<Buffer<T>> lane_sums_;  // [kBlockEdges, kMaskBits, lanes]
 };
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -118,8 +118,8 @@ class TileOperands {
     }
   }
 
-  // G W of one word of features.
-  void multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
+  // G W of one word of features, this thread's: read by hidden_gradient().
+  const float* multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<float>&) {
     float* sums = sums_.mine().get();
     multiply_tiles_into(
         ceil_div(count, kTileRows), kMaskBits / kTileRows, column_steps_,
@@ -127,11 +127,12 @@ class TileOperands {
          gradient_row() / 2},
         {weight_by_column(0, word * kMaskBits), kTileElements, features_ * kTileRows, kTileRows},
         sums, kMaskBits, true);
+    return sums;
   }
 
-  // What it gave for edge i of the block and a vector of features from d of the word on.
-  Vec<float> hidden_gradient(int64_t i, int64_t d) {
-    return load(sums_.mine().get() + i * kMaskBits + d);
+  // Of edge i of the block and a vector of features from d of the word on.
+  static Vec<float> hidden_gradient(const float* product, int64_t i, int64_t d) {
+    return load(product + i * kMaskBits + d);
   }
 
   // weight_gradient += H' G, for some features and one panel of columns. The edges go in parts
