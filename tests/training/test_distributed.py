@@ -290,7 +290,11 @@ def test_torchrun(data, tmp_path):
         first.kill()
     assert first.returncode != 0
     errors = log.read_text()
-    assert "error: process 0 of 2 lost another one" in errors
+    # The launcher ends the rest of the group too: whichever loss the process notices first.
+    assert (
+        "error: process 0 of 2 lost another one" in errors
+        or "error: a process that loads images ended" in errors
+    )
     assert f"all can go on with --resume {run}" in errors
     step = load_checkpoint(run / "last.pt")["step"]
     epochs = str(step // STEPS_PER_EPOCH + 1)
