@@ -19,7 +19,7 @@ from deepcrf_ext.data import SegmentationDataset, check_files, open_dataset
 from deepcrf_ext.data.base import FileDataset, listed
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
-from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
+from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint, load_model
 from deepcrf_ext.records.run_folder import create_run_folder, write_config
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.picture_grid import write_picture_grid
@@ -146,12 +146,14 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         return stop.exit_code or 128 + signal.SIGTERM  # another process was asked to stop
     if not world.is_main:
         return 0
-    write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
+    with trainer.average.applied():
+        write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
+    load_model(folder)[0].save_pretrained(folder / "weights")
     quoted = shlex.quote(str(folder))
     best = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # merged, and finished
     print(
         f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "
-        f"({best}, metrics.jsonl, grid.png); next\n"
+        f"({best}, weights, metrics.jsonl, grid.png); next\n"
         f"  python -m deepcrf_ext.evaluate --checkpoint {quoted} --rows all\n"
         f"  python -m deepcrf_ext.predict IMAGE --checkpoint {quoted} --output predictions"
     )

@@ -100,6 +100,9 @@ class TrainConfig:
         class_balance: What a class counts in the losses. "median_frequency" weighs rare classes up:
             by the median frequency over its own, frequencies counted over the training images that
             the class occurs in; an edge weighs the geometric mean of its two labels' weights.
+        ema: Decay of the exponential moving average of the weights, such as 0.999, that validation
+            measures and that checkpoints hold for prediction; less at first. 0 takes the weights
+            themselves.
         vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
             torchvision's.
         backbone_weights: Start the backbone (model.backbone other than vgg) from a file of its
@@ -127,6 +130,7 @@ class TrainConfig:
     objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
     warm_start: float = 0.6
     class_balance: Literal["none", "median_frequency"] = "none"
+    ema: float = 0.0
     vgg_weights: str | None = None
     backbone_weights: str | None = None
     init_from: str | None = None
@@ -152,6 +156,8 @@ class TrainConfig:
                 f"model.pairwise_hidden: {self.model.pairwise_hidden} must be at least twice "
                 f"model.hidden, {self.model.hidden}, for a warm start"
             )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema: {self.ema} must be at least 0 and below 1")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} must not be negative")
         if self.save_minutes <= 0:

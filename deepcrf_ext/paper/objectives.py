@@ -151,6 +151,7 @@ class Comparison:
             path = self.folder / "start" / "last.pt"
             load_weights(trainer.model, load_checkpoint(path), path)
             trainer.model.start_relations_from_unary()
+            trainer.average.restart()
         return trainer
 
     def measure(self) -> dict[str, Any]:

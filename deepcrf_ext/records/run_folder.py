@@ -5,6 +5,7 @@ metrics.jsonl    one line a step (losses, learning rate) and one a validation (s
                  the unary and all relations what `DeepCRF.name_of` does, as 1unary+2pair
 events.out.*     the same for TensorBoard
 last.pt, best.pt checkpoints: the newest, and that of the best validation mean IoU
+weights/         the weights of best.pt alone, for `DeepCRF.from_pretrained` (safetensors)
 grid.png         image / truth / the unary alone / the unary and all relations
 """
 

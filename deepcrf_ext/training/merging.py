@@ -28,6 +28,8 @@ class _Run:
         if "stage" not in self.state.get("progress", {}):
             raise InputError(f"{self.path} is of a version whose runs cannot be merged")
         self.config = from_dict(self.state["config"])
+        if self.config.ema:
+            raise InputError(f"{self.path}: averages its weights (ema), and cannot be merged")
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
         self.initialised: list[str] = self.state.get("initialised", [])

@@ -20,7 +20,7 @@ from deepcrf_ext.nn.grid_graphs import check_memory
 from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.interrupt import StopRequest
@@ -39,6 +39,7 @@ from deepcrf_ext.training.optimiser import (
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.starting_weights import StartingWeights, take_weights
 from deepcrf_ext.training.step_log import StepLog
+from deepcrf_ext.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Trainer:
         self._check_memory()
         self.model.to(self.device)
         share_batches(self.model, world)
+        self.average = WeightAverage(self.model, config.ema)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
         self.optimiser = make_optimiser(self.model, config.optim, self.initialised)
         self.stages = plan_stages(self.config, self.model)
@@ -154,7 +156,7 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
         state = load_checkpoint(path)
-        load_weights(self.model, state, path)
+        self.average.restore(state, path)
         self.initialised = set(state.get("initialised", ()))
         self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
         try:
@@ -212,7 +214,7 @@ class Trainer:
                 "palette": self.train_set.palette.tolist(),
                 "epoch": self.progress.epoch,
                 "step": self.progress.step,
-                "model": self.model.state_dict(),
+                **self.average.state(),
                 "optimiser": self.optimiser.state_dict(),
                 "progress": asdict(self.progress),
                 "initialised": sorted(self.initialised),
@@ -271,7 +273,7 @@ class Trainer:
     def validate(self, trained: Sequence[str], stop: StopRequest) -> dict[str, dict[str, float]]:
         """`Evaluation.summary` of the validation images, for the unary and the whole CRF.
 
-        Variants with a potential that is not among `trained` are left out. Leaves the model in eval
+        It is of the averaged weights (`TrainConfig.ema`), if there are any. Variants with a potential that is not among `trained` are left out. Leaves the model in eval
         mode. Raises EvaluationStopped.
         """
         variants = {
@@ -279,15 +281,16 @@ class Trainer:
             for name, variant in before_and_after(self.model).items()
             if set(variant.potentials) <= set(trained)
         }
-        return evaluate(
-            self.model.eval(),
-            self.val_set,
-            variants,
-            self.config.amp,
-            world=self.world,
-            boundaries=False,
-            stop=lambda: stop.signal is not None,
-        ).summary()
+        with self.average.applied():
+            return evaluate(
+                self.model.eval(),
+                self.val_set,
+                variants,
+                self.config.amp,
+                world=self.world,
+                boundaries=False,
+                stop=lambda: stop.signal is not None,
+            ).summary()
 
     def _enter_stage(self) -> None:
         """Goes on to the stage of the current epoch, never back when a run is made longer.
@@ -300,6 +303,7 @@ class Trainer:
                 break
             if now.potentials != later.potentials:
                 self.model.start_relations_from_unary()
+                self.average.restart()
             self.progress.stage += 1
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -373,6 +377,7 @@ class Trainer:
         factor = learning_rate_factor(config.optim, progress.step / self.per_epoch, config.epochs)
         set_learning_rate(self.optimiser, stage.lr_factor * factor)
         self.optimiser.step()
+        self.average.update()
         progress.step += 1
         progress.batch += 1
         for name, value in losses.items():
