@@ -273,8 +273,8 @@ class Trainer:
     def validate(self, trained: Sequence[str], stop: StopRequest) -> dict[str, dict[str, float]]:
         """`Evaluation.summary` of the validation images, for the unary and the whole CRF.
 
-        It is of the averaged weights (`TrainConfig.ema`), if there are any. Variants with a potential that is not among `trained` are left out. Leaves the model in eval
-        mode. Raises EvaluationStopped.
+        It is of the averaged weights, if there are any. Variants with a potential that is not among
+        `trained` are left out. Leaves the model in eval mode. Raises EvaluationStopped.
         """
         variants = {
             name: variant

@@ -185,11 +185,15 @@ def test_killed_loader_process_ends_the_run_and_nothing_is_lost(
     assert same_weights(run, finished)
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_run_never_overwrites_another(finished, data, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in finished.iterdir()}
+    before = files_of(finished)
     assert command.main(options(tmp_path, data, finished)) == 2
     assert f"output: {finished}" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+    assert files_of(finished) == before
 
 
 def test_loss_that_is_not_finite(data, tmp_path, capsys):
