@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class WeightAverage:
             return {"model": weights}
         return {"model": self._average, "live": {"model": weights, "steps": self.steps}}
 
-    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+    def restore(self, state: dict[str, Any], path: Path) -> None:
         """Goes to where `state` was read, which the file `path` holds.
 
         Raises InputError where its weights are not those of the model.
