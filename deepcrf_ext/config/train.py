@@ -99,7 +99,9 @@ class TrainConfig:
             the start, as the paper does from VGG-16 weights.
         class_balance: What a class counts in the losses. "median_frequency" weighs rare classes up:
             by the median frequency over its own, frequencies counted over the training images that
-            the class occurs in; an edge weighs the geometric mean of its two labels' weights.
+            the class occurs in. Or weights: a list in the order of the classes, or {car: 2} where
+            the others weigh 1, or a YAML or JSON file of either. A node counts as its label, an
+            edge as the geometric mean of its two labels' weights.
         ema: Decay of the exponential moving average of the weights, such as 0.999, that validation
             measures and that checkpoints hold for prediction; less at first. 0 takes the weights
             themselves.
@@ -129,7 +131,9 @@ class TrainConfig:
     amp: bool | None = None
     objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
     warm_start: float = 0.6
-    class_balance: Literal["none", "median_frequency"] = "none"
+    class_balance: (
+        Literal["none", "median_frequency"] | tuple[float, ...] | dict[str, float] | str
+    ) = "none"
     ema: float = 0.0
     vgg_weights: str | None = None
     backbone_weights: str | None = None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.data.settings_files import parse_yaml
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, World
 from deepcrf_ext.progress import progress
 
@@ -33,3 +39,43 @@ def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE)
         frequency = pixels[seen] / among[seen]
         weights[seen] = np.median(frequency) / frequency
     return torch.from_numpy(weights).float()
+
+
+_FORMS = "none, median_frequency, a list of one weight a class, or a map of classes to weights"
+
+
+def plain_balance(balance: object, classes: Sequence[str]) -> str | tuple[float, ...]:
+    """`TrainConfig.class_balance` without a file or names: what it says, or one weight a class.
+
+    Raises InputError for a file that cannot be read, for unknown classes and for numbers that
+    cannot be weights.
+    """
+    if isinstance(balance, str):
+        if balance in ("none", "median_frequency"):
+            return balance
+        path = Path(balance).expanduser()
+        if not path.is_file():
+            raise InputError(f"class_balance: {balance} is not a file; must be {_FORMS}, or a file")
+        balance = parse_yaml(path)
+    if isinstance(balance, Mapping):
+        unknown = [str(name) for name in balance if name not in classes]
+        if unknown:
+            raise InputError(
+                f"class_balance: {', '.join(unknown)} unknown; classes are {', '.join(classes)}"
+            )
+        balance = [balance.get(name, 1.0) for name in classes]
+    if not isinstance(balance, list | tuple):
+        raise InputError(f"class_balance: got {balance!r}, must be {_FORMS}")
+    if len(balance) != len(classes):
+        raise InputError(
+            f"class_balance: got {len(balance)} weights, must be {len(classes)}, one for each of "
+            f"{', '.join(classes)}"
+        )
+    for name, weight in zip(classes, balance, strict=True):
+        if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+            raise InputError(
+                f"class_balance: the weight of {name} is {weight!r}, must be a number of at least 0"
+            )
+    if not any(balance):
+        raise InputError("class_balance: all weights are 0, must be positive for some class")
+    return tuple(float(weight) for weight in balance)

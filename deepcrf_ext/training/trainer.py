@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deepcrf_ext.config import DataSource, TrainConfig, to_dict
+from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
@@ -36,6 +36,7 @@ from deepcrf_ext.training.optimiser import (
     make_optimiser,
     set_learning_rate,
 )
+from deepcrf_ext.training.plain_settings import plain_settings
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.starting_weights import StartingWeights, take_weights
 from deepcrf_ext.training.step_log import StepLog
@@ -101,7 +102,7 @@ class Trainer:
                 f"data.val_split: has the classes {', '.join(val_set.classes)}; training has "
                 f"{', '.join(train_set.classes)}"
             )
-        self.config, self.world = describe_data(config, train_set), world
+        self.config, self.world = plain_settings(config, train_set), world
         batch_size = min(config.batch_size, len(train_set))
         self.fewest_images = batch_size // world.size  # that a process has of a batch
         if self.fewest_images == 0:
@@ -120,6 +121,8 @@ class Trainer:
             if start.relations_started:
                 self.config = replace(self.config, warm_start=0.0)  # would start them once more
         self.initialised, self.transfer, self.loaded = start.taken, start.transfer, start.loaded
+        if isinstance(self.config.class_balance, tuple):
+            self.model.class_weights = torch.tensor(self.config.class_balance)
         self._check_memory()
         self.model.to(self.device)
         share_batches(self.model, world)
@@ -383,14 +386,6 @@ class Trainer:
         for name, value in losses.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
         return losses
-
-
-def describe_data(config: TrainConfig, dataset: SegmentationDataset) -> TrainConfig:
-    """The settings with where the data come from in plain values, as a checkpoint carries them."""
-    if dataset.source is None:
-        return config
-    source = {field.name: getattr(dataset.source, field.name) for field in fields(DataSource)}
-    return replace(config, data=replace(config.data, **source))
 
 
 def _summary(epoch: int, losses: dict[str, float], mean_iou: dict[str, float]) -> str:

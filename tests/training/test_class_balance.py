@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch.nn import functional
 import deepcrf_ext as dc
 from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.records.checkpoint import load_checkpoint
-from deepcrf_ext.training.class_balance import median_frequency_weights
+from deepcrf_ext.train import main as train
+from deepcrf_ext.training.class_balance import median_frequency_weights, plain_balance
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.objectives import make_losses
 from deepcrf_ext.training.trainer import Trainer
@@ -170,3 +173,80 @@ def test_losses_of_a_whole_crf_weigh_its_nodes(model: DeepCRF, objective: Object
     found = loss.mean(model, model.inputs(images), labels)
     torch.testing.assert_close(found, (counts * values).sum() / counts.sum(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loss.count(model, labels).float(), counts.sum())
+
+
+CLASSES = ("sky", "car", "crack")
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        ("none", "none"),
+        ("median_frequency", "median_frequency"),
+        ((1.0, 2.5, 0.0), (1.0, 2.5, 0.0)),
+        ({"crack": 4.0}, (1.0, 1.0, 4.0)),
+        ("list.json", (3.0, 2.0, 1.0)),
+        ("map of weights.yaml", (0.5, 1.0, 8.0)),
+    ],
+)
+def test_explicit_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: object, expected: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[3, 2, 1]")
+    Path("map of weights.yaml").write_text("crack: 8\nsky: 0.5\n")
+    assert plain_balance(balance, CLASSES) == expected
+
+
+@pytest.mark.parametrize(
+    ("balance", "message"),
+    [
+        ("median_freq", "median_freq is not a file; must be none, median_frequency, a list"),
+        ((1.0, 2.0), "got 2 weights, must be 3, one for each of sky, car, crack"),
+        ({"crak": 2.0, "dog": 1.0}, "crak, dog unknown; classes are sky, car, crack"),
+        ((1.0, -1.0, 1.0), "the weight of car is -1.0"),
+        ((1.0, float("nan"), 1.0), "the weight of car is nan"),
+        ((1.0, float("inf"), 1.0), "the weight of car is inf"),
+        ((0.0, 0.0, 0.0), "all weights are 0"),
+        ("words.yaml", "the weight of car is 'much'"),
+        ("number.yaml", "got 3, must be none"),
+        ("damaged.yaml", "damaged.yaml: not YAML or JSON"),
+    ],
+)
+def test_what_cannot_be_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.yaml").write_text("{car: much}")
+    Path("number.yaml").write_text("3")
+    Path("damaged.yaml").write_text("[1, ")
+    with pytest.raises(InputError, match=re.escape(message)):
+        plain_balance(balance, CLASSES)
+
+
+def test_explicit_weights_weigh_the_losses_and_outlive_their_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    write_camvid(root, "train")
+    write_camvid(root, "val")
+    file = tmp_path / "weights.yaml"
+    file.write_text("{sky: 0.5, pole: 6}\n")
+    settings = tmp_path / "tiny.yaml"
+    settings.write_text(
+        "model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}\n"
+        f"data: {{dataset: camvid, root: {root}, crop: [32, 40]}}\n"
+        "epochs: 1\nbatch_size: 3\nwarm_start: 0\ndevice: cpu\n"
+    )
+    run = tmp_path / "run"
+    arguments = ["--config", str(settings), "--output", str(run), "--class-balance"]
+    assert train([*arguments, "{sky: 2, Dog: 1}"]) == 2
+    assert "class_balance: Dog unknown" in capsys.readouterr().err
+    assert not run.exists()
+    assert train([*arguments, str(file)]) == 0
+    file.unlink()
+    state = load_checkpoint(run / "last.pt")
+    expected = [{"sky": 0.5, "pole": 6.0}.get(name, 1.0) for name in state["classes"]]
+    assert state["class_weights"] == state["config"]["class_balance"] == expected
+    assert train(["--resume", str(run), "--epochs", "2"]) == 0
+    assert load_checkpoint(run / "last.pt")["class_weights"] == expected
