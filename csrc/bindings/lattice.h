@@ -73,9 +73,10 @@ inline cuda::PermutohedralLattice lattice_view(const py::tuple& tensors, const D
   splat_points.expect_device(device).expect_shape({P});
   splat_positions.expect_device(device).expect_shape({P});
   splat_weights.expect_device(device).expect_shape({P});
-  neighbours.expect_device(device).expect_shape({d + 1, P, 2});
+  neighbours.expect_device(device).expect_shape({d + 1, -1, 2});
   return {N,
           d,
+          neighbours.size(1),
           num_points.data<int32_t>(),
           vertices.data<int32_t>(),
           weights.data<float>(),

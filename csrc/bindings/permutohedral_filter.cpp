@@ -35,15 +35,26 @@ int64_t permutohedral_lattice_workspace(const py::object& features) {
   return DEEPCRF_CUDA_VALUE(permutohedral_lattice_workspace, values.size(1), values.size(0));
 }
 
-// On CUDA: fills all arrays of a lattice.
-void permutohedral_lattice_cuda(const py::object& features, const py::tuple& lattice,
-                                const py::object& workspace, int num_threads, uintptr_t stream) {
+// On CUDA: fills num_points, vertices and weights of a lattice.
+void permutohedral_points_cuda(const py::object& features, const py::tuple& lattice,
+                               const py::object& workspace, int num_threads, uintptr_t stream) {
   const Tensor values(features, "features");
   const Device device = values.device();
   const auto view = lattice_view<cuda::PermutohedralLattice>(lattice, device);
   values.expect_shape({view.num_dims, view.num_values});
   const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
-  DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_lattice, values.data<float>(), view, ctx);
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_points, values.data<float>(), view, ctx);
+}
+
+// On CUDA, then, with the same workspace: fills the other arrays.
+void permutohedral_lattice_cuda(const py::tuple& lattice, const py::object& workspace,
+                                int num_threads, uintptr_t stream) {
+  expect_count(lattice, 7, "lattice");
+  const Device device = Tensor(lattice[0], "num_points").device();
+  const auto view = lattice_view<cuda::PermutohedralLattice>(lattice, device);
+  DEEPCRF_CHECK(view.max_points > 0, "neighbours: got no rows, must have one a lattice point");
+  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_lattice, view, ctx);
 }
 
 template <class T>
@@ -125,8 +136,10 @@ void bind_permutohedral_filter(py::module_& module) {
              py::arg("vertices"), py::arg("weights"), py::arg("num_threads"), py::arg("stream"));
   module.def("permutohedral_lattice_workspace", &permutohedral_lattice_workspace,
              py::arg("features"));
-  module.def("permutohedral_lattice_cuda", &permutohedral_lattice_cuda, py::arg("features"),
+  module.def("permutohedral_points_cuda", &permutohedral_points_cuda, py::arg("features"),
              py::arg("lattice"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+  module.def("permutohedral_lattice_cuda", &permutohedral_lattice_cuda, py::arg("lattice"),
+             py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
   module.def("permutohedral_filter_workspace", &permutohedral_filter_workspace, py::arg("lattice"),
              py::arg("values"), py::arg("filtered"));
   module.def("permutohedral_filter", &permutohedral_filter, py::arg("lattice"), py::arg("values"),

@@ -266,7 +266,7 @@ class DenseMeanField {
     for (size_t i = first; i < first + count; ++i) {
       KernelValues<T>& own = kernels_[i];
       if (!own.has_matrix()) continue;
-      launch("mix_labels", mix_labels_kernel<T>, shape_.point_grid(arguments_.num_values),
+      launch("mix_labels", mix_labels_kernel<T>, shape_.point_grid(own.kernel->lattice),
              kThreadsPerBlock, 0, stream_, own.kernel->lattice.num_points, own.values.points,
              own.matrix, shape_, own.values.blurred);
       std::swap(own.values.points, own.values.blurred);

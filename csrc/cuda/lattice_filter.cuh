@@ -15,8 +15,8 @@ namespace deepcrf::cuda {
 
 constexpr int kMaxLattices = 4;
 
-// Grids over lattice points, whose number the host does not know, are sized for one point for so
-// many positions, as photos have them; where there are more, threads go round.
+// Grids over lattice points, whose number the host may not know, are sized for at most one point
+// for so many positions, as photos have them; where there are more, threads go round.
 constexpr int64_t kPositionsPerPoint = 8;
 
 // Corners, sorted by lattice point, that a group of threads splats.
@@ -41,8 +41,8 @@ struct RowShape {
   __host__ __device__ int64_t width() const { return static_cast<int64_t>(vectors) * kVector<T>; }
   __host__ __device__ int group_size() const { return 1 << group_bits; }
   unsigned int grid(int64_t rows) const { return grid_size(rows, kThreadsPerBlock >> group_bits); }
-  unsigned int point_grid(int64_t num_values) const {
-    return grid(ceil_div(num_values, kPositionsPerPoint));
+  unsigned int point_grid(const PermutohedralLattice& lattice) const {
+    return grid(std::min(lattice.max_points, ceil_div(lattice.num_values, kPositionsPerPoint)));
   }
 
   // Rows of this thread: `for (row = first_row(); row < count; row += num_rows())`, and its vectors
@@ -74,8 +74,8 @@ struct LatticeValues {
   LatticeValues() = default;
   LatticeValues(Workspace& workspace, const PermutohedralLattice& lattice, const RowShape<T>& shape)
       : lattice(lattice),
-        points(workspace.take<T>(lattice.num_pairs() * shape.width())),
-        blurred(workspace.take<T>(lattice.num_pairs() * shape.width())),
+        points(workspace.take<T>(lattice.max_points * shape.width())),
+        blurred(workspace.take<T>(lattice.max_points * shape.width())),
         heads(workspace.take<T>(num_tiles() * shape.width())) {}
 
   __host__ __device__ int64_t num_tiles() const {
@@ -208,7 +208,7 @@ __global__ void join_tiles_kernel(const __grid_constant__ SplatTasks<T, Weight> 
 template <class T>
 struct BlurTask {
   const int32_t* num_points;  // [1]
-  const int32_t* neighbours;  // [P, 2], along one axis
+  const int32_t* neighbours;  // [M, 2], along one axis
   const T* from;              // [M, width]
   T* to;                      // [M, width]
 };
@@ -260,20 +260,18 @@ void blur(LatticeValues<T>* const* values, int count, bool transposed, const Row
   for (int64_t pass = 0; pass < passes; ++pass) {
     BlurTasks<T> tasks = {};
     unsigned int open = 0;
-    int64_t most_values = 0;
+    unsigned int blocks = 0;
     for (int i = 0; i < count; ++i) {
       LatticeValues<T>& own = *values[i];
       const PermutohedralLattice& lattice = own.lattice;
       if (pass > lattice.num_dims) continue;
       const int64_t axis = transposed ? lattice.num_dims - pass : pass;
-      tasks.tasks[open++] = {lattice.num_points,
-                             lattice.neighbours + axis * lattice.num_pairs() * 2, own.points,
-                             own.blurred};
-      most_values = std::max(most_values, lattice.num_values);
+      tasks.tasks[open++] = {lattice.num_points, lattice.neighbours + axis * lattice.max_points * 2,
+                             own.points, own.blurred};
+      blocks = std::max(blocks, shape.point_grid(lattice));
       std::swap(own.points, own.blurred);
     }
-    launch("blur", blur_kernel<T>, dim3(shape.point_grid(most_values), open), kThreadsPerBlock, 0,
-           stream, tasks, shape);
+    launch("blur", blur_kernel<T>, dim3(blocks, open), kThreadsPerBlock, 0, stream, tasks, shape);
   }
 }
 

@@ -133,36 +133,34 @@ __global__ void place_kernel(const float* features,  // [d, N]
   }
 }
 
-// The slot of the lattice point of every corner.
+// The slot, 32 bits without a sign, of the lattice point of every corner.
 __global__ void insert_kernel(CornerTable table, int64_t num_corners,
-                              uint32_t* corner_slots) {  // [P]
+                              int32_t* vertices) {  // [P], slots afterwards
   for (int64_t e = first_thread(); e < num_corners; e += num_threads()) {
-    corner_slots[e] = static_cast<uint32_t>(table.insert(e));
+    vertices[e] = static_cast<int32_t>(static_cast<uint32_t>(table.insert(e)));
   }
 }
 
 // The first corner at the lattice point of every corner, and whether it is that corner itself.
 __global__ void first_corners_kernel(CornerTable table, int64_t num_corners,
-                                     const uint32_t* corner_slots,  // [P]
-                                     int32_t* first_corners,        // [P]
-                                     int32_t* is_first) {           // [P]
+                                     int32_t* vertices,    // [P], slots, then first corners
+                                     int32_t* is_first) {  // [P]
   for (int64_t e = first_thread(); e < num_corners; e += num_threads()) {
-    const int32_t first = CornerTable::corner_in(table.slots[corner_slots[e]]);
-    first_corners[e] = first;
+    const int32_t first = CornerTable::corner_in(table.slots[static_cast<uint32_t>(vertices[e])]);
+    vertices[e] = first;
     is_first[e] = first == e ? 1 : 0;
   }
 }
 
 // The lattice point of every corner, as such and as the key that its corners are sorted by.
-__global__ void number_kernel(const int32_t* first_corners,  // [P]
-                              const int32_t* numbers,        // [P], of points by first corner
+__global__ void number_kernel(const int32_t* numbers,  // [P], of points by first corner
                               int64_t num_corners,
                               int32_t* point_corners,  // [M], the first corner of each point
-                              int32_t* vertices,       // [P]
+                              int32_t* vertices,       // [P], first corners, then points
                               int32_t* keys,           // [P]
                               int32_t* values) {       // [P]
   for (int64_t e = first_thread(); e < num_corners; e += num_threads()) {
-    const int32_t first = first_corners[e];
+    const int32_t first = vertices[e];
     const int32_t point = numbers[first];
     if (first == e) point_corners[point] = first;
     vertices[e] = point;
@@ -172,17 +170,17 @@ __global__ void number_kernel(const int32_t* first_corners,  // [P]
 }
 
 // One thread a lattice point and axis.
-__global__ void neighbours_kernel(CornerTable table, int64_t num_corners,
+__global__ void neighbours_kernel(CornerTable table, int64_t max_points,
                                   const int32_t* num_points,     // [1]
                                   const int32_t* point_corners,  // [M]
                                   const int32_t* numbers,        // [P], of points by first corner
-                                  int32_t* neighbours) {         // [d + 1, P, 2]
+                                  int32_t* neighbours) {         // [d + 1, max_points, 2]
   const int axes = table.corners.num_dims + 1;
   const int64_t count = static_cast<int64_t>(*num_points) * axes;
   for (int64_t i = first_thread(); i < count; i += num_threads()) {
     const int64_t point = i / axes;
     const int axis = static_cast<int>(i - point * axes);
-    int32_t* pair = neighbours + (axis * num_corners + point) * 2;
+    int32_t* pair = neighbours + (axis * max_points + point) * 2;
     for (int side = 0; side < 2; ++side) {
       const int32_t corner =
           table.find(LatticePoint(table.corners, point_corners[point], side == 0 ? -1 : 1, axis));
@@ -213,8 +211,6 @@ struct LatticeWorkspace {
   uint8_t* ranks;    // [N, d + 1]
   int64_t num_slots;
   unsigned long long* slots;  // [num_slots]
-  uint32_t* corner_slots;     // [P]
-  int32_t* first_corners;     // [P]
   int32_t* numbers;           // [P]
   int32_t* point_corners;     // [P]
   int32_t* tile_sums;
@@ -225,8 +221,6 @@ struct LatticeWorkspace {
         ranks(workspace.take<uint8_t>(N * (d + 1))),
         num_slots(2 * N * (d + 1)),
         slots(workspace.take<unsigned long long>(num_slots)),
-        corner_slots(workspace.take<uint32_t>(N * (d + 1))),
-        first_corners(workspace.take<int32_t>(N * (d + 1))),
         numbers(workspace.take<int32_t>(N * (d + 1))),
         point_corners(workspace.take<int32_t>(N * (d + 1))),
         tile_sums(workspace.take<int32_t>(num_scan_tiles(N * (d + 1)))),
@@ -236,7 +230,18 @@ struct LatticeWorkspace {
     scratch.offset = workspace.take<float>(N * (d + 1));
     scratch.rank = workspace.take<int32_t>(N * (d + 1));
   }
+
+  CornerTable table(const PermutohedralLattice& lattice) const {
+    return {{static_cast<int>(lattice.num_dims), origins, ranks}, num_slots, slots};
+  }
 };
+
+template <class Kernel, class... Arguments>
+void launch_threads(const char* name, int64_t threads, const ExecutionContext& ctx, Kernel kernel,
+                    const Arguments&... arguments) {
+  launch(name, kernel, grid_size(threads, kThreadsPerBlock), kThreadsPerBlock, 0, ctx.stream,
+         arguments...);
+}
 
 void launch_place(const float* features, const PermutohedralLattice& lattice,
                   const LatticeWorkspace& workspace, void* stream) {
@@ -262,37 +267,36 @@ int64_t permutohedral_lattice_workspace(int64_t num_values, int64_t num_dims) {
   return workspace.used();
 }
 
-void permutohedral_lattice(const float* features, const PermutohedralLattice& lattice,
-                           const ExecutionContext& ctx) {
+void permutohedral_points(const float* features, const PermutohedralLattice& lattice,
+                          const ExecutionContext& ctx) {
   Workspace memory(ctx.workspace, ctx.workspace_bytes);
   const LatticeWorkspace workspace(memory, lattice.num_values, lattice.num_dims);
-  const int num_dims = static_cast<int>(lattice.num_dims);
+  const CornerTable table = workspace.table(lattice);
   const int64_t P = lattice.num_pairs();
-  const CornerTable table = {
-      {num_dims, workspace.origins, workspace.ranks}, workspace.num_slots, workspace.slots};
-  const auto launch_threads = [&](const char* name, int64_t threads, auto kernel,
-                                  const auto&... arguments) {
-    launch(name, kernel, grid_size(threads, kThreadsPerBlock), kThreadsPerBlock, 0, ctx.stream,
-           arguments...);
-  };
-
   check(cudaMemsetAsync(workspace.slots, 0xff, workspace.num_slots * sizeof(*workspace.slots),
                         static_cast<cudaStream_t>(ctx.stream)),
-        "permutohedral_lattice");
+        "permutohedral_points");
   launch_place(features, lattice, workspace, ctx.stream);
-  launch_threads("insert", P, insert_kernel, table, P, workspace.corner_slots);
-  launch_threads("first_corners", P, first_corners_kernel, table, P, workspace.corner_slots,
-                 workspace.first_corners, workspace.numbers);
+  launch_threads("insert", P, ctx, insert_kernel, table, P, lattice.vertices);
+  launch_threads("first_corners", P, ctx, first_corners_kernel, table, P, lattice.vertices,
+                 workspace.numbers);
   exclusive_scan(workspace.numbers, P, workspace.tile_sums, lattice.num_points, ctx.stream);
-  launch_threads("number", P, number_kernel, workspace.first_corners, workspace.numbers, P,
-                 workspace.point_corners, lattice.vertices, workspace.sort.keys[0],
-                 workspace.sort.values[0]);
-  launch_threads("neighbours", P, neighbours_kernel, table, P, lattice.num_points,
+  launch_threads("number", P, ctx, number_kernel, workspace.numbers, P, workspace.point_corners,
+                 lattice.vertices, workspace.sort.keys[0], workspace.sort.values[0]);
+}
+
+void permutohedral_lattice(const PermutohedralLattice& lattice, const ExecutionContext& ctx) {
+  Workspace memory(ctx.workspace, ctx.workspace_bytes);
+  const LatticeWorkspace workspace(memory, lattice.num_values, lattice.num_dims);
+  const int64_t P = lattice.num_pairs();
+  launch_threads("neighbours", lattice.max_points * (lattice.num_dims + 1), ctx, neighbours_kernel,
+                 workspace.table(lattice), lattice.max_points, lattice.num_points,
                  workspace.point_corners, workspace.numbers, lattice.neighbours);
-  const int sorted = sort_pairs(workspace.sort, P, P, ctx.stream);
-  launch_threads("splat_order", P, splat_order_kernel, workspace.sort.keys[sorted],
-                 workspace.sort.values[sorted], P, num_dims, lattice.weights, lattice.splat_points,
-                 lattice.splat_positions, lattice.splat_weights);
+  const int sorted = sort_pairs(workspace.sort, P, lattice.max_points, ctx.stream);
+  launch_threads("splat_order", P, ctx, splat_order_kernel, workspace.sort.keys[sorted],
+                 workspace.sort.values[sorted], P, static_cast<int>(lattice.num_dims),
+                 lattice.weights, lattice.splat_points, lattice.splat_positions,
+                 lattice.splat_weights);
 }
 
 }  // namespace deepcrf::cuda

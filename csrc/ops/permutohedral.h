@@ -70,20 +70,21 @@ void permutohedral_filter(const PermutohedralLattice& lattice, DType dtype, int6
 
 namespace cuda {
 
-// How CUDA keeps a lattice. Every array has room for as many lattice points as N positions can
-// have, P = N * (d + 1), and how many there are stays on the device: nothing ever waits for it, and
-// a CUDA graph can hold the build as well as the filter. The room costs memory, 4 * (2 d + 7) bytes
-// a pair of a position and a vertex, but hardly any time: rows beyond M are never read.
+// How CUDA keeps a lattice. Its points are numbered first; the caller reads back how many there
+// are, M, and makes room for those. While a CUDA graph is captured nothing can be read, and replays
+// may have other numbers: there the room is for as many as N positions can have, P = N * (d + 1).
+// Rows beyond M are never read.
 struct PermutohedralLattice {
   int64_t num_values;        // N
   int64_t num_dims;          // d
-  int32_t* num_points;       // [1], M <= P; points are numbered in the order of their first pair
+  int64_t max_points;        // M, or any number from there to P
+  int32_t* num_points;       // [1], M; points are numbered in the order of their first pair
   int32_t* vertices;         // [N, d + 1], the lattice point of each pair
   float* weights;            // [N, d + 1], barycentric
   int32_t* splat_points;     // [P], the pairs by lattice point, then position: their points,
   int32_t* splat_positions;  // [P], positions
   float* splat_weights;      // [P], and weights
-  int32_t* neighbours;       // [d + 1, P, 2], along each axis; -1 where there is none
+  int32_t* neighbours;       // [d + 1, max_points, 2], along each axis; -1 where there is none
 
   DEEPCRF_HOST_DEVICE int64_t num_pairs() const { return num_values * (num_dims + 1); }  // P
 };
@@ -91,9 +92,11 @@ struct PermutohedralLattice {
 // A position whose features are not finite or too large to place gets weights of NaN, which reach
 // all that is filtered with it.
 int64_t permutohedral_lattice_workspace(int64_t num_values, int64_t num_dims);
-void permutohedral_lattice(const float* features,                // [d, N], in standard deviations
-                           const PermutohedralLattice& lattice,  // its arrays are filled
-                           const ExecutionContext& ctx);
+// Fills num_points, vertices and weights; max_points may still be 0.
+void permutohedral_points(const float* features,  // [d, N], in standard deviations
+                          const PermutohedralLattice& lattice, const ExecutionContext& ctx);
+// Fills the other arrays, from those and from what permutohedral_points left in the workspace.
+void permutohedral_lattice(const PermutohedralLattice& lattice, const ExecutionContext& ctx);
 
 // As on the CPU.
 int64_t permutohedral_filter_workspace(const PermutohedralLattice& lattice, DType dtype,

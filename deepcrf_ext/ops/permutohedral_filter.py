@@ -34,7 +34,7 @@ class PermutohedralLattice:
 
     Raises:
         TypeError, ValueError: `features` does not fit, is not finite or is too large to place; the
-            message says so. On CUDA, where nothing waits for values, points that cannot be placed
+            message says so. On CUDA, where values are not looked at, points that cannot be placed
             make NaN of what is filtered with them instead.
     """
 
@@ -131,10 +131,11 @@ def _allocate(features: Tensor, arrays: Sequence[tuple[Shape, torch.dtype]]) -> 
 
 
 def _cuda_arrays(features: Tensor) -> list[Tensor]:
+    """Those whose sizes do not depend on the number of lattice points."""
     num_dims, num_values = features.shape
     size = num_dims + 1
     pairs = num_values * size
-    arrays = _allocate(
+    return _allocate(
         features,
         [
             ((1,), torch.int32),
@@ -145,9 +146,38 @@ def _cuda_arrays(features: Tensor) -> list[Tensor]:
             ((pairs,), torch.float32),
         ],
     )
-    # The rows that no point has are never read, but what an operator returns must be defined.
-    neighbours = torch.full((size, pairs, 2), -1, dtype=torch.int32, device=features.device)
-    return [*arrays, neighbours]
+
+
+def _cuda_neighbours(features: Tensor, max_points: int | torch.SymInt) -> Tensor:
+    # Rows that no point has are never read, but what an operator returns must be defined.
+    shape = (features.shape[0] + 1, max_points, 2)
+    return torch.full(shape, -1, dtype=torch.int32, device=features.device)
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be waited for."""
+    if not tensor.is_cuda:
+        return False
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _cuda_lattice(features: Tensor) -> list[Tensor]:
+    native = _backend.native()
+    num_threads, stream = _backend.launch_args(features)
+    shared = {
+        "workspace": _backend.workspace("permutohedral_lattice_workspace", features, features),
+        "num_threads": num_threads,
+        "stream": stream,
+    }
+    arrays = _cuda_arrays(features)
+    unnumbered = (*arrays, _cuda_neighbours(features, 0))
+    native.permutohedral_points_cuda(features, unnumbered, **shared)
+    num_points, vertices = arrays[:2]
+    max_points = vertices.numel() if _is_capturing(features) else int(num_points)
+    lattice = [*arrays, _cuda_neighbours(features, max_points)]
+    native.permutohedral_lattice_cuda(tuple(lattice), **shared)
+    return lattice
 
 
 def _position_arrays(features: Tensor) -> list[Tensor]:
@@ -175,9 +205,10 @@ def _sized_arrays(
 
 
 def _fake_lattice(features: Tensor) -> list[Tensor]:
-    if _backend.uses_cuda_kernels(features):
-        return _cuda_arrays(features)
     context = torch.library.get_ctx()
+    if _backend.uses_cuda_kernels(features):
+        max_points = context.new_dynamic_size(min=1)
+        return [*_cuda_arrays(features), _cuda_neighbours(features, max_points)]
     sizes = [context.new_dynamic_size(min=1) for _ in range(3)]
     return [*_position_arrays(features), *_sized_arrays(features, *sizes)]
 
@@ -186,18 +217,10 @@ def _fake_lattice(features: Tensor) -> list[Tensor]:
 def permutohedral_lattice(features: Tensor) -> list[Tensor]:
     """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h: those of
     cpu::PermutohedralLattice or of cuda::PermutohedralLattice."""
+    if _backend.uses_cuda_kernels(features):
+        return _cuda_lattice(features)
     native = _backend.native()
     num_threads, stream = _backend.launch_args(features)
-    if _backend.uses_cuda_kernels(features):
-        lattice = _cuda_arrays(features)
-        native.permutohedral_lattice_cuda(
-            features,
-            tuple(lattice),
-            workspace=_backend.workspace("permutohedral_lattice_workspace", features, features),
-            num_threads=num_threads,
-            stream=stream,
-        )
-        return lattice
     vertices, weights = _position_arrays(features)
     points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
     sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)

@@ -298,19 +298,29 @@ def test_dense_crf_waits_for_what_its_stream_did_before() -> None:
         assert torch.equal(result, value)
 
 
-def test_dense_crf_never_waits_for_the_device() -> None:
-    """Not even for the number of lattice points."""
+def test_dense_crf_on_built_lattices_never_waits_for_the_device() -> None:
+    """Building them waits once a lattice, for the number of its points."""
     unary, image = scene(60, 80, 5, GPU)
-    dense_results(unary, image)
+    lattices = dc.DenseCRFLattices.build(image, dc.DenseCRFParams())
+    dc.dense_crf(unary, image, lattices=lattices)
     former = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         torch.cuda._sleep(DELAY)
-        dense_results(unary, image)
+        dc.dense_crf(unary, image, lattices=lattices)
         still_asleep = not torch.cuda.current_stream().query()
     finally:
         torch.cuda.set_sync_debug_mode(former)
     assert still_asleep
+
+
+def test_dense_crf_keeps_to_its_memory() -> None:
+    unary, image = scene(375, 500, 21, GPU)
+    torch.cuda.reset_peak_memory_stats(GPU)
+    before = torch.cuda.memory_allocated(GPU)
+    dc.dense_crf(unary, image)
+    # Beside lattices and scratch: the marginals, and the scratch of a filter of ones.
+    assert torch.cuda.max_memory_allocated(GPU) - before - 2 * unary.nbytes < 100e6
 
 
 def test_captured_dense_crf_sees_a_new_image() -> None:

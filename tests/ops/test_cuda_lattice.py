@@ -6,13 +6,20 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import assert_close
+from cuda_on_host.host_module import cuda_on_host
 from dense_problems import scene
 from targets import Target
 from torch import Tensor
 
 from deepcrf_ext import DenseCRFParams, PermutohedralLattice, dense_crf, reference
+from deepcrf_ext.ops import permutohedral_filter
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
-from deepcrf_ext.ops.permutohedral_filter import permutohedral_lattice
+from deepcrf_ext.ops.dense_crf_lattices import bilateral_features, gaussian_features
+from deepcrf_ext.ops.permutohedral_filter import (
+    _cuda_arrays,
+    _cuda_neighbours,
+    permutohedral_lattice,
+)
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice as ReferenceLattice
 
 
@@ -35,7 +42,7 @@ def test_lattice_is_that_of_the_reference(
     arrays = [array.cpu() for array in permutohedral_lattice(planes)]
     num_points, vertices, weights, splat_points, splat_positions, splat_weights, neighbours = arrays
     count = wanted.num_points
-    assert num_points.item() == count
+    assert num_points.item() == neighbours.shape[1] == count
     assert torch.equal(weights, wanted.weights)
 
     # Points are numbered in the order in which their first corners come.
@@ -56,6 +63,49 @@ def test_lattice_is_that_of_the_reference(
             row = torch.empty(count, dtype=torch.int64)
             row[number[:-1]] = number[neighbour]
             assert torch.equal(neighbours[axis, :count, side].long(), row)
+
+
+def test_a_lattice_built_while_capturing_has_room_for_a_point_a_corner(
+    cuda_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of points cannot be read then, and differs from replay to replay."""
+    features = points(50, 3).to(cuda_target.device)
+    values = torch.rand(50, 5, generator=torch.Generator().manual_seed(3)).to(cuda_target.device)
+    eager = PermutohedralLattice(features)
+    monkeypatch.setattr(permutohedral_filter, "_is_capturing", lambda tensor: True)
+    captured = PermutohedralLattice(features)
+    assert captured.tensors[-1].shape == (4, 50 * 4, 2)
+    count = eager.tensors[-1].shape[1]
+    assert count < 50 * 4
+    assert torch.equal(captured.tensors[-1][:, :count], eager.tensors[-1])
+    assert (captured.tensors[-1][:, count:] == -1).all()
+    assert torch.equal(captured.filter(values), eager.filter(values))
+
+
+def test_memory_is_in_proportion_to_the_lattice_points() -> None:
+    """Counted at 500×375 with 21 labels. Nothing grows faster than the pixels, of which 4000×3000
+    has 64 times as many. The number of points is that of the CPU's lattices."""
+    unary, image = scene(375, 500, 21)
+    params = DenseCRFParams()
+    both = [
+        gaussian_features(image.shape[2:], params.gaussian_sxy, image.device),
+        bilateral_features(image[0], params.bilateral_sxy, params.bilateral_srgb),
+    ]
+    counts = [permutohedral_lattice(planes)[-1].shape[1] for planes in both]
+    energies = unary[0].flatten(1)
+    scale = torch.ones(energies.shape[1])
+    with cuda_on_host() as native:
+        lattices = [
+            [*_cuda_arrays(planes), _cuda_neighbours(planes, count)]
+            for planes, count in zip(both, counts, strict=True)
+        ]
+        kernels = [(tuple(lattice), scale, scale, torch.eye(21)) for lattice in lattices]
+        filtering = native.dense_crf_workspace(kernels, energies, 10, energies, False)
+        building = native.permutohedral_lattice_workspace(both[1]) + both[1].nbytes
+    kept = sum(array.nbytes for lattice in lattices for array in lattice)
+    for scratch in (filtering, building):
+        assert kept + scratch <= 100e6
+        assert 64 * (kept + scratch) <= 6e9
 
 
 # Points whose corners fill many tiles: up to four heads a group at a time, and the rest.
