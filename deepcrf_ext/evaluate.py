@@ -12,9 +12,11 @@ from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import (
     add_dense_crf_options,
     add_measuring_options,
+    add_view_options,
     dense_crf_settings,
     open_split,
     output_folder,
+    views_of,
 )
 from deepcrf_ext.evaluation.evaluation import Evaluation, choose_variants, evaluate
 from deepcrf_ext.models import VARIANTS
@@ -86,6 +88,7 @@ def _parser() -> ArgumentParser:
         "Default: the unary alone and the whole CRF without a dense one.",
     )
     add_dense_crf_options(parser)
+    add_view_options(parser)
     return parser
 
 
@@ -96,6 +99,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
+    views = views_of(arguments)
     device = choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
     variants = choose_variants(model, arguments.rows)
@@ -103,7 +107,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     dense_crf = dense_crf_settings(arguments, uses_dense_crf, "--rows full, or all")
     dataset = open_split(arguments, config, metadata)
     folder = output_folder(arguments, "evaluate")
-    result = evaluate(model, dataset, variants, config.amp, dense_crf, world)
+    result = evaluate(model, dataset, variants, config.amp, dense_crf, world, views=views)
     if not world.is_main:
         return
     classes = dataset.classes
@@ -111,6 +115,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
         **provenance("evaluate", argv, arguments, config, metadata, device, result.images),
         "processes": world.size,
         "dense_crf": dense_crf.as_dict() if uses_dense_crf else None,
+        "views": vars(views),
         "seconds_per_image": {"networks": result.network_seconds, "rows": result.variant_seconds},
         "rows": {
             name: {

@@ -24,7 +24,9 @@ from deepcrf_ext.cli.options import (
     add_dense_crf_options,
     add_device_option,
     add_row_option,
+    add_view_options,
     dense_crf_settings,
+    views_of,
 )
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
@@ -173,10 +175,12 @@ def _parser() -> ArgumentParser:
         "--max-size",
         type=PositiveInt | None,
         default=640,
-        help="Longest side, in pixels, that the networks see. Larger images are shrunk for them "
-        "and the labels grow back to full size. Time and memory grow with the fourth power of this "
-        "side, as neighbourhoods are fractions of the image; null never shrinks.",
+        help="Longest side, in pixels, that the networks see at scale 1. Larger images are "
+        "shrunk for them and the labels grow back to full size. Time and memory grow with the "
+        "fourth power of this side, as neighbourhoods are fractions of the image; null never "
+        "shrinks.",
     )
+    add_view_options(parser)
     parser.add_argument(
         "--alpha",
         type=ClosedUnitInterval,
@@ -192,6 +196,7 @@ def _parser() -> ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parsing.parse(_parser(), argv)
+    views = views_of(arguments)
     images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
     variant = named_variant(model, arguments.row)
@@ -218,6 +223,7 @@ def _run(argv: Sequence[str] | None) -> int:
             config.amp,
             dense_crf,
             int(1e9 * arguments.memory),
+            views,
         )
         write_labels(target.labels, prediction.labels, palette)
         size = image.shape[:2]

@@ -14,6 +14,7 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
 from deepcrf_ext.evaluation.probabilities import Probabilities, ProbabilityScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views, average_views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.parallel.device import autocast
@@ -83,6 +84,7 @@ def evaluate(
     dense_crf: DenseCRFSettings | None = None,
     world: World = ALONE,
     *,
+    views: Views = ONE_VIEW,
     boundaries: bool = True,
     stop: Callable[[], bool] = lambda: False,
     on_labels: Callable[[int, str, Tensor, Tensor], None] | None = None,
@@ -96,6 +98,7 @@ def evaluate(
         amp: run the convolutions in bfloat16; None means where the device is fast at it.
         dense_crf: settings of the dense CRF of variants that have one.
         world: each process measures its share of the images; all get the scores of the whole.
+        views: how the networks see each image; the marginals of all views are averaged.
         boundaries: measure outlines too, which takes longer than the rest of the scores.
         stop: asked before every image whether to go on.
         on_labels: called with the index of the image, the name of the variant, its prediction and
@@ -116,13 +119,19 @@ def evaluate(
         if stop():
             break
         image, truth = (tensor.to(device) for tensor in to_tensors(dataset[index]))
-        start = _now(device)
-        with autocast(device, amp):
-            energies = model.energies(image[None], names)
-        seconds["networks"] += _now(device) - start
+        seen: dict[str, list[Tensor]] = {name: [] for name in variants}
+        for view in views.of(image[None]):
+            start = _now(device)
+            with autocast(device, amp):
+                energies = model.energies(view.images, names)
+            seconds["networks"] += _now(device) - start
+            for name, variant in variants.items():
+                start = _now(device)
+                seen[name].append(view.upright(model.marginals(energies, variant)))
+                seconds[name] += _now(device) - start
         for name, variant in variants.items():
             start = _now(device)
-            marginals = model.marginals(energies, variant)[0]
+            marginals = average_views(seen[name])[0]
             pixels = label_pixels(marginals, image, variant, dense_crf, truth)
             seconds[name] += _now(device) - start
             assert pixels.truth is not None

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from deepcrf_ext.data import shrink
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views, average_views
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_labels
@@ -145,7 +146,8 @@ def named_variant(model: DeepCRF, name: str | None) -> Variant:
 
 @dataclass(frozen=True)
 class Prediction:
-    """labels: uint8 [H, W] of the image's size. marginals: float32 [K, h, w] on the node grid."""
+    """labels: uint8 [H, W] of the image's size. marginals: float32 [K, h, w] on the node grid, of
+    several views on that of the largest."""
 
     labels: npt.NDArray[np.uint8]
     marginals: npt.NDArray[np.float32]
@@ -160,6 +162,7 @@ def predict_image(
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
     memory: int = MEMORY,
+    views: Views = ONE_VIEW,
 ) -> Prediction:
     """Segments one image of any size.
 
@@ -172,6 +175,8 @@ def predict_image(
     dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
     memory: bytes to use, about, for what is done at the image's own size, which is done in parts
         that overlap where it would take more (see `label_large`).
+    views: in which sizes, relative to what `max_size` leaves, and whether mirrored too the networks
+        see the image; the marginals of all are averaged.
     Raises ValueError for another array, and InputError for a variant that the model does not have.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -183,9 +188,12 @@ def predict_image(
     whole = torch.from_numpy(image).permute(2, 0, 1)
     seen = torch.from_numpy(shrink(image, max_size)).to(device).permute(2, 0, 1)
     chosen = named_variant(model, variant) if isinstance(variant, str) else variant
-    with autocast(device, amp):
-        energies = model.energies(seen[None].float(), chosen.potentials)
-    marginals = model.marginals(energies, chosen)[0]
+    of_views = []
+    for view in views.of(seen[None].float()):
+        with autocast(device, amp):
+            energies = model.energies(view.images, chosen.potentials)
+        of_views.append(view.upright(model.marginals(energies, chosen)))
+    marginals = average_views(of_views)[0]
     crf = (dense_crf or DenseCRFSettings()) if chosen.dense_crf else None
     labels = label_large(marginals, whole, crf, memory)
     return Prediction(labels.numpy(), marginals.float().cpu().numpy())

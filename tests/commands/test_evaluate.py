@@ -22,6 +22,7 @@ from deepcrf_ext.evaluation.evaluation import (
 )
 from deepcrf_ext.evaluation.probabilities import ProbabilityScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
+from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models import VARIANTS, Variant
 from deepcrf_ext.records.checkpoint import load_model
 
@@ -135,6 +136,19 @@ def test_dense_crf_settings_change_the_full_row_alone(run, tmp_path):
     }
 
 
+def test_flip_and_multi_scale_testing(run, tmp_path):
+    model, config, _ = load_model(run)
+    dataset = open_dataset("camvid", config.data.root, "val")
+    views = Views((0.75, 1.0), True)
+    expected = evaluate(model, dataset, before_and_after(model), config.amp, views=views)
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path)]
+    assert main([*arguments, "--scales", "[0.75,1.0]", "--flip"]) == 0
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["views"] == {"scales": [0.75, 1.0], "flip": True}
+    for name, scores in expected.scores.items():
+        assert report["rows"][name]["confusion"] == scores.confusion.tolist()
+
+
 def test_data_can_be_overridden(run, tmp_path):
     other = write_camvid(tmp_path / "other", "test", count=1)
     arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]
@@ -154,6 +168,8 @@ def test_data_can_be_overridden(run, tmp_path):
         (["--data.root", "missing-folder"], "missing-folder"),
         (["--checkpoint", "missing-run"], "missing-run"),
         (["--device", "tpu"], "'tpu'"),
+        (["--scales", "[0.5,-1]"], "scales: got"),
+        (["--scales", "[]"], "scales: got [], must be positive factors"),
         (["--dense-crf-params", "deeplab"], "--dense-crf-params goes with --rows full"),
         (["--rows", "full", "--dense-crf-params", "missing"], "missing is neither a file nor one"),
         (["--rows", "full", "--dense-crf-iterations", "-1"], "dense_crf_iterations"),

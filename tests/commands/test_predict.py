@@ -18,6 +18,7 @@ from deepcrf_ext import DenseCRFParams, reference
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image, upsample_labels
+from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.predict import find_images, main, output_names
 from deepcrf_ext.records.checkpoint import load_model
@@ -68,6 +69,18 @@ def test_upsampled_labels_are_the_argmax_of_upsampled_marginals(size):
     labels = upsample_labels(marginals, size)
     assert labels.dtype == torch.uint8
     torch.testing.assert_close(labels.long(), whole.argmax(0))
+
+
+def test_flip_and_scales_of_the_command(run, pictures, tmp_path):
+    picture = pictures / "a.png"
+    arguments = [str(picture), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--flip", "--scales", "[0.5,1.0]", "--marginals"]) == 0
+    model, config, _ = load_model(run)
+    views = Views((0.5, 1.0), True)
+    row = model.default_variant()
+    expected = predict_image(model, read_image(picture), row, 640, config.amp, views=views)
+    found = np.load(tmp_path / "out" / "marginals" / "a.npz")["marginals"]
+    np.testing.assert_array_equal(found, expected.marginals)
 
 
 def test_upsampling_gives_ties_to_the_first_class_and_needs_a_class():
