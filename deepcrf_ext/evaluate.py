@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,7 +22,7 @@ from deepcrf_ext.cli.options import (
     output_folder,
     views_of,
 )
-from deepcrf_ext.evaluation.evaluation import Evaluation, choose_variants, evaluate
+from deepcrf_ext.evaluation.evaluation import Evaluation, ImageScores, choose_variants, evaluate
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.parallel.world import World, join
@@ -28,7 +32,8 @@ from deepcrf_ext.records.provenance import provenance
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and
 after the CRF. Prints a table and writes evaluation.json (all scores, confusion matrices, settings,
-versions and times), iou.png, boundary_f1.png and confusion.png. Mean IoU is over the classes that
+versions and times), per_image.csv (scores of each image and row by itself, fractions in 0..1),
+iou.png, boundary_f1.png and confusion.png. Mean IoU is over the classes that
 occur in the truth or in the prediction of the split. Boundary F1 (Csurka et al. 2013) compares the
 outlines of the regions, within 0.75 % of the diagonal of the image; of each class it is the mean
 over images, and then the mean over classes. NLL is the mean of -log of the probability of the true
@@ -74,6 +79,18 @@ def _column(result: Evaluation, name: str) -> list[str]:
     ]
     cells = [*(f"{100 * value:.1f}" for value in fractions), f"{probabilities.nll:.3f}"]
     return [cell.replace("nan", "-") for cell in cells]
+
+
+def _write_per_image(path: Path, scores: Sequence[ImageScores]) -> None:
+    """One line for each image and row; a cell is empty where a score is undefined."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(ImageScores)])
+        writer.writeheader()
+        for row in map(asdict, scores):
+            undefined = [
+                key for key, value in row.items() if isinstance(value, float) and math.isnan(value)
+            ]
+            writer.writerow({**row, **dict.fromkeys(undefined, "")})
 
 
 def _parser() -> ArgumentParser:
@@ -127,6 +144,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
         },
     }
     (folder / "evaluation.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    _write_per_image(folder / "per_image.csv", result.per_image)
     ious = {name: scores.iou for name, scores in result.scores.items()}
     class_plot(ious, classes, "IoU, %", folder / "iou.png")
     f1s = {name: scores.f1 for name, scores in result.boundaries.items()}

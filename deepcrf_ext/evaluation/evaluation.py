@@ -23,6 +23,23 @@ from deepcrf_ext.progress import progress
 
 
 @dataclass(frozen=True)
+class ImageScores:
+    """The scores of one image by itself; NaN where undefined.
+
+    image: its name in the data set. row: the name of the variant. pixels: how many are labelled.
+    mean_iou: over the classes of its truth or prediction. pixel_accuracy: of those pixels. nll:
+    their mean -log of the marginal of the true label, in nats.
+    """
+
+    image: str
+    row: str
+    pixels: int
+    mean_iou: float
+    pixel_accuracy: float
+    nll: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured.
 
@@ -31,6 +48,7 @@ class Evaluation:
     images: how many.
     network_seconds: mean time per image of all the networks.
     variant_seconds: mean time per image of a variant's inference and upsampling, by its name.
+    per_image: scores of each image and variant, in the order of the data set.
     """
 
     scores: dict[str, Scores]
@@ -39,6 +57,7 @@ class Evaluation:
     images: int
     network_seconds: float
     variant_seconds: dict[str, float]
+    per_image: tuple[ImageScores, ...] = ()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """A few numbers of each variant, by its name: what a training logs."""
@@ -114,11 +133,14 @@ def evaluate(
     outlines = {name: BoundaryF1(model.num_classes) for name in variants if boundaries}
     probabilities = {name: Probabilities() for name in variants}
     seconds = dict.fromkeys(("networks", *variants), 0.0)
+    per_image: dict[int, list[ImageScores]] = {}
     indices = world.share(len(dataset))
     for index in progress(indices, len(indices), "evaluate", "image", quiet=not world.is_main):
         if stop():
             break
-        image, truth = (tensor.to(device) for tensor in to_tensors(dataset[index]))
+        sample = dataset[index]
+        image, truth = (tensor.to(device) for tensor in to_tensors(sample))
+        per_image[index] = []
         seen: dict[str, list[Tensor]] = {name: [] for name in variants}
         for view in views.of(image[None]):
             start = _now(device)
@@ -135,8 +157,12 @@ def evaluate(
             pixels = label_pixels(marginals, image, variant, dense_crf, truth)
             seconds[name] += _now(device) - start
             assert pixels.truth is not None
-            regions[name].update(pixels.labels, truth)
-            probabilities[name].update(pixels.labels, pixels.confidence, pixels.truth, truth)
+            region, probability = SegmentationMetrics(model.num_classes), Probabilities()
+            region.update(pixels.labels, truth)
+            probability.update(pixels.labels, pixels.confidence, pixels.truth, truth)
+            per_image[index].append(_of_image(sample.name, name, region, probability))
+            regions[name].add(region)
+            probabilities[name].add(probability)
             if boundaries:
                 outlines[name].update(pixels.labels.cpu().numpy(), truth.cpu().numpy())
             if on_labels is not None:
@@ -147,6 +173,7 @@ def evaluate(
         for meter in meters.values():
             meter.add_up(world)
     total = world.sum(torch.tensor(list(seconds.values()), dtype=torch.float64))
+    images = {index: rows for part in world.gather(per_image) for index, rows in part.items()}
     network_mean, *means = (total / max(len(dataset), 1)).tolist()
     return Evaluation(
         scores={name: meter.compute() for name, meter in regions.items()},
@@ -155,7 +182,17 @@ def evaluate(
         images=len(dataset),
         network_seconds=network_mean,
         variant_seconds=dict(zip(variants, means, strict=True)),
+        per_image=tuple(row for index in sorted(images) for row in images[index]),
     )
+
+
+def _of_image(
+    image: str, row: str, region: SegmentationMetrics, probability: Probabilities
+) -> ImageScores:
+    """The scores that meters of one image have counted."""
+    scores, nll = region.compute(), probability.compute().nll
+    pixels = int(scores.confusion.sum())
+    return ImageScores(image, row, pixels, scores.mean_iou, scores.pixel_accuracy, nll)
 
 
 def _now(device: torch.device) -> float:

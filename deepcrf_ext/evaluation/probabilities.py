@@ -56,6 +56,11 @@ class Probabilities:
         for total, weights in zip(self._bins, (None, right, sure), strict=True):
             total += torch.bincount(bins, weights, minlength=BINS).cpu()
 
+    def add(self, other: Probabilities) -> None:
+        """Adds what another one has counted."""
+        self._nll += other._nll
+        self._bins += other._bins
+
     def add_up(self, world: World) -> None:
         """Adds what all processes counted, each its own images; every process then has the sum."""
         self._nll, self._bins = world.sum(self._nll), world.sum(self._bins)

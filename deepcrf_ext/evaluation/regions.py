@@ -102,6 +102,10 @@ class SegmentationMetrics:
         counts = torch.bincount(pairs, minlength=self.num_classes**2)
         self._confusion += counts.view_as(self._confusion)
 
+    def add(self, other: SegmentationMetrics) -> None:
+        """Adds what another one of as many classes has counted."""
+        self._confusion += other._confusion
+
     def add_up(self, world: World) -> None:
         """Adds what all processes counted, each its own images; every process then has the sum."""
         self._confusion = world.sum(self._confusion)

@@ -76,6 +76,15 @@ class World:
             distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def gather(self, value: T) -> list[T]:
+        """The values, any that pickle, of all processes in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        with _others_needed(self):
+            distributed.all_gather_object(values, value)
+        return values
+
 
 ALONE = World()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -134,6 +136,38 @@ def test_dense_crf_settings_change_the_full_row_alone(run, tmp_path):
         "bilateral_weight": 30,
         "iterations": 3,
     }
+
+
+def test_scores_of_each_image(run, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(run.parent / "camvid", root)
+    void = cv2.imread(str(root / "valannot" / "1.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(root / "valannot" / "1.png"), np.full_like(void, NUM_CLASSES))
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path), "--data.root", str(root)]
+    assert main(arguments) == 0
+    with (tmp_path / "per_image.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    rows = ["unary-3scales", "1unary+2pair"]
+    assert [(line["image"], line["row"]) for line in table] == [
+        (str(image), row) for image in range(3) for row in rows
+    ]
+    assert list(table[2].values()) == ["1", rows[0], "0", "", "", ""]
+    model, config, _ = load_model(run)
+    dataset = open_dataset("camvid", root, "val")
+    for line in (line for line in table if line["pixels"] != "0"):
+        one = torch.utils.data.Subset(dataset, [int(line["image"])])
+        variants = {"row": VARIANTS[line["row"]]}
+        expected = evaluate(model, one, variants, config.amp, boundaries=False)
+        scores = expected.scores["row"]
+        assert int(line["pixels"]) == scores.confusion.sum() > 0
+        assert float(line["mean_iou"]) == scores.mean_iou
+        assert float(line["pixel_accuracy"]) == scores.pixel_accuracy
+        assert float(line["nll"]) == expected.probabilities["row"].nll
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    pixels = np.array([int(line["pixels"]) for line in table[::2]])
+    right = [float(line["pixel_accuracy"] or 0) for line in table[::2]]
+    whole = report["rows"][rows[0]]
+    assert whole["pixel_accuracy"] == pytest.approx((pixels * right).sum() / pixels.sum())
 
 
 def test_flip_and_multi_scale_testing(run, tmp_path):

@@ -203,6 +203,8 @@ def test_sharded_evaluation_is_exact(tmp_path):
         assert measured.pop("boundary_f1") == pytest.approx(boundary[0], rel=1e-12)
         assert measured.pop("mean_boundary_f1") == pytest.approx(boundary[1], rel=1e-12)
         assert measured == expected
+    tables = [(tmp_path / name / "per_image.csv").read_text() for name in ("one", "two")]
+    assert tables[0] == tables[1]
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["data"]["images"] == 3
     assert (tmp_path / "out" / "1.txt").read_text() == ""
@@ -215,6 +217,7 @@ def exchange(rank: int) -> int:
         assert world.sum(torch.tensor([rank, 10])).tolist() == [1, 20]
         assert world.any(rank == 1, False, True) == [True, False, True]
         assert world.from_main({"rank": rank}) == {"rank": 0}
+        assert world.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
         assert list(world.share(5)) == [[0, 2, 4], [1, 3]][rank]
         assert world.split([1, 2, 3, 4, 5]) == [[1, 2, 3], [4, 5]][rank]
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (5,))]
@@ -240,6 +243,7 @@ def test_alone_nothing_is_exchanged(monkeypatch):
         assert world == World(0, 1)
     assert list(world.share(3)) == list(world.split(range(3))) == [0, 1, 2]
     assert world.any(True, False) == [True, False]
+    assert world.gather("value") == ["value"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
