@@ -7,6 +7,7 @@
 // What the slices add to a message goes to a workspace and is summed in a fixed order.
 #pragma once
 
+#include <algorithm>
 #include <climits>
 #include <type_traits>
 
@@ -103,16 +104,22 @@ int padded_labels(int64_t num_labels) {
   return static_cast<int>(round_up<int64_t>(num_labels, block_labels<T>(num_labels)));
 }
 
-// Calls function(std::integral_constant<int, labels>) for labels = block_labels(num_labels).
+// Calls function(std::integral_constant<int, labels>, std::bool_constant<vectorised>) for labels =
+// block_labels(num_labels). Loads of which the compiler knows whether they are by vectors stand in
+// one basic block, and so are under way together.
 template <class T, class Function>
-void dispatch_labels(int64_t num_labels, Function&& function) {
+void dispatch_kernel(int64_t num_labels, bool vectorised, Function&& function) {
+  const auto call = [&](auto labels) {
+    if (vectorised) return function(labels, std::true_type{});
+    return function(labels, std::false_type{});
+  };
   switch (block_labels<T>(num_labels)) {
-    case 8: return function(std::integral_constant<int, 8>{});
+    case 8: return call(std::integral_constant<int, 8>{});
     case 16:
-      if constexpr (kMostLabels<T> >= 16) return function(std::integral_constant<int, 16>{});
+      if constexpr (kMostLabels<T> >= 16) return call(std::integral_constant<int, 16>{});
       break;
     case 24:
-      if constexpr (kMostLabels<T> >= 24) return function(std::integral_constant<int, 24>{});
+      if constexpr (kMostLabels<T> >= 24) return call(std::integral_constant<int, 24>{});
       break;
   }
   throw Error("no kernel for this number of labels");
@@ -152,29 +159,37 @@ struct CoefficientLayout<T, true> {
 };
 
 // The feature-wise view of one lane: kVector features from `feature` on.
-template <class T>
+template <class T, bool kVectorised>
 struct LaneFeatures {
   int64_t feature;
   int64_t valid;  // features left in the row, not positive past its end
-  bool aligned;
 
   __device__ LaneFeatures(const Direction<T>& direction, int64_t slice)
       : feature(slice * kSlice<T> + lane_index() * kVector<T>),
-        valid(direction.num_features - feature),
-        aligned(direction.vectorised && valid > 0) {}
+        valid(direction.num_features - feature) {}
 
   __device__ void load(const T* row, Accumulator<T> (&values)[kVector<T>]) const {
-    load_values(row + feature, valid, aligned, values);
+    if constexpr (kVectorised) {
+      Packed<T, kVector<T>> packed = {};
+      if (valid > 0) packed = *reinterpret_cast<const Packed<T, kVector<T>>*>(row + feature);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) values[i] = packed.values[i];
+    } else {
+      load_values(row + feature, valid, false, values);
+    }
   }
   __device__ void store(Accumulator<T>* row, const Accumulator<T> (&values)[kVector<T>]) const {
-    store_values(row + feature, valid, aligned, values);
+    store_values(row + feature, valid, kVectorised && valid > 0, values);
   }
 };
 
+// Edges of a node whose loads are under way together.
+constexpr int kEdgeStep = 2;
+
 // sums[j] = sum over the neighbours q of `node` of coefficients[q][j] * relu(self + other_q).
-template <int kLabels, class T>
+template <int kLabels, class T, bool kVectorised>
 __device__ void accumulate(
-    const Direction<T>& direction, int64_t node, const LaneFeatures<T>& features,
+    const Direction<T>& direction, int64_t node, const LaneFeatures<T, kVectorised>& features,
     const Accumulator<T>* coefficients,  // [N, columns], a block's first label on
     int columns, Accumulator<T> (&sums)[kLabels][kVector<T>]) {
   using A = Accumulator<T>;
@@ -185,11 +200,10 @@ __device__ void accumulate(
 #pragma unroll
     for (int v = 0; v < kVector<T>; ++v) sums[j][v] = 0;
   }
-  const int64_t end = direction.row_offsets[node + 1];
-  for (int64_t e = direction.row_offsets[node]; e < end; ++e) {
-    const int64_t neighbour = direction.neighbours[e];
-    A hidden[kVector<T>];
-    features.load(direction.other + neighbour * direction.num_features, hidden);
+  const auto load_other = [&](int64_t neighbour, A(&other)[kVector<T>]) {
+    features.load(direction.other + neighbour * direction.num_features, other);
+  };
+  const auto add = [&](int64_t neighbour, A(&hidden)[kVector<T>]) {
 #pragma unroll
     for (int v = 0; v < kVector<T>; ++v) hidden[v] = relu(self[v] + hidden[v]);
     const A* of_neighbour = coefficients + neighbour * columns;
@@ -203,6 +217,24 @@ __device__ void accumulate(
         for (int v = 0; v < kVector<T>; ++v) sums[j + i][v] += coefficient[i] * hidden[v];
       }
     }
+  };
+  const int64_t end = direction.row_offsets[node + 1];
+  int64_t e = direction.row_offsets[node];
+  for (; e + kEdgeStep <= end; e += kEdgeStep) {
+    int32_t neighbours[kEdgeStep];
+    A others[kEdgeStep][kVector<T>];
+#pragma unroll
+    for (int i = 0; i < kEdgeStep; ++i) neighbours[i] = direction.neighbours[e + i];
+#pragma unroll
+    for (int i = 0; i < kEdgeStep; ++i) load_other(neighbours[i], others[i]);
+#pragma unroll
+    for (int i = 0; i < kEdgeStep; ++i) add(neighbours[i], others[i]);
+  }
+  for (; e < end; ++e) {
+    const int64_t neighbour = direction.neighbours[e];
+    A other[kVector<T>];
+    load_other(neighbour, other);
+    add(neighbour, other);
   }
 }
 
@@ -224,6 +256,12 @@ struct MessageTasks {
     return index;
   }
   __device__ bool is_bias(int part, int index) const { return part + 1 == first_part[index + 1]; }
+
+  // Whether the rows of all directions may be read by vectors.
+  bool vectorised() const {
+    return std::all_of(directions, directions + count,
+                       [](const Direction<T>& direction) { return direction.vectorised; });
+  }
 
   void add_both(const GraphView& graph, const FactoredPotential<T>& potential) {
     add(along(graph, potential, kMessageVector<T>));
@@ -266,7 +304,7 @@ __device__ void receive_bias(
 }
 
 // One warp a node and part.
-template <int kLabels, class T>
+template <int kLabels, bool kVectorised, class T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     messages_kernel(MessageTasks<T> tasks, int64_t num_nodes, int num_labels,
                     CoefficientLayout<T> layout,
@@ -284,20 +322,27 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
       receive_bias(direction, node, num_labels, layout, coefficients, message);
       continue;
     }
-    const LaneFeatures<T> features(direction, part - tasks.first_part[index]);
+    const LaneFeatures<T, kVectorised> features(direction, part - tasks.first_part[index]);
     for (int first = 0; first < num_labels; first += kLabels) {
       A sums[kLabels][kVector<T>];
       accumulate(direction, node, features, coefficients + first, layout.columns, sums);
       for (int k = 0; k < num_labels; ++k) {
         A product = 0;
 #pragma unroll
-        for (int j = 0; j < kLabels; ++j) {
-          if (first + j >= num_labels) break;
-          A weight[kVector<T>];
-          features.load(direction.weight + direction.pair(k, first + j) * direction.num_features,
-                        weight);
+        for (int step = 0; step < kLabels; step += kLabelStep) {
+          A weights[kLabelStep][kVector<T>];
 #pragma unroll
-          for (int v = 0; v < kVector<T>; ++v) product += weight[v] * sums[j][v];
+          for (int i = 0; i < kLabelStep; ++i) {
+            const int j = min(first + step + i, num_labels - 1);
+            features.load(direction.weight + direction.pair(k, j) * direction.num_features,
+                          weights[i]);
+          }
+#pragma unroll
+          for (int i = 0; i < kLabelStep; ++i) {
+            if (first + step + i >= num_labels) break;
+#pragma unroll
+            for (int v = 0; v < kVector<T>; ++v) product += weights[i][v] * sums[step + i][v];
+          }
         }
         product = warp_sum(product);
         if (lane_index() == 0) message[k] = first == 0 ? product : message[k] + product;
@@ -311,8 +356,8 @@ void launch_messages(const MessageTasks<T>& tasks, int64_t num_nodes, int64_t nu
                      const Accumulator<T>* coefficients,  // [N, columns]
                      Accumulator<T>* parts,               // [num_parts, N, K]
                      void* stream) {
-  dispatch_labels<T>(num_labels, [&](auto labels) {
-    launch("messages", messages_kernel<labels(), T>,
+  dispatch_kernel<T>(num_labels, tasks.vectorised(), [&](auto labels, auto vectorised) {
+    launch("messages", messages_kernel<labels(), vectorised(), T>,
            grid_size(tasks.num_parts() * num_nodes, kWarpsPerBlock), kThreadsPerBlock, 0, stream,
            tasks, num_nodes, static_cast<int>(num_labels), CoefficientLayout<T>(num_labels),
            coefficients, parts);

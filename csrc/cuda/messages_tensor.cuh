@@ -24,14 +24,12 @@ template <int kLabels>
 constexpr int kTermPitch = kLabels * kTensorSlice + 32;
 
 // Eight features of a row from `feature` on, as four pairs; zeros past the end of the row.
-template <class T>
-__device__ void load_pairs(const T* row, int64_t feature, int64_t num_features, bool vectorised,
+template <bool kVectorised, class T>
+__device__ void load_pairs(const T* row, int64_t feature, int64_t num_features,
                            uint32_t (&pairs)[4]) {
-  if (feature >= num_features) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = 0;
-  } else if (vectorised) {
-    const uint4 all = *reinterpret_cast<const uint4*>(row + feature);
+  if constexpr (kVectorised) {
+    uint4 all = {0, 0, 0, 0};
+    if (feature < num_features) all = *reinterpret_cast<const uint4*>(row + feature);
     pairs[0] = all.x;
     pairs[1] = all.y;
     pairs[2] = all.z;
@@ -70,7 +68,7 @@ __device__ inline uint32_t upper_halves(uint32_t a, uint32_t b) {
 }
 
 // Writes A of one node and a block of labels, [kLabels, slice], times term_scale(). One warp.
-template <int kLabels, class T>
+template <int kLabels, bool kVectorised, class T>
 __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t first_feature,
                            const T* coefficients,  // [N, columns], the block's first on
                            int columns, T* terms) {
@@ -79,22 +77,35 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
   const int group = lane_index() / 4;
   const int64_t feature = first_feature + group * kLaneFeatures;
   uint32_t self[4];
-  load_pairs(direction.self + node * D, feature, D, direction.vectorised, self);
+  load_pairs<kVectorised>(direction.self + node * D, feature, D, self);
   float sums[4][kTiles][4] = {};
   const int64_t begin = direction.row_offsets[node];
   const int64_t end = direction.row_offsets[node + 1];
   for (int64_t first = begin; first < end; first += 16) {
     uint32_t hidden[4][4];   // [neighbour, pair of features]
     uint16_t weights[4][4];  // [neighbour, tile of labels]
+    int32_t neighbours[4];
+    const int64_t own = first + lane_index() % 4 * 2;
+    const auto edge = [&](int i) { return own + i % 2 + i / 2 * 8; };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t e = first + lane_index() % 4 * 2 + i % 2 + i / 2 * 8;
-      const int64_t neighbour = direction.neighbours[e < end ? e : begin];
-      const auto packed = *reinterpret_cast<const Packed<uint16_t, 4>*>(
-          coefficients + neighbour * columns + group * 4);
+      neighbours[i] = direction.neighbours[edge(i) < end ? edge(i) : begin];
+    }
 #pragma unroll
-      for (int tile = 0; tile < 4; ++tile) weights[i][tile] = e < end ? packed.values[tile] : 0;
-      load_pairs(direction.other + neighbour * D, feature, D, direction.vectorised, hidden[i]);
+    for (int i = 0; i < 4; ++i) {
+      load_pairs<kVectorised>(direction.other + neighbours[i] * D, feature, D, hidden[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto packed = *reinterpret_cast<const Packed<uint16_t, 4>*>(
+          coefficients + static_cast<int64_t>(neighbours[i]) * columns + group * 4);
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile) {
+        weights[i][tile] = edge(i) < end ? packed.values[tile] : 0;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
         hidden[i][pair] = hidden_pair<T>(self[pair], hidden[i][pair]);
@@ -133,26 +144,40 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
 // Products of the terms of 16 nodes with the weight of 8 receiver labels, summed over this warp's
 // neighbour labels. The features of a product may be any here too: lane t takes 8t..8t+7 of every
 // 32.
-template <int kLabels, class T>
+template <int kLabels, bool kVectorised, class T>
 __device__ void contract_terms(const Direction<T>& direction, int64_t first_feature, int num_labels,
                                int first_label, int first_receiver,
                                const T* terms,  // [16, kTermPitch]
                                float (&sums)[4]) {
   const int64_t D = direction.num_features;
   const int receiver = first_receiver + lane_index() / 4;
-  for (int j = threadIdx.x / kWarpSize; j < kLabels && first_label + j < num_labels;
-       j += kWarpsPerBlock) {
-    const T* weight = direction.weight;
-    if (receiver < num_labels) weight += direction.pair(receiver, first_label + j) * D;
+  const int lane_feature = lane_index() % 4 * 8;
+  const int first = threadIdx.x / kWarpSize;
+  // All of this lane's weights first: they are under way together.
+  constexpr int kOwnLabels = kLabels / kWarpsPerBlock;
+  uint32_t weights[kOwnLabels][kTensorSlice / 32][4];
 #pragma unroll
-    for (int d = 0; d < kTensorSlice; d += 32) {
-      const int offset = d + lane_index() % 4 * 8;
-      const T* row = terms + lane_index() / 4 * kTermPitch<kLabels> + j * kTensorSlice + offset;
+  for (int i = 0; i < kOwnLabels; ++i) {
+    const int label = first_label + first + i * kWarpsPerBlock;
+    const bool is_pair = receiver < num_labels && label < num_labels;
+    const T* weight = direction.weight + (is_pair ? direction.pair(receiver, label) * D : 0);
+#pragma unroll
+    for (int part = 0; part < kTensorSlice / 32; ++part) {
+      load_pairs<kVectorised>(weight, is_pair ? first_feature + part * 32 + lane_feature : D, D,
+                              weights[i][part]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwnLabels; ++i) {
+    const int j = first + i * kWarpsPerBlock;
+    if (first_label + j >= num_labels) break;
+#pragma unroll
+    for (int part = 0; part < kTensorSlice / 32; ++part) {
+      const T* row = terms + lane_index() / 4 * kTermPitch<kLabels> + j * kTensorSlice + part * 32 +
+                     lane_feature;
       const uint4 upper = *reinterpret_cast<const uint4*>(row);
       const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kTermPitch<kLabels>);
-      uint32_t w[4];
-      load_pairs(weight, receiver < num_labels ? first_feature + offset : D, D,
-                 direction.vectorised, w);
+      const uint32_t (&w)[4] = weights[i][part];
       const uint32_t a_first[4] = {upper.x, lower.x, upper.y, lower.y};
       const uint32_t a_second[4] = {upper.z, lower.z, upper.w, lower.w};
       const uint32_t b_first[2] = {w[0], w[1]};
@@ -164,8 +189,8 @@ __device__ void contract_terms(const Direction<T>& direction, int64_t first_feat
 }
 
 // One block 16 nodes and a part.
-template <int kLabels, class T>
-__global__ void __launch_bounds__(kThreadsPerBlock, 4)
+template <int kLabels, bool kVectorised, class T>
+__global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
     tensor_messages_kernel(MessageTasks<T> tasks, int64_t num_nodes, int num_labels,
                            CoefficientLayout<T> layout,
                            const T* coefficients,  // [N, columns]
@@ -194,8 +219,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
       for (int n = warp; n < kTensorNodes; n += kWarpsPerBlock) {
         T* of_node = terms + n * kTermPitch<kLabels>;
         if (first_node + n < num_nodes) {
-          form_terms<kLabels>(direction, first_node + n, first_feature,
-                              coefficients + layout.slot(first_label), layout.columns, of_node);
+          form_terms<kLabels, kVectorised>(direction, first_node + n, first_feature,
+                                           coefficients + layout.slot(first_label), layout.columns,
+                                           of_node);
         } else {
           for (int i = lane_index(); i < kLabels * kTensorSlice; i += kWarpSize) {
             of_node[i] = T(0.0f);
@@ -205,8 +231,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
       __syncthreads();
       for (int first_receiver = 0; first_receiver < num_labels; first_receiver += 8) {
         float sums[4] = {};
-        contract_terms<kLabels>(direction, first_feature, num_labels, first_label, first_receiver,
-                                terms, sums);
+        contract_terms<kLabels, kVectorised>(direction, first_feature, num_labels, first_label,
+                                             first_receiver, terms, sums);
 #pragma unroll
         for (int i = 0; i < 4; ++i) partial[warp][fragment_row(i)][fragment_column(i)] = sums[i];
         __syncthreads();
@@ -231,8 +257,8 @@ void launch_messages(const MessageTasks<T>& tasks, int64_t num_nodes, int64_t nu
                      float* parts,           // [num_parts, N, K]
                      void* stream) {
   static_assert(kThreadsPerBlock == kTensorNodes * 8);
-  dispatch_labels<T>(num_labels, [&](auto labels) {
-    launch("messages", tensor_messages_kernel<labels(), T>,
+  dispatch_kernel<T>(num_labels, tasks.vectorised(), [&](auto labels, auto vectorised) {
+    launch("messages", tensor_messages_kernel<labels(), vectorised(), T>,
            grid_size(tasks.num_parts() * ceil_div<int64_t>(num_nodes, kTensorNodes), 1),
            kThreadsPerBlock, kTensorNodes * kTermPitch<labels()> * sizeof(T), stream, tasks,
            num_nodes, static_cast<int>(num_labels), CoefficientLayout<T>(num_labels), coefficients,

@@ -37,7 +37,7 @@ __global__ void coefficients_kernel(const A* marginals,      // [N, K]
 }
 
 // A_p of a block of nodes. One warp a node, slice of features and block of coefficients.
-template <int kLabels, class T>
+template <int kLabels, bool kVectorised, class T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     terms_kernel(Direction<T> direction, NodeBlock block, int num_labels,
                  const Accumulator<T>* coefficients,  // [N, columns]
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int64_t count = slices * (columns / kLabels) * block.count;
   for (int64_t task = first_warp(); task < count; task += num_warps()) {
     const int64_t node = task % block.count;
-    const LaneFeatures<T> features(direction, task / block.count % slices);
+    const LaneFeatures<T, kVectorised> features(direction, task / block.count % slices);
     const int first = static_cast<int>(task / block.count / slices) * kLabels;
     A sums[kLabels][kVector<T>];
     accumulate(direction, block.first + node, features, coefficients + first, columns, sums);
@@ -134,7 +134,7 @@ __global__ void brackets_kernel(Direction<T> direction, NodeBlock block, int num
 
 // dL/dself of a block of nodes: the sum of dL/dh over the edges where h > 0. One warp a node and
 // slice of features.
-template <int kLabels, class T>
+template <int kLabels, bool kVectorised, class T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     node_gradient_kernel(Direction<T> direction, NodeBlock block, int num_labels,
                          const Accumulator<T>* coefficients,  // [N, columns]
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   for (int64_t task = first_warp(); task < slices * block.count; task += num_warps()) {
     const int64_t node = task % block.count;
     const int64_t p = block.first + node;
-    const LaneFeatures<T> features(direction, task / block.count);
+    const LaneFeatures<T, kVectorised> features(direction, task / block.count);
     A self[kVector<T>];
     A total[kVector<T>] = {};
     features.load(direction.self + p * D, self);
@@ -279,13 +279,14 @@ void messages_backward(const GraphView& graph, const FactoredPotential<T>& poten
              static_cast<const A*>(workspace.neighbour_sums), static_cast<A*>(gradient.bias));
 
   const int64_t slices = ceil_div<int64_t>(D, kSlice<T>);
-  dispatch_labels<T>(2 * K, [&](auto labels) {
+  const bool by_vectors = rows_are_vectors(potential, kVector<T>);
+  dispatch_kernel<T>(2 * K, by_vectors, [&](auto labels, auto vectorised) {
     // At least one block, so that the gradient of the weight is set where there is no node.
     for (int64_t first = 0; first < std::max<int64_t>(N, 1); first += workspace.block_nodes) {
       const NodeBlock block = {first, std::min(workspace.block_nodes, N - first)};
-      over_warps("terms", terms_kernel<labels(), T>, slices * (columns / labels()) * block.count,
-                 along(graph, potential, kVector<T>), block, K, coefficients, columns,
-                 workspace.terms);
+      over_warps("terms", terms_kernel<labels(), vectorised(), T>,
+                 slices * (columns / labels()) * block.count, along(graph, potential, kVector<T>),
+                 block, K, coefficients, columns, workspace.terms);
       over_threads("weight_gradient", weight_gradient_kernel<A>, ceil_div(K, kGroup) * K * D, block,
                    K, D, coefficients, columns, static_cast<const A*>(workspace.terms),
                    static_cast<A*>(gradient.weight));
@@ -293,8 +294,8 @@ void messages_backward(const GraphView& graph, const FactoredPotential<T>& poten
         over_threads("brackets", brackets_kernel<T>,
                      ceil_div<int64_t>(block.count, kGroup) * 2 * K * D, direction, block, K,
                      coefficients, columns, workspace.terms);
-        over_warps("node_gradient", node_gradient_kernel<labels(), T>, slices * block.count,
-                   direction, block, K, coefficients, columns,
+        over_warps("node_gradient", node_gradient_kernel<labels(), vectorised(), T>,
+                   slices * block.count, direction, block, K, coefficients, columns,
                    static_cast<const A*>(workspace.terms), static_cast<A*>(out));
       };
       differentiate(along(graph, potential, kVector<T>), gradient.source);
