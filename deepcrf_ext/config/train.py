@@ -102,6 +102,9 @@ class TrainConfig:
             the class occurs in. Or weights: a list in the order of the classes, or {car: 2} where
             the others weigh 1, or a YAML or JSON file of either. A node counts as its label, an
             edge as the geometric mean of its two labels' weights.
+        label_smoothing: Share of a node's label, such as 0.1, that the piecewise losses of the
+            unaries spread over all classes alike; relations and the other objectives take labels as
+            they are.
         ema: Decay of the exponential moving average of the weights, such as 0.999, that validation
             measures and that checkpoints hold for prediction; less at first. 0 takes the weights
             themselves.
@@ -134,6 +137,7 @@ class TrainConfig:
     class_balance: (
         Literal["none", "median_frequency"] | tuple[float, ...] | dict[str, float] | str
     ) = "none"
+    label_smoothing: float = 0.0
     ema: float = 0.0
     vgg_weights: str | None = None
     backbone_weights: str | None = None
@@ -159,6 +163,10 @@ class TrainConfig:
             raise InputError(
                 f"model.pairwise_hidden: {self.model.pairwise_hidden} must be at least twice "
                 f"model.hidden, {self.model.hidden}, for a warm start"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"label_smoothing: {self.label_smoothing} must be at least 0 and below 1"
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema} must be at least 0 and below 1")

@@ -69,6 +69,8 @@ class DeepCRF(nn.Module):
             they are known; `save_pretrained` keeps them.
         class_weights: None, or float32 [K], how much each class counts in the losses: a node as its
             label, an edge as the geometric mean of its two labels. Not part of the state.
+        label_smoothing: the share of a label that the losses of the unaries spread over all
+            classes. Not part of the state.
     """
 
     class_weights: Tensor | None
@@ -83,6 +85,7 @@ class DeepCRF(nn.Module):
         self.num_classes = num_classes
         self.classes: list[str] | None = None
         self.palette: list[list[int]] | None = None
+        self.label_smoothing = 0.0
         names = config.potentials or config.all_potentials()
         if backbone is not None and config.potentials is None:
             names = tuple(name for name in names if name != "unary_1scale")  # there is one scale
@@ -267,7 +270,7 @@ class DeepCRF(nn.Module):
         nodes = node_labels(labels, grid[1:])
         if potential is None:
             assert unary is not None
-            return node_nll(unary, nodes, self.class_weights, IGNORE_INDEX)
+            return node_nll(unary, nodes, self.class_weights, IGNORE_INDEX, self.label_smoothing)
         value = edge_nll(potential, nodes, self.class_weights, IGNORE_INDEX)
         return value.float() + 0 * self._relation(name).log_weight  # a gradient of 0, not none
 

@@ -52,13 +52,24 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def node_nll(
-    energies: Tensor, nodes: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+    energies: Tensor,
+    nodes: Tensor,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Softmax negative log-likelihood of labels [N] at energies [N, K], mean over valid nodes.
 
-    0 where nothing is valid. class_weights: see `node_weights`.
+    0 where nothing is valid. class_weights: see `node_weights`. smoothing: the share of a node's
+    label that is spread over all classes alike (Szegedy et al., arXiv:1512.00567, section 7).
     """
-    values = functional.cross_entropy(-energies, nodes, ignore_index=ignore_index, reduction="none")
+    values = functional.cross_entropy(
+        -energies,
+        nodes,
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
     return weighted_mean(values, node_weights(nodes, class_weights, ignore_index))
 
 

@@ -114,6 +114,7 @@ class Trainer:
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
         self.model = DeepCRF(config.model, train_set.num_classes) if model is None else model
+        self.model.label_smoothing = config.label_smoothing
         self.transform = transform
         start = StartingWeights()
         if checkpoint is None:
