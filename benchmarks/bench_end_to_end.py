@@ -98,6 +98,7 @@ def batches(config: TrainConfig, dataset: SegmentationDataset) -> Iterator[tuple
 def make_call(job: Job, contender: str, device: str, folder: Path) -> Callable[[], Any]:
     """What is timed."""
     config = preset(job.preset)
+    config.model.potentials = "all"  # every row of the paper's table
     if job.work == "blocks":
         return make_pass(config, job.images, contender, torch.device(device))
     config = replace(config, batch_size=job.images, warm_start=0.0, device=device)

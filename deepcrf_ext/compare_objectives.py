@@ -6,14 +6,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config import PRESETS, ObjectiveName, PhaseConfig, TrainConfig
+from deepcrf_ext.config import OPTIMISERS, PRESETS, ObjectiveName, PhaseConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.objectives import MODES, NOT_SHARED, Comparison, Settings
 from deepcrf_ext.records.run_folder import create_run_folder
@@ -75,15 +75,14 @@ def make_resume_parser() -> ArgumentParser:
 def parse_settings(argv: Sequence[str]) -> Settings:
     """The settings of a comparison. Raises InputError for options that do not fit."""
     parser = make_parser()
-    preset = PRESETS[parsing.parse(parser, argv).model.preset]
-    parser.set_defaults({name: v for name, v in preset.items() if name not in NOT_SHARED})
+    first = parsing.parse(parser, argv)
+    defaults = {**PRESETS[first.model.preset], **OPTIMISERS[first.optim.optimiser]}
+    parser.set_defaults({name: v for name, v in defaults.items() if name not in NOT_SHARED})
     values = vars(parsing.parse(parser, argv))
     names = [field.name for field in fields(TrainConfig) if field.name not in NOT_SHARED]
     train = TrainConfig(**{name: values[name] for name in names}, warm_start=0.0)
     if train.output is None:
         train.output = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-objectives"
-    if train.model.potentials is None:
-        train.model = replace(train.model, potentials=("unary", *train.model.relations))
     return Settings(train, values["modes"], values["seconds"], values["start_epochs"])
 
 

@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import add_dense_crf_options, add_device_option, dense_crf_settings
-from deepcrf_ext.config import TrainConfig
+from deepcrf_ext.config import OPTIMISERS, TrainConfig
 from deepcrf_ext.data import DATASETS
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.budgets import BUDGETS, Plan, recipe
@@ -64,7 +64,9 @@ def _parser() -> ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
-    """The plan and the output folder of a command line: the budget's settings, then the options'.
+    """The plan and the output folder of a command line.
+
+    The settings are the budget's, the optimiser's, then the options'; later ones override.
 
     Raises InputError for options that do not fit.
     """
@@ -73,7 +75,13 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     for name, value, known in (("data", first.data, DATASETS), ("budget", first.budget, BUDGETS)):
         if value not in known:
             raise InputError(f"{name} is {value!r}; must be one of {', '.join(known)}")
-    parser.set_defaults(recipe(first.data, first.budget))
+    optimiser = OPTIMISERS[first.train.optim.optimiser]
+    parser.set_defaults(
+        {
+            **recipe(first.data, first.budget),
+            **{f"train.{name}": value for name, value in optimiser.items()},
+        }
+    )
     options = parsing.parse(parser, argv)
     data = options.train.data
     if data.dataset != first.data or data.root is not None:

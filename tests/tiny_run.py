@@ -52,9 +52,13 @@ def write_learnable_camvid(root: Path, train: int, val: int, void: int = 0) -> P
 
 
 def write_run(folder: Path, data_root: Path, **model_settings: Any) -> Path:
-    """A run folder with last.pt: the small preset's networks, narrowed, with random weights."""
+    """A run folder with last.pt: the small preset's networks, narrowed, with random weights.
+
+    They are all potentials unless the settings say others.
+    """
+    settings = {"potentials": "all", **model_settings}
     model_config = ModelConfig(
-        widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(8,), hidden=8, **model_settings
+        widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(8,), hidden=8, **settings
     )
     config = TrainConfig(
         data=DataConfig(dataset="camvid", root=data_root), model=model_config, amp=False

@@ -41,8 +41,9 @@ class ModelConfig:
         hidden: Width of the hidden layer of a unary.
         pairwise_hidden: Width of the hidden layer of a pairwise potential.
         relations: Pairwise relations by name, as many as wanted.
-        potentials: Which networks exist and are trained: "unary", "unary_1scale" (the unary network
-            on the largest scale alone) and names of relations. Null means all of them.
+        potentials: Which networks exist and are trained: a list of "unary", "unary_1scale" (the
+            unary network on the largest scale alone, which the row unary-1scale takes) and names of
+            relations; or "all" of them. Null means those of a prediction: all but "unary_1scale".
         iterations: Mean-field iterations of a prediction.
         relation_weight: What the energies of every relation are multiplied by in a prediction, at
             first: 1 is the paper's. End-to-end training and `python -m deepcrf_ext.calibrate` fit
@@ -64,7 +65,7 @@ class ModelConfig:
     hidden: int = 64
     pairwise_hidden: int = 128
     relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
-    potentials: tuple[str, ...] | None = None
+    potentials: Literal["all"] | tuple[str, ...] | None = None
     iterations: int = 2
     relation_weight: float = 1.0
 
@@ -102,13 +103,21 @@ class ModelConfig:
             raise InputError(
                 f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential"
             )
-        unknown = set(self.potentials or ()) - set(self.all_potentials())
+        unknown = set(self.potential_names()) - set(self.all_potentials())
         if unknown or self.potentials == ():
             raise InputError(
-                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be some of "
-                f"{', '.join(self.all_potentials())}"
+                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be the word all, "
+                f"or a list of some of {', '.join(self.all_potentials())}"
             )
 
     def all_potentials(self) -> tuple[str, ...]:
         """Names of every potential that this model can have."""
         return ("unary", "unary_1scale", *self.relations)
+
+    def potential_names(self) -> tuple[str, ...]:
+        """Names of the potentials that this model has, as `potentials` says."""
+        if self.potentials is None:
+            return ("unary", *self.relations)
+        if self.potentials == "all":
+            return self.all_potentials()
+        return tuple(dict.fromkeys(self.potentials))

@@ -40,7 +40,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"optim.lr": 1e-3, "optim.lr_initialised": 1e-4, "optim.weight_decay": 0.01},
 }
-"""What train changes from the preset for an optimiser, by dotted option name."""
+"""What the commands change from the preset for an optimiser, by dotted option name."""
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"model.preset": "small"},
     "paper": {"model.preset": "paper", **_PAPER},

@@ -86,10 +86,7 @@ class DeepCRF(nn.Module):
         self.classes: list[str] | None = None
         self.palette: list[list[int]] | None = None
         self.label_smoothing = 0.0
-        names = config.potentials or config.all_potentials()
-        if backbone is not None and config.potentials is None:
-            names = tuple(name for name in names if name != "unary_1scale")  # there is one scale
-        self.potential_names = tuple(dict.fromkeys(names))
+        self.potential_names = config.potential_names()
         self.pyramid = ImagePyramid(config.scales if backbone is None else (1.0,))
         self.backbone = backbone
         self._map_sizes: dict[tuple[int, int], tuple[int, int]] = {}
@@ -228,7 +225,9 @@ class DeepCRF(nn.Module):
         """Log-probabilities of the labels of every pixel, [B, K, H, W] float32.
 
         They are those of `default_variant`: logarithms of what `predict` gives, at least the
-        smallest positive float32's. ``nll_loss`` of them is end-to-end training.
+        smallest positive float32's. ``nll_loss`` of them is end-to-end training. Networks of other
+        rows, such as "unary_1scale", are not run: of a model with them `DistributedDataParallel`
+        needs ``find_unused_parameters=True``.
 
         Args:
             images: RGB [B, 3, H, W], 0..255.

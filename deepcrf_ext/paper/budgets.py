@@ -109,7 +109,8 @@ class Plan:
     """Everything that the figures of a reproduction depend on.
 
     Args:
-        train: The training run. Its potentials are independent, so one run serves every row.
+        train: The training run. Its potentials are independent, so one run serves every row: where
+            its settings name none, all are trained.
         splits: Splits that are measured.
         examples: Pictures of each kind (largest gains, typical, largest losses).
         train_images: How many training images are used, spread evenly over the split; None: all.
@@ -125,6 +126,11 @@ class Plan:
     eval_images: int | None
     max_side: int | None
     dense_crf: DenseCRFSettings
+
+    def __post_init__(self) -> None:
+        if self.train.model.potentials is None:
+            model = replace(self.train.model, potentials="all")
+            object.__setattr__(self, "train", replace(self.train, model=model))
 
     def variants(self) -> dict[str, Variant]:
         """The variants that the trained model offers (`DeepCRF.variants`); not empty.
@@ -154,15 +160,16 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan back from `as_dict`. Raises InputError for what does not fit."""
         try:
-            plan = cls(**values)
+            read = {
+                "train": from_dict(values["train"]),
+                "splits": tuple(values["splits"]),
+                "dense_crf": DenseCRFSettings.read(values["dense_crf"]),
+            }
+            return cls(**{**values, **read})
+        except KeyError as error:
+            raise InputError(f"plan: lacks {error}") from error
         except TypeError as error:
             raise InputError(f"plan: {error}") from error
-        return replace(
-            plan,
-            train=from_dict(values["train"]),
-            splits=tuple(values["splits"]),
-            dense_crf=DenseCRFSettings.read(values["dense_crf"]),
-        )
 
     def differences(self, other: Plan) -> list[str]:
         """The options whose value changes a figure and differs: "name: own value, then other's".

@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.pretrained import check_weights
+from deepcrf_ext.models.pretrained import check_weights, complete_potentials
 from deepcrf_ext.records.whole_files import write_whole
 
 FORMAT = "deepcrf_ext checkpoint 1"
@@ -83,6 +83,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
     if any(key.startswith("parts.") for key in state.get("model", ())):
         state["model"] = _weights_by_name(state)
+    complete_potentials(state.get("config", {}).get("model"), state.get("model", {}))
     for key in [key for key in state.get("model", ()) if key.endswith(".target.weight")]:
         # Relations had no weights before version 0.1.0: theirs was the paper's 1.
         state["model"].setdefault(key.replace("target.weight", "log_weight"), torch.tensor(0.0))
@@ -96,7 +97,7 @@ def _weights_by_name(state: dict[str, Any]) -> dict[str, Tensor]:
     `parts.2.part.head.0.weight`.
     """
     model = from_dict(state["config"]).model
-    names = dict(enumerate(model.potentials or model.all_potentials()))
+    names = dict(enumerate(model.potentials or model.all_potentials()))  # null was all
 
     def today(key: str) -> str:
         match = re.fullmatch(r"parts\.(\d+)\.(part\.)?(.+)", key)

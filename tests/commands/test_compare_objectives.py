@@ -173,6 +173,13 @@ def test_budget_of_seconds_gives_each_mode_its_epochs(root: Path, tmp_path: Path
     assert epochs == [1, 2]
 
 
+def test_the_optimiser_sets_its_learning_rate() -> None:
+    adamw = command.parse_settings(["--optim.optimiser", "adamw"]).train.optim
+    assert (adamw.lr, adamw.lr_initialised, adamw.weight_decay) == (1e-3, 1e-4, 0.01)
+    given = command.parse_settings(["--optim.optimiser", "adamw", "--optim.lr", "0.5"]).train.optim
+    assert (given.lr, given.weight_decay) == (0.5, 0.01)
+
+
 def test_saved_settings_are_a_config_file(root: Path, tmp_path: Path) -> None:
     settings = command.parse_settings(options(tmp_path, root, "--seconds", "12"))
     settings.folder.mkdir()

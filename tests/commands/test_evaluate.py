@@ -231,6 +231,17 @@ def test_row_without_its_networks_names_them(tmp_path, capsys):
     assert "needs the potentials above_below" in capsys.readouterr().err
 
 
+def test_unary_of_one_scale_is_a_row_where_it_was_trained(tmp_path, capsys):
+    run = write_run(tmp_path / "run", tmp_path / "data", potentials=None)
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "results"), "--rows"]
+    assert main([*arguments, "unary-1scale"]) == 2
+    error = capsys.readouterr().err
+    assert "needs the potentials unary_1scale, which this checkpoint lacks" in error
+    assert "Train with --model.potentials all" in error
+    assert error.count("\n") == 1
+    assert list(choose_variants(load_model(run)[0], ["all"])) == list(VARIANTS)[1:]
+
+
 def test_unreadable_files_are_named(tmp_path, capsys):
     run = write_run(tmp_path / "run", tmp_path / "data")
     (tmp_path / "data" / "val" / "1.png").write_bytes(b"")

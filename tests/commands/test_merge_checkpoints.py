@@ -9,7 +9,7 @@ import torch
 from tiny_run import write_camvid
 
 from deepcrf_ext import merge_checkpoints, train
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +66,18 @@ def test_relations_of_a_warm_start_bring_their_unary(data, tmp_path):
     apart = [run(tmp_path / name, data, ("unary", name), *more) for name in chosen[1:]]
     assert merge(tmp_path / "merged", *apart) == 0
     assert_same_weights(joint, tmp_path / "merged")
+
+
+def test_runs_of_earlier_versions_are_merged(data, tmp_path):
+    """Their null was all potentials."""
+    old = run(tmp_path / "old", data, ALL, "--warm_start", "0")
+    state = load_checkpoint(old / "last.pt")
+    state["config"]["model"]["potentials"] = None
+    save_checkpoint(old / "last.pt", state)
+    unary = run(tmp_path / "unary", data, ("unary",), "--warm_start", "0", "--seed", "1")
+    assert merge(tmp_path / "merged", old, unary) == 0
+    assert_same_weights(old, tmp_path / "merged")
+    assert load_model(tmp_path / "merged")[0].potential_names == ALL
 
 
 def test_what_cannot_be_merged(data, tmp_path, capsys):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from deepcrf_ext import reproduce as command
 from deepcrf_ext.config import preset
 from deepcrf_ext.data import DATASETS, open_dataset
 from deepcrf_ext.data.reduced import Reduced
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.paper import examples
 from deepcrf_ext.paper.budgets import BUDGETS, Plan
@@ -267,6 +269,29 @@ def test_every_recipe_fits(data, budget, tmp_path):
     assert plan.train.model.relations == preset_model.relations
     assert plan.train.model.share_blocks == preset_model.share_blocks
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))).differences(plan) == []
+
+
+def test_plans_without_named_potentials_train_all_rows(tmp_path):
+    arguments = ["--data", "scenes", "--output", str(tmp_path / "o")]
+    plan, _ = command.parse(arguments)
+    assert plan.train.model.potentials == "all"
+    assert command.parse([*arguments, "--train.model.potentials", "null"])[0] == plan
+    earlier = json.loads(json.dumps(plan.as_dict()))
+    earlier["train"]["model"]["potentials"] = None
+    assert Plan.from_dict(earlier).differences(plan) == []
+    del earlier["splits"]
+    with pytest.raises(InputError, match="plan: lacks 'splits'"):
+        Plan.from_dict(earlier)
+
+
+def test_the_optimisers_settings_override_the_budgets(tmp_path):
+    arguments = ["--data", "camvid", "--budget", "small", "--root", str(tmp_path), "--output", "o"]
+    adamw = preset("small").optim
+    adamw = replace(adamw, optimiser="adamw", lr=1e-3, lr_initialised=1e-4, weight_decay=0.01)
+    chosen = [*arguments, "--train.optim.optimiser", "adamw"]
+    assert command.parse(chosen)[0].train.optim == adamw
+    plan, _ = command.parse([*chosen, "--train.optim.lr", "0.5"])
+    assert plan.train.optim == replace(adamw, lr=0.5)
 
 
 def test_the_small_camvid_recipe_is_its_config_file(tmp_path):

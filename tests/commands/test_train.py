@@ -25,7 +25,7 @@ from deepcrf_ext import train as command
 from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import vgg_layers
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
@@ -35,7 +35,7 @@ from deepcrf_ext.training.optimiser import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-POTENTIALS = {"unary", "unary_1scale", "surrounding", "above_below"}
+POTENTIALS = {"unary", "surrounding", "above_below"}
 UNARY, CRF = "unary-3scales", "1unary+2pair"
 TINY = """
 model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
@@ -79,7 +79,7 @@ def test_run_folder(finished, data):
     steps = lines(finished, "train")
     assert [line["step"] for line in steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
     warm = [line["loss"].keys() for line in steps[:STEPS_PER_EPOCH]]
-    assert warm == [{"unary", "unary_1scale"}] * STEPS_PER_EPOCH
+    assert warm == [{"unary"}] * STEPS_PER_EPOCH
     assert all(line["loss"].keys() == POTENTIALS for line in steps[STEPS_PER_EPOCH:])
     measured = lines(finished, "val")
     assert [line["epoch"] for line in measured] == [1, 2, 3]
@@ -124,6 +124,20 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
     assert lines(run, "train") == lines(finished, "train")
     assert lines(run, "val") == lines(finished, "val")
     assert same_weights(run, finished)
+
+
+def test_run_of_an_earlier_version_goes_on(tmp_path, data):
+    """Its null was all potentials."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    more = ["--model.potentials", "all", "--optim.schedule", "exponential", "--warm-start", "0"]
+    assert command.main(options(tmp_path, data, whole, *more, "--epochs", "2")) == 0
+    assert command.main(options(tmp_path, data, run, *more, "--epochs", "1")) == 0
+    state = load_checkpoint(run / "last.pt")
+    assert any(name.startswith("potentials.unary_1scale.") for name in state["model"])
+    state["config"]["model"]["potentials"] = None
+    save_checkpoint(run / "last.pt", state)
+    assert command.main(["--resume", str(run), "--epochs", "2"]) == 0
+    assert same_weights(run, whole)
 
 
 @pytest.mark.slow

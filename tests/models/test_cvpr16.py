@@ -29,6 +29,7 @@ TINY = ModelConfig(
     head_per_scale=True,
     pooling_windows=(3, 5),
     upsampling="bilinear",
+    potentials="all",
 )
 
 

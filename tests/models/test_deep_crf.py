@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -13,7 +15,9 @@ from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.nn.grid_graphs import relation_graph
 
 K = 4
-TINY = ModelConfig(widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=8)
+TINY = ModelConfig(
+    widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=8, potentials="all"
+)
 
 
 @pytest.fixture
@@ -121,6 +125,21 @@ def test_prediction_of_any_size(model, size):
     assert marginals.shape == (1, K, *size)
     assert resized.shape == (1, K, 5, 6)
     torch.testing.assert_close(marginals.sum(1), torch.ones(1, *size))
+
+
+def test_potentials_are_those_of_a_prediction_unless_others_are_named():
+    relations = {"left": RelationConfig("offsets", offsets=(0, 0, -2, -1))}
+    assert ModelConfig().potential_names() == ("unary", "surrounding", "above_below")
+    assert ModelConfig(relations=relations).potential_names() == ("unary", "left")
+    every = ModelConfig(relations=relations, potentials="all")
+    assert every.potential_names() == ("unary", "unary_1scale", "left")
+    twice = ModelConfig(potentials=("above_below", "unary", "above_below"))
+    assert twice.potential_names() == ("above_below", "unary")
+    model = DeepCRF(replace(TINY, potentials=None), K)
+    assert tuple(model.potentials) == ("unary", "surrounding", "above_below")
+    assert list(model.variants()) == [name for name in VARIANTS if name != "unary-1scale"]
+    with pytest.raises(InputError, match="none; must be the word all, or a list of some of unary"):
+        ModelConfig(potentials=())
 
 
 def test_rows_of_a_model_with_some_potentials(images):

@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -80,9 +80,8 @@ def test_end_to_end_training_reaches_all_that_forward_uses(kind: str) -> None:
     labels = torch.randint(CLASSES, (2, 30, 26))
     functional.nll_loss(model(images()), labels).backward()
     for name, parameter in model.named_parameters():
-        used = not name.startswith("potentials.unary_1scale")
-        assert (parameter.grad is not None) == used, name
-        assert parameter.grad is None or parameter.grad.isfinite().all()
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
     weights = [model.potentials[name].log_weight for name in ("surrounding", "above_below")]
     assert all(weight.grad != 0 for weight in weights)
 
@@ -178,6 +177,34 @@ def test_a_folder_keeps_the_model(kind: str, tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "new" / "folder")  # over the old one
 
 
+def test_a_folder_names_the_network_of_its_backbone(tmp_path: Path) -> None:
+    """Unlike a module handed in, it is made anew from its name."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    config = ModelConfig(backbone="efficientnet_lite:0", share_blocks=True)
+    model = DeepCRF(config, CLASSES).eval()
+    model.save_pretrained(tmp_path)
+    loaded = DeepCRF.from_pretrained(tmp_path)
+    assert torch.equal(loaded(images()), model(images()))
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("efficientnet_lite:0", "timm:none"))
+    with pytest.raises(dc.InputError, match=r"config\.json: model\.backbone: timm"):
+        DeepCRF.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("potentials", ["all", None])
+def test_folders_of_earlier_versions_name_no_potentials(
+    potentials: Literal["all"] | None, tmp_path: Path
+) -> None:
+    model = make(potentials=potentials)
+    model.save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    description["model"]["potentials"] = None  # was all
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    loaded = DeepCRF.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(images()), model(images()))
+
+
 def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     with pytest.raises(dc.InputError, match=r"config.json: No such file.*no saved model"):
@@ -246,7 +273,7 @@ def test_compiles_whole_for_any_size() -> None:
 def _steps(model: nn.Module, mine: slice) -> None:
     labels = torch.arange(2)[:, None, None].expand(2, 30, 26)
     optimiser = torch.optim.SGD(model.parameters(), 0.01)
-    for _ in range(2):
+    for _ in range(3):
         optimiser.zero_grad()
         functional.nll_loss(model(images()[mine]), labels[mine]).backward()
         optimiser.step()
@@ -254,7 +281,8 @@ def _steps(model: nn.Module, mine: slice) -> None:
 
 def _train_process(rank: int, output: Path) -> int:
     torch.distributed.init_process_group("gloo")
-    model = DistributedDataParallel(make(batch_norm=False, potentials=("unary", "above_below")))
+    _steps(DistributedDataParallel(make().train()), slice(rank, rank + 1))
+    model = DistributedDataParallel(make(batch_norm=False))
     _steps(model, slice(rank, rank + 1))
     torch.save(model.module.state_dict(), output / f"{rank}.pt")
     torch.distributed.barrier()
@@ -263,9 +291,10 @@ def _train_process(rank: int, output: Path) -> int:
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """Without `find_unused_parameters`: the default potentials are all used by forward."""
     codes = run_processes(_train_process, (tmp_path,), tmp_path)
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()
-    alone = make(batch_norm=False, potentials=("unary", "above_below"))
+    alone = make(batch_norm=False)
     _steps(alone, slice(0, 2))
     state = torch.load(tmp_path / "0.pt", weights_only=True)
     torch.testing.assert_close(state, dict(alone.state_dict()), rtol=1e-4, atol=1e-5)

@@ -111,6 +111,7 @@ def test_every_relation_has_a_row_and_all_of_them_one() -> None:
         hidden=4,
         pairwise_hidden=8,
         relations=RELATIONS,
+        potentials="all",
     )
     model = DeepCRF(config, 3).eval()
     rows = model.variants()

@@ -54,7 +54,23 @@ def test_model_comes_back_as_it_was(run):
     assert torch.equal(model.predict(image, "1unary+2pair"), again.predict(image, "1unary+2pair"))
 
 
-@pytest.mark.parametrize("potentials", [None, ("above_below", "unary")])
+@pytest.mark.parametrize("potentials", ["all", None])
+def test_null_potentials_are_those_of_the_weights(potentials, tmp_path):
+    """Null was all of them in earlier versions."""
+    run = write_run(tmp_path / "run", tmp_path / "camvid", potentials=potentials)
+    expected = load_model(run)[0]
+    assert ("unary_1scale" in expected.potential_names) == (potentials == "all")
+    state = load_checkpoint(run / "last.pt")
+    state["config"]["model"]["potentials"] = None
+    save(run / "last.pt", state)
+    found, config, _ = load_model(run)
+    assert config.model.potentials == potentials
+    assert found.potential_names == expected.potential_names
+    weights = expected.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("potentials", ["all", ("above_below", "unary")])
 def test_numbered_potentials_of_earlier_versions_are_read_by_name(potentials, tmp_path):
     """The order of the numbers was that of the settings."""
     run = write_run(tmp_path / "run", tmp_path / "camvid", potentials=potentials)
@@ -69,6 +85,8 @@ def test_numbered_potentials_of_earlier_versions_are_read_by_name(potentials, tm
 
     old = {earlier(key): value for key, value in state["model"].items()}
     assert any(key.startswith("parts.1.part.head.0.") for key in old)
+    if potentials == "all":
+        state["config"]["model"]["potentials"] = None
     save(run / "last.pt", {**state, "model": old})
     found = load_model(run)[0].state_dict()
     assert list(found) == list(expected.state_dict())

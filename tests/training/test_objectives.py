@@ -30,6 +30,7 @@ MODEL = ModelConfig(
     hidden=3,
     pairwise_hidden=8,
     batch_norm=False,
+    potentials="all",
 )
 
 

@@ -30,7 +30,13 @@ from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.trainer import Trainer
 
 MODEL = ModelConfig(
-    widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=3, pairwise_hidden=8
+    widths=(4, 6),
+    convs=(1, 1),
+    pooled_blocks=2,
+    head_widths=(5,),
+    hidden=3,
+    pairwise_hidden=8,
+    potentials="all",
 )
 PHASES = (
     PhaseConfig("piecewise"),

@@ -23,6 +23,7 @@ MODEL = ModelConfig(
     head_widths=(5,),
     hidden=3,
     pairwise_hidden=8,
+    potentials="all",
 )
 
 
