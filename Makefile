@@ -1,4 +1,4 @@
-# make install | train | test | test-all | lint | sanitize | wheel, each from a fresh clone. Nothing is redone without need.
+# make install | train | test | test-all | lint | sanitize | wheel | gpu, each from a fresh clone. Nothing is redone without need.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install train test test-all lint sanitize wheel
+.PHONY: install train test test-all lint sanitize wheel gpu
 
 install: .venv/installed
 
@@ -40,6 +40,11 @@ sanitize: install
 	  tests/ops/test_mean_field.py tests/ops/test_pseudo_likelihood.py tests/ops/test_range_box_edges.py \
 	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py \
 	  tests/ops/test_gated_crf_loss.py tests/ops/test_dense_crf_loss.py
+
+# Build, tests, times, sanitizer and profiles on a GPU, with the torch of PYTHON: eight minutes, files in OUTPUT.
+OUTPUT ?= build/on_gpu
+gpu:
+	$(PYTHON) benchmarks/on_gpu.py --output $(OUTPUT)
 
 # dist/: the sdist and a manylinux wheel made from it; dist/cuda/: the same with CUDA, where nvcc is. Then a check of the
 # wheel in an environment of its own, without compilers, with each torch of TORCH ("2.13.0 2.12.1").

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from bench_densecrf import DenseCase, make_problem, ours, pydensecrf
 from harness import write_results
-from jsonargparse import auto_cli
 from tqdm import tqdm
 
 import deepcrf_ext as dc
@@ -109,4 +108,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

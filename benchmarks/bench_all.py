@@ -13,7 +13,6 @@ import bench_pairwise_loss
 import bench_scaling
 import bench_weak_losses
 import goals
-from jsonargparse import auto_cli
 
 
 def main(device: str = "cpu", seconds: float = 1.0) -> None:
@@ -36,4 +35,6 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -26,7 +26,6 @@ import cv2
 import numpy as np
 import torch
 from harness import measure, print_table, sweep, write_results
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -218,4 +217,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from cases import Case
 from harness import measure, print_table, sweep, write_results
-from jsonargparse import auto_cli
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -43,10 +42,11 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def run_worker(case: Case, contender: str, device: torch.device, seconds: float) -> None:
+def make_call(case: Case, contender: str, device: torch.device) -> Callable[[], Any]:
+    """What is timed."""
     build = CONTENDERS[contender]
     box = dc.RangeBox.surrounding(case.height, case.width)
-    print(json.dumps(measure(lambda: build(case.height, case.width, box, device), device, seconds)))
+    return lambda: build(case.height, case.width, box, device)
 
 
 def main(
@@ -67,7 +67,8 @@ def main(
     """
     where = torch.device(device)
     if worker:
-        run_worker(Case.parse(cases[0]), contenders[0], where, seconds)
+        call = make_call(Case.parse(cases[0]), contenders[0], where)
+        print(json.dumps(measure(call, where, seconds)))
         return
     measurements = sweep(__file__, device, cases, contenders, seconds)
     print_table("edges of a range box", measurements, "eager")
@@ -77,4 +78,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

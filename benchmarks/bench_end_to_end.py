@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from eager_model import EagerCRF
 from harness import Measurement, measure, sweep, write_results
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from deepcrf_ext.config import PresetName, TrainConfig, preset
@@ -224,4 +223,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -20,7 +20,6 @@ import torch
 from cases import Case, make_problem
 from contenders import mean_field_chunked, mean_field_eager
 from harness import measure, plot_scaling, print_table, sweep, write_results
-from jsonargparse import auto_cli
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -50,7 +49,7 @@ def operations(case: Case, gradient: bool) -> float:
     return 4.0 * ITERATIONS * (accumulate + contract) * (3 if gradient else 1)
 
 
-def needed_bytes(case: str, contender: str, gradient: bool) -> float:
+def needed_bytes(case: str, contender: str, gradient: bool = False) -> float:
     """Memory that a contender is known to need, from what it holds of every edge."""
     if contender not in ("eager", "torch.compile"):
         return 0.0
@@ -58,9 +57,10 @@ def needed_bytes(case: str, contender: str, gradient: bool) -> float:
     return 4.0 * (tables + hidden) if gradient else 2.5 * tables
 
 
-def run_worker(
-    case: Case, contender: str, gradient: bool, device: torch.device, seconds: float
-) -> None:
+def make_call(
+    case: Case, contender: str, device: torch.device, gradient: bool = False
+) -> Callable[[], None]:
+    """What is timed."""
     potential, unary, _ = make_problem(case, device, requires_grad=gradient)
     inputs = [unary.requires_grad_(gradient)]
     inputs += [potential.source, potential.target, potential.weight, potential.bias]
@@ -68,12 +68,12 @@ def run_worker(
     call = CONTENDERS[contender]
 
     def step() -> None:
-        marginals = call(unary, potential, ITERATIONS)
-        if gradient:
-            torch.autograd.grad(marginals, inputs, cotangent)
+        with torch.set_grad_enabled(gradient):
+            marginals = call(unary, potential, ITERATIONS)
+            if gradient:
+                torch.autograd.grad(marginals, inputs, cotangent)
 
-    with torch.set_grad_enabled(gradient):
-        print(json.dumps(measure(step, device, seconds)))
+    return step
 
 
 def main(
@@ -101,7 +101,8 @@ def main(
     if cases is None:
         cases = [case.name for case in (GRADIENT_CASES if gradient else CASES)]
     if worker:
-        run_worker(Case.parse(cases[0]), contenders[0], gradient, where, seconds)
+        call = make_call(Case.parse(cases[0]), contenders[0], where, gradient)
+        print(json.dumps(measure(call, where, seconds)))
         return
     name = "meanfield_gradient" if gradient else "meanfield"
     limits = ceilings(where, [torch.float32])
@@ -128,4 +129,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -19,7 +19,6 @@ import torch
 from cases import Case, make_problem
 from contenders import loss_chunked, loss_eager
 from harness import measure, plot_scaling, print_table, sweep, write_results
-from jsonargparse import auto_cli
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -53,7 +52,8 @@ def needed_bytes(case: str, contender: str) -> float:
     return 4.0 * Case.parse(case).table_bytes() if contender in ("eager", "torch.compile") else 0.0
 
 
-def run_worker(case: Case, contender: str, device: torch.device, seconds: float) -> None:
+def make_call(case: Case, contender: str, device: torch.device) -> Callable[[], None]:
+    """What is timed."""
     potential, _, labels = make_problem(case, device, requires_grad=True)
     parameters = (potential.source, potential.target, potential.weight, potential.bias)
     loss = CONTENDERS[contender]
@@ -61,7 +61,7 @@ def run_worker(case: Case, contender: str, device: torch.device, seconds: float)
     def step() -> None:
         torch.autograd.grad(loss(potential, labels), parameters)
 
-    print(json.dumps(measure(step, device, seconds)))
+    return step
 
 
 def main(
@@ -82,7 +82,8 @@ def main(
     """
     where = torch.device(device)
     if worker:
-        run_worker(Case.parse(cases[0]), contenders[0], where, seconds)
+        call = make_call(Case.parse(cases[0]), contenders[0], where)
+        print(json.dumps(measure(call, where, seconds)))
         return
     limits = ceilings(where, [torch.float32, torch.bfloat16])
     wide, narrow = (limits[f"{dtype}_matmul_operations_per_second"] for dtype in DTYPES)
@@ -107,4 +108,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from cases import Case, make_problem, random_problem
 from harness import Measurement, measure, result_path, write_results
-from jsonargparse import auto_cli
 
 import deepcrf_ext as dc
 
@@ -150,4 +149,6 @@ def plot(points: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from harness import measure, print_table, sweep, write_results
-from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn.functional import unfold
 
@@ -160,4 +159,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

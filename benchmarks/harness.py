@@ -2,7 +2,8 @@
 
 Every measurement runs in a fresh process, so that one contender's memory and compiled code cannot
 touch another's. Times are host times of the whole call on the CPU, device events on CUDA; memory
-is the peak above what the inputs hold.
+is the peak above what the inputs hold. The options of a benchmark need jsonargparse; on_gpu.py,
+which times the same calls on a device, does without.
 
 With the environment variable DEEPCRF_CPU_ISA (avx2, avx512) this package keeps to that instruction
 set, and PyTorch is held to it too, by `TORCH_LIMITS`: so a ratio is what a machine without the
@@ -16,6 +17,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import statistics
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ MOST_MEMORY = 0.85  # a process that asks for more of it ends
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "MemoryError")
 DOES_NOT_FIT = "does not fit"
 LONG = 5.0  # seconds; a call of more is measured once
+REPLAYS = 10  # of a graph between two device events, which take some microseconds themselves
 COMMIT = package_commit()  # before a record is written, which makes the checkout a dirty one
 
 TORCH_LIMITS = {
@@ -100,6 +104,33 @@ def measure(
         "peak_bytes": peak,
         "repeats": len(times),
     }
+
+
+def measure_replay(call: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, Any]:
+    """As `measure`, of the replays of a CUDA graph of the call; its memory is what the graph holds.
+
+    Raises RuntimeError when the call cannot be captured.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+
+    def capture() -> None:
+        with torch.cuda.graph(graph):
+            call()
+
+    def replay() -> None:
+        for _ in range(REPLAYS):
+            graph.replay()
+
+    peak = _peak_memory(capture, device)
+    result = measure(replay, device, seconds)
+    times = {name: result[name] / REPLAYS for name in ("median", "fastest")}
+    return {**result, **times, "peak_bytes": peak}
 
 
 def _timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
@@ -215,10 +246,24 @@ def machine(device: torch.device) -> dict[str, Any]:
         "deepcrf_ext": deepcrf_ext.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **(_cuda_facts() if device.type == "cuda" else {}),
         "commit": COMMIT or "unknown",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+@cache
+def _cuda_facts() -> dict[str, Any]:
+    """The driver, torch's CUDA, and what this package's kernels were built by and for."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+        driver = done.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    built = _backend.native().cuda_build()
+    return {"driver": driver, "cuda": torch.version.cuda, "kernels": built}
 
 
 def _processor() -> str:
@@ -229,10 +274,17 @@ def _processor() -> str:
 
 
 def result_path(name: str, device: torch.device, suffix: str) -> Path:
-    """results/NAME-DEVICE[-ISA].SUFFIX: an instruction set that was asked for has its own files."""
-    RESULTS.mkdir(exist_ok=True)
+    """results/NAME-DEVICE[-ISA].SUFFIX: an instruction set that was asked for has its own files.
+
+    A GPU goes by its model, as in edges-h100.json.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
     isa = os.environ.get("DEEPCRF_CPU_ISA") if device.type == "cpu" else None
-    return RESULTS / f"{name}-{device.type}{f'-{isa}' if isa else ''}.{suffix}"
+    kind = device.type
+    if kind == "cuda":
+        model = re.search(r"\b[A-Z]{1,2}\d+\w*|\bRTX \d+", torch.cuda.get_device_name(device))
+        kind = model[0].lower().replace(" ", "") if model else kind
+    return RESULTS / f"{name}-{kind}{f'-{isa}' if isa else ''}.{suffix}"
 
 
 def write_results(
@@ -253,20 +305,22 @@ def print_table(title: str, measurements: Sequence[Measurement], baseline: str) 
     """One line a measurement: time, ratio to the baseline's, peak memory, ratio to its memory."""
     base = {m.case: m for m in measurements if m.contender == baseline}
     print(f"\n{title}")
+    wide = max([20, *(len(m.contender) for m in measurements)])
     print(
-        f"{'case':34} {'contender':20} {'median':>10} {'speed-up':>9} {'peak MB':>9} {'memory':>8}"
+        f"{'case':34} {'contender':{wide}} {'median':>12} {'speed-up':>9} {'peak MB':>9} "
+        f"{'memory':>8}"
     )
     for m in measurements:
         reference = base.get(m.case)
         if m.median is None or m.peak_bytes is None:
-            print(f"{m.case:34} {m.contender:20} {m.left_out:>10}")
+            print(f"{m.case:34} {m.contender:{wide}} {m.left_out:>12}")
             continue
         speed = memory = ""
         if reference is not None and reference.median and reference.peak_bytes:
             speed = f"{reference.median / m.median:.1f}x"
             memory = f"1/{reference.peak_bytes / max(m.peak_bytes, 1):.0f}"
         print(
-            f"{m.case:34} {m.contender:20} {m.median * 1e3:8.1f}ms {speed:>9} "
+            f"{m.case:34} {m.contender:{wide}} {m.median * 1e3:10.3f}ms {speed:>9} "
             f"{m.peak_bytes / 1e6:9.1f} {memory:>8}"
         )
 

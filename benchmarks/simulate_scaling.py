@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from harness import RESULTS, machine
-from jsonargparse import auto_cli
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -364,4 +363,6 @@ def main(
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(main)

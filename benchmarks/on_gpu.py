@@ -1,0 +1,286 @@
+"""All that a GPU can tell in eight minutes: build, tests, times, sanitizer, profiles, one table.
+
+    python benchmarks/on_gpu.py [--output FOLDER] [--budget 480] [--only build meanfield]
+
+Each part is a process with a time limit of its own; when the budget is short it gets what is left,
+or is left out. What a part says goes to on_gpu.log as it runs, profiles too; times to
+NAME-MODEL.json, as in edges-h100.json; how each part ended to on_gpu.json. It needs no network, and
+of Python packages torch, NumPy, OpenCV, PyYAML, tqdm, pytest, hypothesis, setuptools, CMake, ninja
+and pybind11; with pytest-xdist, tests run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAST = 5.0  # seconds; a part that has less is not begun
+GRACE = 8.0  # seconds to stop in, after an interrupt
+TAIL = 15  # lines of a failed part's output that are shown
+SUMMARY = re.compile(r"\d+ (?:passed|failed|error|deselected).*|ERROR SUMMARY.*")
+TIMES = ("pairwise_loss", "meanfield", "densecrf", "edges", "end_to_end")
+
+ON_DEVICE = "cuda and not cuda_on_host"
+DEVICE_TESTS = ("cuda_kernels", "cuda_lattice", "cuda_device")
+OPERATOR_TESTS = (
+    *("operators", "pairwise_nll", "pairwise_messages", "mean_field", "pseudo_likelihood"),
+    *("dense_crf", "permutohedral_filter", "gated_crf_loss", "dense_crf_loss", "range_box_edges"),
+    *("dense_crf_gradients", "dense_crf_shapes", "float16", "autocast", "arguments", "graph"),
+    "compile",
+)
+SANITIZED_TESTS = ("cuda_kernels", "cuda_lattice", "gated_crf_loss", "dense_crf", "operators")
+# What cannot be captured, or has many cases, when each tensor is an allocation of its own.
+SANITIZED = f"{ON_DEVICE} and not ragged and not compile"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command with its time limit in seconds.
+
+    tool: a program of CUDA's that runs the command, with its options. timed: the command takes
+    --seconds-left, after which it begins nothing more.
+    """
+
+    name: str
+    limit: float
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    tool: Sequence[str] = ()
+    timed: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended: "ok", "failed", "out of time" or why it was left out; and its summary."""
+
+    part: str
+    result: str
+    seconds: float = 0.0
+    summary: str = ""
+
+
+def find_tool(name: str) -> str | None:
+    """The path of a program of CUDA's: on PATH, beside nvcc, or where NVIDIA installs it."""
+    nvcc = shutil.which("nvcc")
+    beside = [] if nvcc is None else [Path(nvcc).resolve().parent]
+    folders = [*beside, Path("/usr/local/cuda/bin"), *Path("/opt/nvidia").glob("nsight-compute/*")]
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)])
+    return shutil.which(name, path=search)
+
+
+def architecture() -> str:
+    """The card's compute capability as CMake writes it, such as 90-real."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=True)
+    return done.stdout.split()[0].replace(".", "") + "-real"
+
+
+def build(dry_run: bool) -> Part:
+    """Builds for the card alone, in two minutes on 16 cores; a dry run reads setup.py alone."""
+    command = [sys.executable, "setup.py"]
+    if dry_run:
+        return Part("build", 180, [*command, "--version"])
+    wanted = {"DEEPCRF_CUDA": "on"}
+    if not os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
+        wanted["CMAKE_CUDA_ARCHITECTURES"] = architecture()
+    return Part("build", 180, [*command, "build_ext", "--inplace"], wanted)
+
+
+def pytest(
+    names: Sequence[str], keywords: str, dry_run: bool, *options: str, others: Sequence[str] = ()
+) -> list[str]:
+    """Tests of tests/ops by name and other files; a dry run has a few tests of the CPU."""
+    files = [*(f"tests/ops/test_{name}.py" for name in names), *others]
+    if dry_run:
+        files, keywords, options = ["tests/ops/test_range_box_edges.py"], "cpu and large_grid", ()
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    return [*command, "--hypothesis-profile=few", *options, *files, "-k", keywords]
+
+
+def sanitizer(tool: str, dry_run: bool) -> Part:
+    """A tool of compute-sanitizer over small cases, this package's kernels alone."""
+    program = find_tool("compute-sanitizer")
+    helps = subprocess.run([program, "--help"], capture_output=True, text=True) if program else None
+    filters = "--kernel-regex" if helps and "--kernel-regex" in helps.stdout else "--kernel-name"
+    options = ("--tool", tool, filters, "kernel_substring=deepcrf", "--error-exitcode", "9")
+    return Part(
+        tool,
+        50,
+        pytest(SANITIZED_TESTS, SANITIZED, dry_run),
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        ("compute-sanitizer", *options, "--print-limit", "20"),
+    )
+
+
+def profile(benchmark: str, kernels: str, skip: int, count: int, worker: Sequence[str]) -> Part:
+    """ncu's counters of `count` kernels of a benchmark's first case, after the first `skip`."""
+    options = ("--clock-control", "none", "--set", "full", "-k", f"regex:{kernels}")
+    return Part(
+        f"profile {benchmark}",
+        35,
+        [*gpu_times(benchmark), *worker, "--repeat", "3"],
+        tool=("ncu", *options, "-s", str(skip), "-c", str(count)),
+    )
+
+
+def gpu_times(name: str) -> list[str]:
+    return [sys.executable, "benchmarks/gpu_times.py", name]
+
+
+def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
+    """Every part, what tells most first."""
+    worker = ["--output", str(output), *(["--commit", commit] if commit else [])]
+    worker += ["--dry-run"] if dry_run else []
+    side_by_side = ("-n", "8", "--dist", "worksteal") if find_spec("xdist") else ()
+    training = ["tests/training/test_cuda_training.py"]
+    limits = {"edges": 20, "densecrf": 30}
+    usual, huge = f"{ON_DEVICE} and not past_two_to", f"{ON_DEVICE} and past_two_to"
+    return [
+        build(dry_run),
+        Part("device tests", 60, pytest(DEVICE_TESTS, usual, dry_run)),
+        Part("ceilings", 30, [*gpu_times("ceilings"), *worker]),
+        Part(
+            "operator tests",
+            90,
+            pytest(OPERATOR_TESTS, ON_DEVICE, dry_run, *side_by_side, others=training),
+            {"OMP_NUM_THREADS": "1"},
+        ),
+        *(
+            Part(name, limits.get(name, 45), [*gpu_times(name), *worker], timed=True)
+            for name in TIMES
+        ),
+        sanitizer("memcheck", dry_run),
+        sanitizer("racecheck", dry_run),
+        profile("pairwise_loss", "hidden|losses|reduce", 2, 6, worker),
+        profile("meanfield", "messages", 1, 2, worker),
+        profile("densecrf", "splat|blur|slice", 8, 6, worker),
+        Part("huge tests", 60, pytest(("cuda_device",), huge, dry_run)),
+    ]
+
+
+def run(part: Part, left: float, output: Path, dry_run: bool) -> Outcome:
+    """Runs a part for its limit at most, or for what is left of the budget."""
+    limit = min(part.limit, left - GRACE)
+    if limit < LEAST:
+        return Outcome(part.name, "left out: no time left")
+    command = list(part.command)
+    if part.tool and not dry_run:
+        program = find_tool(part.tool[0])
+        if program is None:
+            return Outcome(part.name, f"left out: no {part.tool[0]} here")
+        command = [program, *part.tool[1:], *command]
+    if part.timed:
+        command.append(f"--seconds-left={0.8 * limit:.0f}")  # the rest for what is under way then
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": paths, **part.environment}
+    log = output / "on_gpu.log"
+    with log.open("a") as stream:
+        stream.write(f"\n==== {part.name}: {' '.join(command)}\n")
+        stream.flush()
+        start = stream.tell()
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,
+        )
+        try:
+            result = wait(process, limit)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    with log.open(errors="replace") as stream:
+        stream.seek(start)
+        text = stream.read()
+    found = SUMMARY.findall(text)
+    if result != "ok":
+        print("\n".join(text.splitlines()[-TAIL:]), flush=True)
+    return Outcome(part.name, result, time.monotonic() - begin, found[-1] if found else "")
+
+
+def wait(process: subprocess.Popen[bytes], limit: float) -> str:
+    """Waits, then interrupts, on which pytest still tells of failures, then kills the group."""
+    try:
+        return "ok" if process.wait(limit) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return "out of time"
+
+
+def print_table(output: Path, outcomes: Sequence[Outcome]) -> None:
+    """Times of each benchmark there is, ceilings, and how each part ended."""
+    from harness import Measurement
+    from harness import print_table as print_times
+
+    for name in TIMES:
+        for path in output.glob(f"{name}-*.json"):
+            found = json.loads(path.read_text())["measurements"]
+            print_times(path.stem, [Measurement(**fields) for fields in found], "eager")
+    for path in output.glob("ceilings-*.json"):
+        record = json.loads(path.read_text())
+        print(f"\n{record['machine']['device']}")
+        for name, value in record["ceilings"].items():
+            print(f"{name.replace('_per_second', ''):40} {value / 1e12:9.3f} T/s")
+    print(f"\n{'part':24} {'seconds':>8}  result")
+    for outcome in outcomes:
+        print(f"{outcome.part:24} {outcome.seconds:8.1f}  {outcome.result}; {outcome.summary}")
+
+
+def main() -> int:
+    """0 when no part failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "on_gpu", help="folder of all files"
+    )
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds for all parts")
+    parser.add_argument("--only", nargs="+", help="names of the parts to run")
+    parser.add_argument("--commit", default="", help="of the code, where there is no git")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, no tools")
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+    output = arguments.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    every = parts(arguments.dry_run, output, arguments.commit)
+    names = [part.name for part in every]
+    wrong = set(arguments.only or ()) - set(names)
+    if wrong:
+        parser.error(f"--only: got {sorted(wrong)}, must be of {names}")
+    outcomes: list[Outcome] = []
+    for part in every:
+        if arguments.only and part.name not in arguments.only:
+            continue
+        left = arguments.budget - (time.monotonic() - begin)
+        outcomes.append(run(part, left, output, arguments.dry_run))
+        print(f"{outcomes[-1].part}: {outcomes[-1].result}", flush=True)
+        record = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+        (output / "on_gpu.json").write_text(record + "\n")
+        if part.name == "build" and outcomes[-1].result != "ok":
+            break  # nothing else would run what the sources say
+    print_table(output, outcomes)
+    return int(any(outcome.result == "failed" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

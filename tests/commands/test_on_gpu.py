@@ -1,0 +1,98 @@
+"""The one command for a machine with a GPU, tried without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.py"
+ABSENT = ("jsonargparse", "safetensors")  # on such a machine
+
+
+def run(*options: str, missing: Path | None = None) -> subprocess.CompletedProcess[str]:
+    paths = filter(None, [missing and str(missing), os.environ.get("PYTHONPATH")])
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--dry-run", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    return {
+        part["part"]: part["result"] for part in json.loads((folder / "on_gpu.json").read_text())
+    }
+
+
+@pytest.mark.slow
+def test_dry_run_runs_every_part(tmp_path: Path) -> None:
+    missing, output = tmp_path / "missing", tmp_path / "output"
+    missing.mkdir()
+    for name in ABSENT:
+        (missing / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
+    done = run("--output", str(output), missing=missing)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = outcomes(output)
+    assert len(results) == 15
+    assert set(results.values()) == {"ok"}
+    records = ("pairwise_loss", "meanfield", "densecrf", "edges", "end_to_end")
+    for name in records:
+        record = json.loads((output / f"{name}-cpu.json").read_text())
+        assert record["machine"]["commit"]
+        assert record["ceilings"]["copy_bytes_per_second"] > 0
+        assert record["ceilings"]["bfloat16_matmul_operations_per_second"] > 0
+        assert {m["contender"] for m in record["measurements"]} >= {"deepcrf_ext", "eager"}
+        assert all(m["median"] > 0 for m in record["measurements"])
+        assert f"{name}-cpu\n" in done.stdout
+    log = (output / "on_gpu.log").read_text()
+    assert log.count("==== ") == len(results)
+    assert log.count(" passed") == 5
+    assert "memcheck" in done.stdout.splitlines()[-6]
+
+
+def test_without_time_every_part_is_left_out(tmp_path: Path) -> None:
+    done = run("--output", str(tmp_path), "--budget", "0", "--only", "ceilings", "edges")
+    assert done.returncode == 0
+    assert outcomes(tmp_path) == dict.fromkeys(["ceilings", "edges"], "left out: no time left")
+    assert not list(tmp_path.glob("*-cpu.json"))
+
+
+def test_a_failed_build_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "setuptools.py").write_text("raise SystemExit('a broken setuptools')\n")
+    done = run("--output", str(tmp_path / "output"), missing=tmp_path)
+    assert done.returncode == 1
+    assert outcomes(tmp_path / "output") == {"build": "failed"}
+    assert "a broken setuptools" in done.stdout
+
+
+def test_part_that_is_not_there(tmp_path: Path) -> None:
+    done = run("--output", str(tmp_path), "--only", "bulid")
+    assert done.returncode == 2
+    assert "--only: got ['bulid'], must be of ['build', " in done.stderr
+
+
+def test_command_past_its_limit_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    import on_gpu
+
+    monkeypatch.setattr(on_gpu, "LEAST", 0.0)
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(print('1 failed, 3 passed in 2s')))\n"
+        "print('begun', flush=True); time.sleep(60)\n"
+    )
+    part = on_gpu.Part("sleeper", 1.0, [sys.executable, "-c", program])
+    outcome = on_gpu.run(part, 100.0, tmp_path, False)
+    assert (outcome.result, outcome.summary) == ("out of time", "1 failed, 3 passed in 2s")
+    assert outcome.seconds < 30
+    assert "begun" in capsys.readouterr().out
+    absent = on_gpu.Part("absent", 1.0, ["true"], tool=("no-such-tool",))
+    assert on_gpu.run(absent, 100.0, tmp_path, False).result == "left out: no no-such-tool here"
