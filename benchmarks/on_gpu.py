@@ -168,6 +168,8 @@ def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
         profile("meanfield", "messages", 1, 2, worker),
         profile("densecrf", "splat|blur|slice", 8, 6, worker),
         Part("huge tests", 60, pytest(("cuda_device",), huge, dry_run)),
+        sanitizer("synccheck", dry_run),
+        sanitizer("initcheck", dry_run),
     ]
 
 

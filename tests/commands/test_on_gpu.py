@@ -39,7 +39,7 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
     done = run("--output", str(output), missing=missing)
     assert done.returncode == 0, done.stdout + done.stderr
     results = outcomes(output)
-    assert len(results) == 15
+    assert len(results) == 17
     assert set(results.values()) == {"ok"}
     records = ("pairwise_loss", "meanfield", "densecrf", "edges", "end_to_end")
     for name in records:
@@ -52,8 +52,8 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
         assert f"{name}-cpu\n" in done.stdout
     log = (output / "on_gpu.log").read_text()
     assert log.count("==== ") == len(results)
-    assert log.count(" passed") == 5
-    assert "memcheck" in done.stdout.splitlines()[-6]
+    assert log.count(" passed") == 7
+    assert "memcheck" in done.stdout.splitlines()[-8]
 
 
 def test_without_time_every_part_is_left_out(tmp_path: Path) -> None:
