@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcrf_ext.config import TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.potential_nets import PairwiseNet
 from deepcrf_ext.parallel.batch_norm import BatchNorm
 from deepcrf_ext.parallel.world import ALONE, World, join
 from deepcrf_ext.training.loader import epoch_batches
@@ -108,7 +109,11 @@ def count_potentials(config: TrainConfig, num_classes: int) -> list[Potential]:
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
             pyramid = [torch.empty(1, 3, *size) for size in model.pyramid.sizes(*config.data.crop)]
             network.to_empty(device="cpu")
-            network(pyramid[:1] if potential == "unary_1scale" else pyramid)
+            if isinstance(network, PairwiseNet):
+                features = network.features(pyramid)
+                network.source(features), network.target(features)
+            else:
+                network(pyramid[:1] if potential == "unary_1scale" else pyramid)
         operations = 3.0 * counter.get_total_flops()
         if potential in config.model.relations:
             box = config.model.relations[potential].box(height, width)

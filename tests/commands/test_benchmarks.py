@@ -319,3 +319,16 @@ def test_scaling_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [p["value"] for p in points if p["operator"] == "loss"] == [72, 336]
     assert all(p["nanoseconds_per_unit"] > 0 for p in points)
     assert (tmp_path / "scaling-cpu.png").stat().st_size > 0
+
+
+def test_every_potential_of_a_model_is_counted() -> None:
+    from simulate_scaling import count_potentials
+
+    from deepcrf_ext.config import preset
+
+    config = preset("small")
+    config.model.potentials = "all"
+    potentials = {potential.name: potential for potential in count_potentials(config, 3)}
+    assert list(potentials) == ["unary", "unary_1scale", "surrounding", "above_below"]
+    assert 0 < potentials["unary_1scale"].operations < potentials["unary"].operations
+    assert potentials["unary"].operations < potentials["surrounding"].operations
