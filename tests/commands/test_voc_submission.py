@@ -76,7 +76,7 @@ def test_archive_layout_and_labels(run, voc, tmp_path):
     assert submit(run, voc, output, "--row", "1unary+2pair") == 0
     with tarfile.open(output, "r:gz") as archive:
         members = archive.getnames()
-        archive.extractall(tmp_path / "unpacked", filter="data")
+        archive.extractall(tmp_path / "unpacked")
     assert members == [f"{FOLDER}/{name}.png" for name in NAMES]
     model, _, _ = load_model(run)
     used = set()
