@@ -9,8 +9,8 @@
 
 namespace deepcrf {
 
-// Marginals and messages have the dtype of the potential.
-// Both are of the accumulator of the potential's dtype, as are the gradients of a factored one.
+// Marginals and messages are of the accumulator of the potential's dtype, as are the gradients of a
+// factored one.
 struct MessageArguments {
   const void* marginals;  // [N, K]
   void* messages;         // [N, K]

@@ -132,15 +132,20 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with open_picture(path) as picture:
-        if not has_values(picture):
-            raise InputError(
-                f"{path}: a label map in mode {picture.mode}; "
-                "must have one channel of class indices, or a palette"
-            )
-        labels = read_values(picture)
-        if labels.min() < 0 or labels.max() > 255:
-            raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
-        return labels.astype(np.uint8)
+        return read_indices(picture, path)
+
+
+def read_indices(picture: ImageFile.ImageFile, path: Path) -> np.ndarray:
+    """The class indices of an open label map, uint8 [H, W]; raises InputError as `read_labels`."""
+    if not has_values(picture):
+        raise InputError(
+            f"{path}: a label map in mode {picture.mode}; "
+            "must have one channel of class indices, or a palette"
+        )
+    labels = read_values(picture)
+    if labels.min() < 0 or labels.max() > 255:
+        raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
+    return labels.astype(np.uint8)
 
 
 def has_values(picture: ImageFile.ImageFile) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from deepcrf_ext.data.images import has_values, open_picture, read_values
+from deepcrf_ext.data.images import open_picture, read_indices, read_values
 from deepcrf_ext.errors import InputError
 
 Layout = Literal["auto", "khw", "hwk"]
@@ -46,17 +46,10 @@ def read_label_picture(path: Path) -> LabelPicture:
     Raises InputError when it cannot be decoded, has colours, or holds values above 255.
     """
     with open_picture(path) as picture:
-        if not has_values(picture):
-            raise InputError(
-                f"{path}: a label map in mode {picture.mode}; "
-                "must have one channel of class indices, or a palette"
-            )
-        values = read_values(picture)
-        if values.min() < 0 or values.max() > 255:
-            raise InputError(f"{path}: label values {values.min()}..{values.max()}; must be 0..255")
+        labels = read_indices(picture, path)
         mode = picture.mode if picture.mode in ("1", "P") else "L"
         palette = tuple(picture.getpalette() or ()) if mode == "P" else None
-        return LabelPicture(values.astype(np.uint8), mode, palette)
+        return LabelPicture(labels, mode, palette)
 
 
 def read_saliency(path: Path) -> np.ndarray:

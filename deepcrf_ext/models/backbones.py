@@ -48,12 +48,12 @@ def _trial(backbone: nn.Module, height: int, width: int) -> Tensor:
     tensors = [*backbone.parameters(), *backbone.buffers()]
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     image = first.new_zeros(1, 3, height, width)
-    with _evaluating(backbone):
+    with evaluating(backbone):
         return check_map(backbone(image))
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in eval mode, and each of its parts as it was afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.models.backbones import evaluating
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -53,7 +53,7 @@ class FeatureMaps(nn.Module):
                 f"of {', '.join(map(str, sorted(self.names)))}"
             )
         self.channels = tuple(sizes[stride] for stride in self.strides)
-        with torch.no_grad(), _in_eval(self):
+        with torch.no_grad(), evaluating(self):
             called = set(self._run(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE), every=True))
         for name, module in list(network.named_modules()):
             if name and name not in called and not any(True for _ in module.children()):
@@ -106,7 +106,7 @@ def _find_maps(network: nn.Module) -> tuple[dict[int, str], dict[int, int]]:
         if name:
             handles.append(module.register_forward_hook(note))
     try:
-        with torch.no_grad(), _in_eval(network):
+        with torch.no_grad(), evaluating(network):
             network(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
     finally:
         for handle in handles:
@@ -239,15 +239,3 @@ def _make(name: str, build: Any) -> nn.Module:
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, module)
-
-
-@contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode, and as it was afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
