@@ -22,7 +22,7 @@ from deepcrf_ext.ops._loss_arguments import (
 )
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
 from deepcrf_ext.ops._registration import operator
-from deepcrf_ext.ops.pairwise_nll import scale
+from deepcrf_ext.ops.pairwise_nll import scale_all
 
 GatedKernel = tuple[float, float, float | None]
 """Weight, standard deviation in pixels, standard deviation in colour (None: positions alone)."""
@@ -142,7 +142,7 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _scale_gradient(ctx: Any, grad_total: Tensor | None, _: Any) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
-    grad = None if grad_total is None else scale(gradient, grad_total, ctx.dtype)
+    grad = None if grad_total is None else scale_all([gradient], grad_total, ctx.dtype)[0]
     return grad, None, None, None, None, None
 
 

@@ -239,15 +239,5 @@ def _fake_scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype)
 
 @operator(fake=_fake_scale_all)
 def scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Gradients times a scalar factor, in dtype."""
+    """Gradients times a scalar factor, in dtype; an operator: differentiating it is an error."""
     return [gradient.to(dtype) for gradient in torch._foreach_mul(gradients, factor)]
-
-
-def _fake_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    return gradient.new_empty(gradient.shape, dtype=dtype)
-
-
-@operator(fake=_fake_scale)
-def scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient times factor, in dtype; an operator, so that differentiating it is an error."""
-    return (gradient * factor).to(dtype)
