@@ -59,7 +59,10 @@ struct LatticePoint {
 __device__ inline unsigned long long load_relaxed(unsigned long long* address) {
 #ifdef __CUDACC__
   unsigned long long value;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+               : "=l"(value)
+               : "l"(__cvta_generic_to_global(address))
+               : "memory");
   return value;
 #else
   return atomicOr(address, 0ull);

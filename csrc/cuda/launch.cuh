@@ -59,9 +59,10 @@ inline unsigned int grid_size(int64_t items, int64_t items_per_block) {
   return static_cast<unsigned int>(blocks > 0 ? blocks : 1);
 }
 
-// Lets a kernel have all the dynamic shared memory of the current device. Once a kernel and device,
-// and never less: the setting is the process's, and a launch of another thread may stand between a
-// setting of its own and its launch.
+// Lets a kernel have all the dynamic shared memory of the current device, and has it cut from the
+// L1 cache as if several blocks had theirs at once. Once a kernel and device, and never less: the
+// setting is the process's, and a launch of another thread may stand between a setting of its own
+// and its launch.
 inline void allow_shared_memory(const char* name, const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> allowed;
@@ -73,6 +74,9 @@ inline void allow_shared_memory(const char* name, const void* kernel) {
   const int most =
       device_limits(device).shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        name);
   allowed.insert({kernel, device});
 }
 

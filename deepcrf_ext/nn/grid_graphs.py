@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from threading import Lock
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,66 +10,13 @@ from torch import Tensor
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.nn.relations import RelationConfig
 from deepcrf_ext.ops._available_memory import available_memory
+from deepcrf_ext.ops._device_cache import DeviceCache
 from deepcrf_ext.ops._flat_tensors import graph_tensors
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 from deepcrf_ext.ops.range_box_edges import Edges
 
-
-class GraphCache:
-    """The graphs used last, as many as `max_bytes` hold, but always the newest.
-
-    Threads may share it, forked processes inherit it, and a graph may be read on any CUDA stream,
-    in a captured CUDA graph too: such a graph is kept for good, as replays read it unseen.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._graphs: OrderedDict[Hashable, EdgeGraph] = OrderedDict()
-        self._captured: list[EdgeGraph] = []
-        self._lock = Lock()
-        if hasattr(os, "register_at_fork"):  # a child must not find the lock held
-            os.register_at_fork(
-                before=self._lock.acquire,
-                after_in_parent=self._lock.release,
-                after_in_child=self._lock.release,
-            )
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def get(self, key: Hashable) -> EdgeGraph | None:
-        """The graph of a key, or None."""
-        with self._lock:
-            graph = self._graphs.get(key)
-            if graph is None:
-                return None
-            self._graphs.move_to_end(key)
-            if graph.device.type == "cuda":
-                self._keep_for_stream(graph)
-            return graph
-
-    def put(self, key: Hashable, graph: EdgeGraph) -> None:
-        """Adds a graph, written whole by now, and lets the ones unused longest go."""
-        with self._lock:
-            if key not in self._graphs:
-                self._graphs[key] = graph
-                self.num_bytes += graph.num_bytes
-            while self.num_bytes > self.max_bytes and len(self._graphs) > 1:
-                self.num_bytes -= self._graphs.popitem(last=False)[1].num_bytes
-
-    def _keep_for_stream(self, graph: EdgeGraph) -> None:
-        """Keeps the memory of a graph from reuse while work of the current stream may read it."""
-        if torch.cuda.is_current_stream_capturing():
-            self._captured.append(graph)
-            return
-        stream = torch.cuda.current_stream(graph.device)
-        for tensor in graph_tensors(graph):
-            tensor.record_stream(stream)
-
-
-_CACHE = GraphCache(max_bytes=256 << 20)
+_CACHE: DeviceCache[EdgeGraph] = DeviceCache(256 << 20, graph_tensors)
 
 
 def relation_graph(
@@ -95,16 +39,7 @@ def relation_graph(
         )  # fmt: skip
     box = relation.box(height, width)
     key = (box, batch, height, width, device)
-    graph = _CACHE.get(key)
-    if graph is None:
-        with torch.inference_mode(False):  # training may be the next to use it
-            graph = _build(box, batch, height, width, device)
-        if device.type == "cuda":
-            if torch.cuda.is_current_stream_capturing():
-                return graph  # it is written by every replay, and nowhere else
-            torch.cuda.current_stream(device).synchronize()
-        _CACHE.put(key, graph)
-    return graph
+    return _CACHE.get_or_build(key, device, lambda: _build(box, batch, height, width, device))
 
 
 def check_memory(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> None:

@@ -54,7 +54,9 @@ def dense_crf(
     Time and memory are linear in pixels, classes and (time) iterations. On the CPU, in float32, a
     photograph takes some 5 ns on a core and 20 bytes a pixel and class, beside lattices of some
     0.2 µs and 80 bytes a pixel (130 while they are built), which `lattices` saves; noise, in which
-    few pixels share a lattice point, takes twice to three times as much. On CUDA a photograph
+    few pixels share a lattice point, takes twice to three times as much. The lattice of the
+    positions, the same for all images of a size, is kept for the next call, 256 MB of them at most.
+    On CUDA a photograph
     takes some 470 bytes a pixel at 21 classes, lattices included: 24 (d + 1) a pixel and lattice,
     some 10 a pixel and class, 8 a lattice point and class. Building a lattice waits there for the
     number of its points; while a CUDA graph is captured, nothing waits, and there is room for the

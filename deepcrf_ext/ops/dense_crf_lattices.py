@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._device_cache import DeviceCache, keep_for_stream, wait_until_written
 from deepcrf_ext.ops._image_checks import check_image_tensor, check_range
 from deepcrf_ext.ops._tensor_checks import check_device
 from deepcrf_ext.ops.dense_crf_params import WIDTHS, DenseCRFParams, Width
-from deepcrf_ext.ops.permutohedral_filter import MAX_DIMS, PermutohedralLattice
+from deepcrf_ext.ops.permutohedral_filter import LATTICE_BYTES, MAX_DIMS, PermutohedralLattice
 
 
 @dataclass(frozen=True)
 class DenseCRFLattices:
     """The lattices of a batch of images for some kernel widths, reusable over calls of `dense_crf`.
 
-    `gaussian` is shared by the images of the batch, `bilateral` holds one lattice an image. They
-    hold numbers alone: gradients in an image or a width go through what `dense_crf` is given.
+    Once built they may be read on any CUDA stream, and while a CUDA graph is captured. `gaussian`
+    is shared by the images of the batch, `bilateral` holds one lattice an image. They hold numbers
+    alone: gradients in an image or a width go through what `dense_crf` is given.
     """
 
     shape: torch.Size
@@ -36,17 +39,19 @@ class DenseCRFLattices:
             TypeError, ValueError: the image does not fit, or a kernel is too narrow for its size.
         """
         check_image(image, params, {})
-        return cls.of_checked(image, params)
+        built = cls.of_checked(image, params)
+        with torch.no_grad():
+            for lattice in (built.gaussian, *built.bilateral):
+                lattice.keep_norms()
+        wait_until_written(image.device)
+        return built
 
     @classmethod
     def of_checked(cls, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         """As `build`, of an image that `check_image` has seen."""
         with torch.no_grad():
-            positions = gaussian_features(image.shape[2:], params.gaussian_sxy, image.device)
-            gaussian = _lattice("gaussian_sxy", positions)
+            gaussian = _gaussian_lattice(image, params.gaussian_sxy)
             bilateral = bilateral_lattices(image, params.bilateral_sxy, params.bilateral_srgb)
-            for lattice in (gaussian, *bilateral):
-                lattice.norms(torch.float32)  # kept: a later stream or graph must not fill them
         return cls(image.shape, _widths(params), gaussian, bilateral)
 
     def check(self, image: Tensor, params: DenseCRFParams) -> None:
@@ -58,6 +63,8 @@ class DenseCRFLattices:
                 f"must be of {list(image.shape)} and {_widths(params)}"
             )
         check_device("lattices", self.gaussian.device, image.device, "image")
+        for lattice in (self.gaussian, *self.bilateral):
+            keep_for_stream(lattice.kept_tensors())
 
     def differentiable_in(self, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         """These lattices with gradients in those of the image and the widths that want one."""
@@ -75,6 +82,35 @@ class DenseCRFLattices:
                 for lattice, one in zip(bilateral, image, strict=True)
             )
         return DenseCRFLattices(self.shape, self.widths, gaussian, bilateral)
+
+
+_GAUSSIAN_LATTICES: DeviceCache[PermutohedralLattice] = DeviceCache(
+    256 << 20, PermutohedralLattice.kept_tensors
+)
+
+
+def _gaussian_lattice(image: Tensor, sxy: Width) -> PermutohedralLattice:
+    """The lattice of the positions of images [B, C, *S], without gradients.
+
+    It is the same for all images of a size: kept for the next call, but not where it alone would
+    fill the cache, nor where the width is a tensor, nor in code that is traced.
+    """
+    shape, device = image.shape[2:], image.device
+
+    def build() -> PermutohedralLattice:
+        return _lattice("gaussian_sxy", gaussian_features(shape, sxy, device))
+
+    def build_to_keep() -> PermutohedralLattice:
+        lattice = build()
+        lattice.keep_norms()
+        return lattice
+
+    if isinstance(sxy, Tensor) or torch.compiler.is_compiling() or type(image) is not Tensor:
+        return build()
+    if LATTICE_BYTES * (len(shape) + 1) * shape.numel() > _GAUSSIAN_LATTICES.max_bytes:
+        return build()
+    key = (shape, sxy, device, _backend.uses_cuda_kernels(image))
+    return _GAUSSIAN_LATTICES.get_or_build(key, device, build_to_keep)
 
 
 def bilateral_lattices(image: Tensor, sxy: Width, srgb: Width) -> tuple[PermutohedralLattice, ...]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._device_cache import is_capturing, keep_for_stream
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 
 NUM_LATTICE_TENSORS = 7
 MAX_DIMS = 255  # kMaxLatticeDims
+LATTICE_BYTES = 24  # about, of each of the d + 1 corners around a point
 
 
 def filter_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,7 +57,7 @@ class PermutohedralLattice:
         placed = planes.detach().to(torch.float32).contiguous()
         self.tensors: list[Tensor] = permutohedral_lattice(placed)
         self.planes = planes if planes.requires_grad and torch.is_grad_enabled() else None
-        self._norms: dict[torch.dtype, Tensor] = {}
+        self._norms: Tensor | None = None
 
     def differentiable_in(self, planes: Tensor) -> PermutohedralLattice:
         """This lattice with a gradient in `planes`, [d', N]: some dimensions of its features."""
@@ -73,18 +75,24 @@ class PermutohedralLattice:
         check_tensor("values", values, "N C", {"N": self.num_values})
         check_floating("values", values)
         check_device("values", values.device, self.device, "the features")
+        keep_for_stream(self.tensors)
         return permutohedral_apply(self.tensors, values, False, self.planes)
 
     def norms(self, dtype: torch.dtype) -> Tensor:
         """The filter of ones, [N]: the weight every point gathers, itself included."""
         differentiable = self.planes is not None and torch.is_grad_enabled()
-        if not differentiable and dtype in self._norms:
-            return self._norms[dtype]
+        if self._norms is not None and dtype == self._norms.dtype and not differentiable:
+            return self._norms
         ones = torch.ones((self.num_values, 1), dtype=dtype, device=self.device)
-        norms = permutohedral_apply(self.tensors, ones, False, self.planes)[:, 0]
-        if not differentiable:
-            self._norms[dtype] = norms
-        return norms
+        return permutohedral_apply(self.tensors, ones, False, self.planes)[:, 0]
+
+    def keep_norms(self) -> None:
+        """Makes the norms in float32 a part of the lattice, written when it is."""
+        self._norms = self.norms(torch.float32)
+
+    def kept_tensors(self) -> list[Tensor]:
+        """The tensors of the lattice, those of `keep_norms` included."""
+        return self.tensors if self._norms is None else [*self.tensors, self._norms]
 
 
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
@@ -154,14 +162,6 @@ def _cuda_neighbours(features: Tensor, max_points: int | torch.SymInt) -> Tensor
     return torch.full(shape, -1, dtype=torch.int32, device=features.device)
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be waited for."""
-    if not tensor.is_cuda:
-        return False
-    with torch.cuda.device(tensor.device):
-        return torch.cuda.is_current_stream_capturing()
-
-
 def _cuda_lattice(features: Tensor) -> list[Tensor]:
     native = _backend.native()
     num_threads, stream = _backend.launch_args(features)
@@ -174,7 +174,7 @@ def _cuda_lattice(features: Tensor) -> list[Tensor]:
     unnumbered = (*arrays, _cuda_neighbours(features, 0))
     native.permutohedral_points_cuda(features, unnumbered, **shared)
     num_points, vertices = arrays[:2]
-    max_points = vertices.numel() if _is_capturing(features) else int(num_points)
+    max_points = vertices.numel() if is_capturing(features.device) else int(num_points)
     lattice = [*arrays, _cuda_neighbours(features, max_points)]
     native.permutohedral_lattice_cuda(tuple(lattice), **shared)
     return lattice

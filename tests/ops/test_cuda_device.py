@@ -314,6 +314,42 @@ def test_dense_crf_on_built_lattices_never_waits_for_the_device() -> None:
     assert still_asleep
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_lattices_built_before_a_capture_serve_calls_before_its_replay(dtype: torch.dtype) -> None:
+    """What the capture would write, such as norms, holds nothing until the replay."""
+    unary, image = scene(30, 40, 5, GPU)
+    unary = unary.to(dtype)
+    params = dc.DenseCRFParams()
+    wanted = dc.dense_crf(unary, image)
+    lattices = dc.DenseCRFLattices.build(image, params)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        result = dc.dense_crf(unary, image, lattices=lattices)
+    assert torch.equal(dc.dense_crf(unary, image, lattices=lattices), wanted)
+    captured.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(result, wanted)
+
+
+def test_lattices_built_on_one_stream_serve_another() -> None:
+    unary, image = scene(30, 40, 5, GPU)
+    wanted = dc.dense_crf(unary, image)
+    first, second = torch.cuda.Stream(GPU), torch.cuda.Stream(GPU)
+    late = torch.zeros_like(image)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(first):
+        torch.cuda._sleep(DELAY)
+        late.copy_(image)
+        lattices = dc.DenseCRFLattices.build(late, dc.DenseCRFParams())
+    with torch.cuda.stream(second):
+        result = dc.dense_crf(unary, image, lattices=lattices)
+        del lattices  # its memory waits for the second stream
+    with torch.cuda.stream(first):
+        torch.full((1 << 24,), -1, dtype=torch.int32, device=GPU)
+    torch.cuda.synchronize()
+    assert torch.equal(result, wanted)
+
+
 def test_dense_crf_keeps_to_its_memory() -> None:
     unary, image = scene(375, 500, 21, GPU)
     torch.cuda.reset_peak_memory_stats(GPU)

@@ -72,7 +72,7 @@ def test_a_lattice_built_while_capturing_has_room_for_a_point_a_corner(
     features = points(50, 3).to(cuda_target.device)
     values = torch.rand(50, 5, generator=torch.Generator().manual_seed(3)).to(cuda_target.device)
     eager = PermutohedralLattice(features)
-    monkeypatch.setattr(permutohedral_filter, "_is_capturing", lambda tensor: True)
+    monkeypatch.setattr(permutohedral_filter, "is_capturing", lambda device: True)
     captured = PermutohedralLattice(features)
     assert captured.tensors[-1].shape == (4, 50 * 4, 2)
     count = eager.tensors[-1].shape[1]

@@ -285,6 +285,7 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributePreferredSharedMemoryCarveout = 9,
 };
+enum { cudaSharedmemCarveoutMaxShared = 100 };
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
 };
