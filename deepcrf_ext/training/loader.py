@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def epoch_batches(
         batch_sampler=batches,
         num_workers=config.data.workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_outlive_stop_request,
         generator=torch.Generator().manual_seed(config.seed),
     )
     try:
@@ -82,6 +83,8 @@ def epoch_batches(
         # A worker's error arrives with its traceback as text; the last line is the error itself.
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from error
+    except (ConnectionError, EOFError) as error:  # while a worker handed a batch over
+        raise LostProcessError(f"a process that loads images ended ({error})") from error
 
 
 @contextmanager
@@ -109,6 +112,14 @@ def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(labels)
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _outlive_stop_request(worker: int) -> None:
+    """A worker lives through Ctrl-C and the first SIGTERM, which launchers send to whole groups.
+
+    So the process that trains can finish its step; it ends its workers itself.
+    """
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, first)

@@ -187,19 +187,12 @@ class Trainer:
             self.model.class_weights = weights.to(self.device)
             self.save("last.pt")
         log = MetricsLog(folder, progress.step) if self.world.is_main else None
-        total = config.epochs * self.per_epoch
-        try:
-            images = min(config.batch_size, len(self.train_set))
-            bar = StepLog(total, progress.step, images, quiet=not self.world.is_main)
-            with bar, loaders_needed():
-                while progress.epoch < config.epochs:
-                    if not self._finish_epoch(bar, log, stop):
-                        self.save("last.pt")
-                        return False
-            return True
-        finally:
-            if log is not None:
-                log.close()
+        with loaders_needed():
+            try:
+                return self._finish_epochs(log, stop)
+            finally:
+                if log is not None:
+                    log.close()
 
     def save(self, name: str) -> None:
         """Writes a checkpoint that training can go on from into the run folder.
@@ -225,6 +218,18 @@ class Trainer:
                 "class_weights": None if weights is None else weights.tolist(),
             },
         )
+
+    def _finish_epochs(self, log: MetricsLog | None, stop: StopRequest) -> bool:
+        """The epochs that are left; False when asked to stop, with a checkpoint to go on from."""
+        progress, config = self.progress, self.config
+        total = config.epochs * self.per_epoch
+        images = min(config.batch_size, len(self.train_set))
+        with StepLog(total, progress.step, images, quiet=not self.world.is_main) as bar:
+            while progress.epoch < config.epochs:
+                if not self._finish_epoch(bar, log, stop):
+                    self.save("last.pt")
+                    return False
+        return True
 
     def _finish_epoch(self, bar: StepLog, log: MetricsLog | None, stop: StopRequest) -> bool:
         """The rest of the epoch, its validation and checkpoint; False when asked to stop."""

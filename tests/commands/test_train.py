@@ -149,7 +149,9 @@ def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
 
 
 @pytest.mark.slow
-def test_sigterm_from_outside(data, tmp_path):
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_from_outside(data, tmp_path, whole_group):
+    """Also where a launcher asks every process of a group: loaders hand over what is needed."""
     run = tmp_path / "run"
     arguments = options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1")
     process = subprocess.Popen(
@@ -158,12 +160,16 @@ def test_sigterm_from_outside(data, tmp_path):
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
+        start_new_session=True,
     )
     metrics = run / "metrics.jsonl"
     end = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < end:
         time.sleep(0.1)
-    process.terminate()
+    if whole_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "Traceback" not in errors

@@ -294,12 +294,12 @@ def test_torchrun(data, tmp_path):
         first.kill()
     assert first.returncode != 0
     errors = log.read_text()
-    # The launcher ends the rest of the group too: whichever loss the process notices first.
+    # The launcher asks the rest of the group to stop: that, or the loss, is noticed first.
     assert (
-        "error: process 0 of 2 lost another one" in errors
-        or "error: a process that loads images ended" in errors
+        f"all can go on with --resume {run}" in errors
+        or f"deepcrf_ext.train --resume {run}" in errors
     )
-    assert f"all can go on with --resume {run}" in errors
+    assert "[rank0]: Traceback" not in errors
     step = load_checkpoint(run / "last.pt")["step"]
     epochs = str(step // STEPS_PER_EPOCH + 1)
     second = torchrun(log, "--resume", str(run), "--epochs", epochs)
