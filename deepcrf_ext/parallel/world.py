@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.distributed.nn.functional  # before there is a group, which its defaults would keep
 from torch import Tensor, distributed
 
 from deepcrf_ext.errors import InputError, TrainingError
@@ -165,7 +166,8 @@ def join(device: str) -> Iterator[World]:
             "start them by torchrun"
         ) from error
     yield world
-    # Not after an error: the others may be gone, and NCCL would wait for them.
+    # It ends gloo's threads: one may hold a tensor that takes the interpreter to free. Not after an
+    # error: the others may be gone, and NCCL would wait for them.
     distributed.destroy_process_group()
 
 

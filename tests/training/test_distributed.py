@@ -307,6 +307,39 @@ def test_torchrun(data, tmp_path):
     assert lines(run, "train")[-1]["step"] == step + STEPS_PER_EPOCH
 
 
+PROGRAM = """
+from pathlib import Path
+
+import torch
+from deepcrf_ext.parallel.world import join
+
+with join("cpu") as world:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = world.sum(torch.ones(3))
+    torch.optim.SGD([weight], lr=1.0).step()  # its first step imports much of torch
+assert weight.tolist() == [-2.0] * 3
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that frees a tensor while the interpreter ends would abort the process."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(program)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_batches_do_not_depend_on_loader_processes(data):
     config = TrainConfig(
