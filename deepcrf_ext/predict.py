@@ -31,7 +31,7 @@ from deepcrf_ext.cli.options import (
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.prediction import named_variant, predict_image
+from deepcrf_ext.evaluation.prediction import named_variant, predict_image, side_in_memory
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
@@ -160,8 +160,9 @@ def _parser() -> ArgumentParser:
         "--memory",
         type=PositiveFloat,
         default=MEMORY / 1e9,
-        help="Gigabytes to use, about, for what is done at the full size of an image, beside the "
-        "image and its results (some 10 bytes a pixel): larger images are done in parts.",
+        help="Gigabytes to use, about, beside the networks, the image and its results (some 10 "
+        "bytes a pixel). What is done at the full size of an image is done in parts where it takes "
+        "more, and the networks see the image smaller where its graphs take more.",
     )
     add_dense_crf_options(parser)
     parser.add_argument(
@@ -205,6 +206,7 @@ def _run(argv: Sequence[str] | None) -> int:
     targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
+    memory = int(1e9 * arguments.memory)
     failed = 0
     pairs = zip(images, targets, strict=True)
     quiet = len(images) == 1
@@ -215,15 +217,20 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
+        max_size = arguments.max_size
+        if max_size is not None:
+            wanted = min(max_size, max(image.shape[:2]))
+            max_size = side_in_memory(
+                model, variant, image.shape[:2], wanted, int(memory / max(views.scales) ** 4)
+            )
+            if max_size < wanted:
+                tqdm.write(
+                    f"{path}: seen by the networks at {max_size} instead of {wanted} pixels a "
+                    f"side, so that its graphs fit in {arguments.memory:g} GB (--memory)",
+                    file=sys.stderr,
+                )
         prediction = predict_image(
-            model,
-            image,
-            variant,
-            arguments.max_size,
-            config.amp,
-            dense_crf,
-            int(1e9 * arguments.memory),
-            views,
+            model, image, variant, max_size, config.amp, dense_crf, memory, views
         )
         write_labels(target.labels, prediction.labels, palette)
         size = image.shape[:2]

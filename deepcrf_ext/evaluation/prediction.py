@@ -17,6 +17,7 @@ from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_labels
 from deepcrf_ext.models.upsampling import upsample_part
+from deepcrf_ext.nn.grid_graphs import graph_bytes
 from deepcrf_ext.ops.dense_crf_params import unary_from_probabilities
 from deepcrf_ext.parallel.device import autocast
 
@@ -152,6 +153,25 @@ class Prediction:
 
     labels: npt.NDArray[np.uint8]
     marginals: npt.NDArray[np.float32]
+
+
+def side_in_memory(
+    model: DeepCRF, variant: Variant, size: tuple[int, int], max_size: int, memory: int
+) -> int:
+    """The longest side, in pixels, at most `max_size`, at which a variant's graphs fit in `memory`.
+
+    size: (H, W) of the image at its own size. memory: bytes for the graphs of all relations.
+    """
+    side = min(max_size, max(size))
+    while side > 1:
+        grid = model.grid_size(*(max(1, round(length * side / max(size))) for length in size))
+        boxes = [model.config.relations[name].box(*grid) for name in variant.relations]
+        needed = sum(graph_bytes(box, 1, *grid) for box in boxes)
+        if needed <= memory:
+            break
+        # Edges grow with the fourth power of the side.
+        side = max(1, min(side - 1, int(side * (memory / needed) ** 0.25)))
+    return side
 
 
 @torch.inference_mode()

@@ -42,16 +42,21 @@ def relation_graph(
     return _CACHE.get_or_build(key, device, lambda: _build(box, batch, height, width, device))
 
 
+def graph_bytes(box: RangeBox, batch: int, height: int, width: int) -> int:
+    """What the graph of a box over a batch of grids takes, in bytes, with its edges by target."""
+    return 16 * batch * (box.num_edges(height, width) + height * width)
+
+
 def check_memory(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> None:
     """Raises InputError where the graph of a batch of grids would take too much of the memory."""
-    num_edges, num_nodes = batch * box.num_edges(height, width), batch * height * width
-    num_bytes = 16 * (num_edges + num_nodes)
+    num_bytes = graph_bytes(box, batch, height, width)
     available = available_memory(device)
     # Building takes up to three times the graph, and so do losses over its edges.
     if available is not None and 3 * num_bytes > available:
         raise InputError(
             f"relation: a box of {box.bottom - box.top + 1} x {box.right - box.left + 1} offsets "
-            f"on {batch} x {height} x {width} nodes has {num_edges:,} edges, "
+            f"on {batch} x {height} x {width} nodes has "
+            f"{batch * box.num_edges(height, width):,} edges, "
             f"{num_bytes / 1e9:.1f} GB, must be at most a third of the {available / 1e9:.1f} GB "
             f"of memory available on {device}: take a coarser or smaller grid, fewer images at a "
             "time, a smaller box, or a box with a larger step"

@@ -17,11 +17,18 @@ from torch.nn import functional
 from deepcrf_ext import DenseCRFParams, reference
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.prediction import named_variant, predict_image, upsample_labels
+from deepcrf_ext.evaluation.prediction import (
+    named_variant,
+    predict_image,
+    side_in_memory,
+    upsample_labels,
+)
 from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.predict import find_images, main, output_names
 from deepcrf_ext.records.checkpoint import load_model
+
+RELATIONS = ("surrounding", "above_below")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,36 @@ def test_pictures_of_further_formats_are_taken_from_folders(run, tmp_path):
     arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--memory", "0.5"]
     assert main([str(folder), *arguments]) == 0
     assert read_labels(tmp_path / "out" / "labels" / "b.png").shape == (24, 32)
+
+
+@pytest.mark.parametrize("memory", [0, 5_000, 400_000, 10**9])
+def test_networks_see_what_their_graphs_leave_room_for(run, memory):
+    model, _, _ = load_model(run)
+    variant = model.default_variant()
+
+    def needed(side: int) -> int:
+        grid = model.grid_size(side // 2, side)
+        edges = sum(model.config.relations[r].box(*grid).num_edges(*grid) for r in RELATIONS)
+        return 16 * (edges + len(RELATIONS) * grid[0] * grid[1])
+
+    side = side_in_memory(model, variant, (100, 200), 160, memory)
+    assert 1 <= side <= 160
+    assert side == 1 or needed(side) <= memory
+    assert side == 160 or needed(min(160, 2 * side + 8)) > memory  # not needlessly small
+    assert side_in_memory(model, variant, (10, 20), 160, 10**9) == 20
+    unary = named_variant(model, "unary-3scales")
+    assert side_in_memory(model, unary, (100, 200), 160, 0) == 160  # no graph
+
+
+def test_command_says_where_the_networks_see_less(run, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(picture)
+    arguments = [str(picture), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--memory", "0.0001"]) == 0
+    assert "instead of 160 pixels a side" in capsys.readouterr().err
+    assert read_labels(tmp_path / "out" / "labels" / "a.png").shape == (120, 160)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert "instead" not in capsys.readouterr().err
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
