@@ -32,7 +32,8 @@ from deepcrf_ext.records.provenance import provenance
 _DESCRIPTION = """Fit one weight for each relation of a trained model, which multiplies its energies
 in every prediction, to the labels of held-out images, by the mean of -log probability (NLL) at the
 nodes. Nothing else changes, and this NLL never gets worse. Writes calibration.json and last.pt, the
-checkpoint with these weights, for evaluate, predict and all others."""
+checkpoint with these weights, for evaluate, predict and all others; weights/ holds the same for
+DeepCRF.from_pretrained."""
 
 
 def _parser() -> ArgumentParser:
@@ -65,6 +66,7 @@ def _run(argv: Sequence[str]) -> None:
     (folder / "calibration.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     state = load_checkpoint(find_trained(arguments.checkpoint))
     save_checkpoint(folder / "last.pt", {**state, "model": model.cpu().state_dict()})
+    model.save_pretrained(folder / "weights")
     for name, weight in after.items():
         print(f"{name}: weight {before[name]:.4g} -> {weight:.4g}")
     print(f"NLL at the nodes of {images} images: {result.before:.3f} -> {result.after:.3f}")

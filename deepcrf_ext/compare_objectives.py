@@ -67,7 +67,9 @@ def make_parser() -> ArgumentParser:
 
 def make_resume_parser() -> ArgumentParser:
     """The one option of a comparison to go on with."""
-    parser = ArgumentParser(prog="python -m deepcrf_ext.compare_objectives", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="python -m deepcrf_ext.compare_objectives", exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--resume", type=Path, required=True)
     return parser
 
@@ -121,7 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return compare(settings, command)
 
     def resumed() -> int:
-        options = parsing.parse(make_resume_parser(), arguments)
+        try:
+            options = parsing.parse(make_resume_parser(), arguments)
+        except InputError as error:
+            raise InputError(f"{error}; --resume is given alone") from error
         file = options.resume / "config.yaml"
         if not file.is_file():
             raise InputError(f"resume: {options.resume} is not the folder of a comparison")

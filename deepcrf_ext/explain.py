@@ -171,7 +171,10 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m deepcrf_ext.explain", description=_DESCRIPTION, exit_on_error=False
+        prog="python -m deepcrf_ext.explain",
+        description=_DESCRIPTION,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
     table = parsing.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)

@@ -21,15 +21,15 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.records.checkpoint import save_checkpoint
-from deepcrf_ext.records.run_folder import create_run_folder
+from deepcrf_ext.records.checkpoint import load_model, save_checkpoint
+from deepcrf_ext.records.run_folder import create_run_folder, record_start
 from deepcrf_ext.training.merging import merge
 
 _DESCRIPTION = """Merges runs that trained different potentials of one model into one run folder.
 
 The runs must agree in data classes, in the model apart from model.potentials, and in the number of
 steps. A potential that several of them have is taken from the first. The new folder holds last.pt,
-for evaluate, predict and train --resume."""
+for evaluate, predict and train --resume, and weights/, for DeepCRF.from_pretrained."""
 
 
 def _parser() -> ArgumentParser:
@@ -44,6 +44,8 @@ def _run(argv: Sequence[str] | None) -> None:
     config, state = merge(arguments.runs)
     folder = create_run_folder(replace(config, output=arguments.output))
     save_checkpoint(folder / "last.pt", state)
+    record_start(folder, state["step"], merged=[str(run) for run in arguments.runs])
+    load_model(folder)[0].save_pretrained(folder / "weights")
     print(f"{', '.join(config.model.potentials or ())}: {folder / 'last.pt'}")
 
 

@@ -5,27 +5,72 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-SECONDS = 10.0
+SECONDS = 5.0
 """At least between two lines."""
+
+
+class Progress:
+    """Shows how much of some work is done; a context.
+
+    Args:
+        total: how many units there are, where it is known.
+        verb: what is done with them.
+        unit: one of them.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int | None, verb: str, unit: str, quiet: bool = False) -> None:
+        terminal = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(total=total, desc=verb, unit=unit, leave=False, disable=not terminal)
+        self.lines = not terminal and not quiet
+        self.total, self.verb, self.unit = total, verb, unit
+        self.done, self.note = 0, ""
+        self.start = self.shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Counts units that are done."""
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if not self.lines or now - self.shown < SECONDS:
+            return
+        self.shown = now
+        text = f"{self.verb}: {self.done}"
+        if self.total is not None:
+            left = (now - self.start) / self.done * (self.total - self.done)
+            text += f" of {self.total} {self.unit}s, {left:.0f} s left"
+        else:
+            text += f" {self.unit}s"
+        print(text + self.note, file=sys.stderr, flush=True)
+
+    def describe(self, note: str) -> None:
+        """Says something of what is done so far, behind the rest."""
+        self.note = f"; {note}"
+        self.bar.set_postfix_str(note)
 
 
 def progress(
     items: Iterable[Item], total: int, verb: str, unit: str, quiet: bool = False
 ) -> Iterator[Item]:
     """The items, while stderr shows how many of `total` are done, unless it is to be quiet."""
-    if quiet or sys.stderr.isatty():
-        yield from tqdm(items, verb, total, unit=unit, leave=False, disable=quiet)
-        return
-    start = shown = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= SECONDS:
-            shown = now
-            left = (now - start) / done * (total - done)
-            print(f"{verb}: {done} of {total} {unit}s, {left:.0f} s left", file=sys.stderr)
+    with Progress(total, verb, unit, quiet) as shown:
+        for item in items:
+            yield item
+            shown.update()

@@ -19,8 +19,9 @@ from deepcrf_ext.data import SegmentationDataset, check_files, open_dataset
 from deepcrf_ext.data.base import FileDataset, listed
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
-from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint, load_model
-from deepcrf_ext.records.run_folder import create_run_folder, write_config
+from deepcrf_ext.progress import Progress
+from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
+from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.picture_grid import write_picture_grid
 from deepcrf_ext.training.trainer import Trainer
@@ -48,7 +49,9 @@ def make_parser() -> ArgumentParser:
 
 def make_resume_parser() -> ArgumentParser:
     """The options that can be given beside --resume."""
-    parser = ArgumentParser(prog="python -m deepcrf_ext.train", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="python -m deepcrf_ext.train", exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--resume", type=Path, required=True)
     parser.add_argument("--epochs", type=int | None)
     parser.add_argument("--device", type=str | None)
@@ -73,7 +76,14 @@ def parse_new_run(argv: Sequence[str]) -> TrainConfig:
 
 def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
     """Settings and checkpoint of a run to continue. Raises InputError for what does not fit."""
-    options = parsing.parse(make_resume_parser(), argv)
+    try:
+        options = parsing.parse(make_resume_parser(), argv)
+    except InputError as error:
+        raise InputError(
+            f"{error}; a resumed run keeps its settings: beside --resume only --epochs, --device, "
+            "--data.root and --data.workers can be given; a new run with other settings starts "
+            "from its weights by --init-from"
+        ) from error
     path = find_checkpoint(options.resume)
     config = replace(from_dict(load_checkpoint(path)["config"]), output=path.parent)
     given = {name: options[name] for name in ("epochs", "device") if options[name] is not None}
@@ -115,8 +125,6 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         folder = world.from_main(create_run_folder(config) if world.is_main else Path())
     else:
         folder = checkpoint.parent
-        if world.is_main:
-            write_config(folder, config)
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     if world.is_main:
         processes = "" if world.size == 1 else f" in {world.size} processes"
@@ -148,7 +156,6 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         return 0
     with trainer.average.applied():
         write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
-    load_model(folder)[0].save_pretrained(folder / "weights")
     quoted = shlex.quote(str(folder))
     best = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # merged, and finished
     print(
@@ -178,7 +185,8 @@ def _refuse_bad_files(datasets: Sequence[SegmentationDataset], world: World) -> 
     """Raises InputError where a file cannot be used, hours before training would come to it."""
     problems: list[str] = []
     if world.is_main:
-        problems = [problem for dataset in datasets for problem in check_files(dataset)]
+        with Progress(None, "check", "file") as shown:
+            problems = [p for dataset in datasets for p in check_files(dataset, shown.update)]
     problems = world.from_main(problems)
     if problems:
         raise InputError(listed(problems))

@@ -20,7 +20,11 @@ EXIT_INTERRUPTED = 130
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with `--config FILE.yaml`, whose values later options override."""
     parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, print_config="--print-config"
+        prog=prog,
+        description=description,
+        exit_on_error=False,
+        print_config="--print-config",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; options after it override it."
@@ -112,6 +116,8 @@ def _plain(message: str) -> str:
         (r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1" if match["type"] else r"\1"),
         (r"\b(?:\w+\.)+(\w+)", r"\1"),
         (r"\bNoneType\b", "null"),
+        (r"\b(?:tuple|list)\[(.*?)\]", r"[\1]"),
+        (r"\b(?:tuple|list)\b", "a list as [A, B]"),
     ):
         types = re.sub(pattern, plain, types)
     return f"{key}: got {value}, must be {types}"

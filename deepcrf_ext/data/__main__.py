@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
-from tqdm import tqdm
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config.data import DataSource
@@ -18,6 +17,7 @@ from deepcrf_ext.data.base import require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
+from deepcrf_ext.progress import Progress
 
 _DESCRIPTION = """Show what a data set holds, and check every file of it.
 
@@ -83,10 +83,10 @@ def _run(argv: Sequence[str] | None) -> None:
     if untold:
         source = values_as_classes(source, splits)
     overviews, unopened = [], []
-    with tqdm(unit="file", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with Progress(None, "read", "file") as shown:
         for split in splits:
             try:
-                overviews.append(survey(source, split, bar.update))
+                overviews.append(survey(source, split, shown.update))
             except InputError as error:
                 if arguments.splits or len(splits) == 1:
                     raise

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
@@ -16,6 +15,7 @@ from deepcrf_ext.nn.calibration import Calibration, fit_weights
 from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.parallel.device import autocast
+from deepcrf_ext.progress import progress
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def fit_relation_weights(
         raise InputError("the model has no relation, so there is no weight to fit")
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
     cases, labelled = [], 0
-    for position in tqdm(range(count), "networks", unit="image", leave=False):
+    for position in progress(range(count), count, "networks", "image"):
         image, labels = to_tensors(dataset[position * len(dataset) // count])
         with autocast(model.device, amp):
             energies = model.energies(image[None].to(model.device), variant.potentials)
@@ -64,7 +64,7 @@ def fit_relation_weights(
 
     def measure(several: Sequence[Mapping[str, float]]) -> list[float]:
         sums = torch.zeros(len(several), dtype=torch.float64)
-        for unary, potentials, nodes in tqdm(cases, "weights", unit="image", leave=False):
+        for unary, potentials, nodes in progress(cases, len(cases), "weights", "image"):
             for index, weights in enumerate(several):
                 scaled = [potentials[name].scaled(weight) for name, weight in weights.items()]
                 logs = log_marginals(unary, scaled, model.config.iterations)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
@@ -23,7 +22,7 @@ from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices, pixel_en
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
 from deepcrf_ext.parallel.device import autocast
-from deepcrf_ext.progress import progress
+from deepcrf_ext.progress import Progress, progress
 
 Objective = Literal["mean_iou", "boundary_f1"]
 
@@ -249,17 +248,15 @@ def search(
     generator = np.random.default_rng(seed)
     tried: list[Trial] = []
     candidates = list(dict.fromkeys(PRESETS.values()))[:trials]
-    with tqdm(
-        total=trials * len(problem), desc="search", unit="crf", leave=False, disable=None
-    ) as bar:
+    with Progress(trials * len(problem), "search", "dense CRF") as shown:
         while True:
             number = tried[-1].round + 1 if tried else 0
             settings = [DenseCRFSettings(params, iterations) for params in candidates]
-            before, scores = problem.score(settings, bar.update)
+            before, scores = problem.score(settings, shown.update)
             tried += [Trial(number, s, score) for s, score in zip(settings, scores, strict=True)]
             on_round(before, tried)
             best = best_trial(tried, objective)
-            bar.set_postfix({objective: f"{100 * getattr(best.scores, objective):.2f}"})
+            shown.describe(f"best {objective} {100 * getattr(best.scores, objective):.2f} %")
             if len(tried) >= trials:
                 return before, tried
             spread = 0.9 * 0.2 ** (len(tried) / trials)

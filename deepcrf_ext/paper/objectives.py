@@ -25,7 +25,6 @@ from deepcrf_ext.paper.objectives_report import Curve, plot, read_curve, table
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.parallel.world import LostProcessError
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights
-from deepcrf_ext.records.run_folder import write_config
 from deepcrf_ext.records.steps import Steps, write_text
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.loader import epoch_batches
@@ -227,8 +226,6 @@ class Comparison:
         assert folder is not None
         if (folder / "last.pt").exists():
             trainer.restore(folder / "last.pt")
-        folder.mkdir(exist_ok=True)
-        write_config(folder, trainer.config)
         if not trainer.fit(folder, self.stop):
             raise Stopped(self.stop.exit_code)
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,28 @@ import torch
 
 import deepcrf_ext
 from deepcrf_ext.ops import _backend
+
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scipy",
+    "safetensors",
+    "timm",
+    "torchvision",
+    "efficientnet_lite_pytorch",
+)
+"""What results may depend on beside torch, where it is installed."""
+
+
+def _packages() -> str:
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def _cpu_model() -> str:
@@ -77,6 +100,7 @@ def environment() -> tuple[dict[str, str], bool]:
         "deepcrf_ext": f"{deepcrf_ext.__version__} in {Path(deepcrf_ext.__file__).parent}",
         "Python": f"{platform.python_version()} ({sys.executable})",
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
+        "packages": _packages(),
         "system": platform.platform(),
         "CPU": f"{_cpu_model()}, {os.cpu_count()} logical cores",
         "GPUs": _gpus(),

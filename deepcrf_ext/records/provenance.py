@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,11 @@ def made_by(command: str, argv: Sequence[str], device: torch.device) -> dict[str
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def process_command() -> str:
+    """The command line of this process, the interpreter as `python`."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def package_commit() -> str | None:

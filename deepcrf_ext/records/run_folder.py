@@ -1,11 +1,13 @@
 """A run folder: settings, metrics, checkpoints and pictures of one training run.
 
 config.yaml      the settings, resolved
+run.json         of every time the run was started or resumed: command, commit, versions, machine
 metrics.jsonl    one line a step (losses, learning rate) and one a validation (scores); both call
                  the unary and all relations what `DeepCRF.name_of` does, as 1unary+2pair
 events.out.*     the same for TensorBoard
 last.pt, best.pt checkpoints: the newest, and that of the best validation mean IoU
-weights/         the weights of best.pt alone, for `DeepCRF.from_pretrained` (safetensors)
+weights/         the weights of best.pt alone, of last.pt where there is none, for
+                 `DeepCRF.from_pretrained` (safetensors)
 grid.png         image / truth / the unary alone / the unary and all relations
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.environment import environment
+from deepcrf_ext.records.provenance import package_commit, process_command
+from deepcrf_ext.records.steps import read_json, write_text
 
 
 def create_run_folder(config: TrainConfig) -> Path:
@@ -41,6 +46,24 @@ def create_run_folder(config: TrainConfig) -> Path:
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Writes config.yaml, which `--config` reads back."""
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def record_start(folder: Path, step: int, **facts: Any) -> None:
+    """Adds a start of this process to run.json: command, commit, date, versions and machine.
+
+    step: after how many steps. facts: more to say, plain values by name.
+    """
+    path = folder / "run.json"
+    earlier = read_json(path)["starts"] if path.exists() else []
+    start = {
+        "command": process_command(),
+        "commit": package_commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        **facts,
+        "environment": environment()[0],
+    }
+    write_text(path, json.dumps({"starts": [*earlier, start]}, indent=1) + "\n")
 
 
 class MetricsLog:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 
 from tqdm import tqdm
 
-SECONDS = 10.0
-"""At least between two lines."""
+from deepcrf_ext.progress import SECONDS
 
 
 class StepLog:
@@ -26,8 +26,8 @@ class StepLog:
 
     def __init__(self, total: int, done: int, images: int, quiet: bool = False) -> None:
         self.total, self.done, self.images, self.quiet = total, done, images, quiet
-        self.first, self.begin = done, time.monotonic()
-        self.shown = self.begin
+        self.first, self.last_line = done, done
+        self.since, self.aside_seconds = time.monotonic(), 0.0
         terminal = sys.stderr.isatty() and not quiet
         self.bar = tqdm(
             total=total, initial=done, unit="step", smoothing=0.05, disable=not terminal
@@ -51,6 +51,16 @@ class StepLog:
         self.doing = doing
         self.bar.set_description(doing)
 
+    @contextmanager
+    def aside(self, doing: str) -> Iterator[None]:
+        """Within it something else than steps is done, whose time is not theirs."""
+        self.describe(doing)
+        begin = time.monotonic()
+        yield
+        seconds = time.monotonic() - begin
+        self.since += seconds
+        self.aside_seconds += seconds
+
     def step(self, losses: Mapping[str, float], lr: float) -> None:
         """Counts a step that had these losses and this learning rate."""
         self.done += 1
@@ -58,15 +68,16 @@ class StepLog:
         self.bar.set_postfix(named)
         self.bar.update()
         now = time.monotonic()
-        if not self.lines or (now - self.shown < SECONDS and self.done > self.first + 1):
+        if not self.lines or (now - self.since < SECONDS and self.done > self.first + 1):
             return
-        self.shown = now
-        a_step = (now - self.begin) / (self.done - self.first)
-        left = timedelta(seconds=round(a_step * (self.total - self.done)))
+        a_step = (now - self.since) / (self.done - self.last_line)
+        self.since, self.last_line = now, self.done
+        aside = self.aside_seconds / (self.done - self.first)
+        left = timedelta(seconds=round((a_step + aside) * (self.total - self.done)))
         text = ", ".join(f"{name} {value}" for name, value in named.items())
         print(
             f"{self.doing}, step {self.done}/{self.total}: loss {text}; lr {lr:.3g}; "
-            f"{self.images / a_step:.3g} images/s; {left} left",
+            f"{self.images / max(a_step, 1e-9):.3g} images/s; {left} left",
             file=sys.stderr,
             flush=True,
         )

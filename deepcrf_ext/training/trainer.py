@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +15,13 @@ from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.nn.grid_graphs import check_memory
 from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
 from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
-from deepcrf_ext.records.run_folder import MetricsLog
+from deepcrf_ext.records.run_folder import MetricsLog, record_start, write_config
 from deepcrf_ext.training.class_balance import median_frequency_weights
+from deepcrf_ext.training.crop_memory import check_crop_memory
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import (
     Transform,
@@ -115,6 +114,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = DeepCRF(config.model, train_set.num_classes) if model is None else model
         self.model.label_smoothing = config.label_smoothing
+        self.model.classes = list(train_set.classes)
+        self.model.palette = train_set.palette.tolist()
         self.transform = transform
         start = StartingWeights()
         if checkpoint is None:
@@ -124,7 +125,7 @@ class Trainer:
         self.initialised, self.transfer, self.loaded = start.taken, start.transfer, start.loaded
         if isinstance(self.config.class_balance, tuple):
             self.model.class_weights = torch.tensor(self.config.class_balance)
-        self._check_memory()
+        check_crop_memory(self.config, self.model, len(train_set), world.size, self.device)
         self.model.to(self.device)
         share_batches(self.model, world)
         self.average = WeightAverage(self.model, config.ema)
@@ -136,26 +137,6 @@ class Trainer:
         self.last_saved = time.monotonic()
         if checkpoint is not None:
             self.restore(checkpoint)
-
-    def _check_memory(self) -> None:
-        """Raises InputError where the edges of a part of a batch do not fit into memory."""
-        config = self.config
-        if config.data.crop is None:
-            return
-        images = math.ceil(min(config.batch_size, len(self.train_set)) / self.world.size)
-        images = math.ceil(images / config.accumulate)
-        height, width = self.model.grid_size(*config.data.crop)
-        for name, relation in self.model.config.relations.items():
-            if name not in self.model.potential_names:
-                continue
-            try:
-                check_memory(relation.box(height, width), images, height, width, self.device)
-            except InputError as error:
-                raise InputError(
-                    f"data.crop: got {list(config.data.crop)}, {images} at a time, too large. "
-                    f"{name} {error}; or set a smaller data.crop or batch_size, or a larger "
-                    "accumulate"
-                ) from error
 
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
@@ -174,12 +155,18 @@ class Trainer:
     def fit(self, folder: Path, stop: StopRequest) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
 
+        folder: where `records.run_folder` writes, made where it is missing.
+
         Raises TrainingError when a loss is not finite, LostProcessError when another process of
         the run ends, OSError when a checkpoint cannot be written; the newest checkpoint stays whole
         in any case.
         """
         progress, config = self.progress, self.config
         self.folder = folder
+        if self.world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_config(folder, config)
+            record_start(folder, progress.step, device=str(self.device), processes=self.world.size)
         if progress.step == 0:
             self.save("last.pt")
         if config.class_balance == "median_frequency" and self.model.class_weights is None:
@@ -195,7 +182,8 @@ class Trainer:
                     log.close()
 
     def save(self, name: str) -> None:
-        """Writes a checkpoint that training can go on from into the run folder.
+        """Writes a checkpoint that training can go on from into the run folder, and the weights
+        alone of the best one, or of the newest while there is none.
 
         Called in every process; one of them writes.
         """
@@ -218,6 +206,9 @@ class Trainer:
                 "class_weights": None if weights is None else weights.tolist(),
             },
         )
+        if name == "best.pt" or not (self.folder / "best.pt").exists():
+            with self.average.applied():
+                self.model.save_pretrained(self.folder / "weights")
 
     def _finish_epochs(self, log: MetricsLog | None, stop: StopRequest) -> bool:
         """The epochs that are left; False when asked to stop, with a checkpoint to go on from."""
@@ -251,10 +242,10 @@ class Trainer:
                 self.save("last.pt")
         improved = False
         if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
-            bar.describe("validating")
             trained = self.stages[progress.stage].potentials
             try:
-                scores = self.validate(trained, stop)
+                with bar.aside("validating"):
+                    scores = self.validate(trained, stop)
             except EvaluationStopped:
                 return False
             means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}

@@ -10,6 +10,7 @@ import torch
 from tiny_run import write_run
 
 from deepcrf_ext.calibrate import main
+from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +35,8 @@ def test_weights_fit_the_split_and_nothing_else_changes(
     }
     model, _, _ = load_model(folder)
     assert model.relation_weights == pytest.approx(report["weights"]["after"])
+    alone = DeepCRF.from_pretrained(folder / "weights")
+    assert alone.relation_weights == pytest.approx(report["weights"]["after"])
 
     again = ["--checkpoint", str(folder), "--output", str(tmp_path / "again"), "--max-images", "3"]
     assert main(again) == 0

@@ -32,7 +32,7 @@ COMMANDS = (
     [
         (["--count", "many"], "count: got many, must be int"),
         (["--size", "0"], "size: got 0, must be one of PositiveInt, null"),
-        (["--box", "[1, 2, 3]"], "box: got [1, 2, 3], must be one of tuple[int, int], null"),
+        (["--box", "[1, 2, 3]"], "box: got [1, 2, 3], must be one of [int, int], null"),
         (["--kind", "c"], "kind: got c, must be one of 'a', 'b'"),
         (["--either", "c"], "either: got c, must be one of 'a', 'b', bool"),
         (["--alpha", "2"], "alpha: got 2, must be ClosedUnitInterval, v>=0 and v<=1"),

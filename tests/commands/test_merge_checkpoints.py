@@ -9,6 +9,7 @@ import torch
 from tiny_run import write_camvid
 
 from deepcrf_ext import merge_checkpoints, train
+from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +52,9 @@ def test_merged_run_is_the_joint_run_and_goes_on_like_it(data, tmp_path, capsys)
     assert merge(merged, *reversed(apart)) == 0
     assert capsys.readouterr().out.startswith(", ".join(ALL))
     assert_same_weights(joint, merged)
+    assert (merged / "run.json").exists()
+    weights = DeepCRF.from_pretrained(merged / "weights").state_dict()
+    assert all(w.equal(weights[n]) for n, w in load_model(merged)[0].state_dict().items())
     for folder in (joint, merged):
         assert train.main(["--resume", str(folder), "--epochs", "3"]) == 0
     assert_same_weights(joint, merged)

@@ -26,6 +26,7 @@ from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg_init import vgg_layers
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
+from deepcrf_ext.records.provenance import package_commit
 from deepcrf_ext.records.run_folder import MetricsLog
 from deepcrf_ext.training.optimiser import (
     learning_rate_factor,
@@ -65,6 +66,14 @@ def same_weights(run: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def same_as_checkpoint(run: Path, name: str) -> None:
+    """weights/ holds what a checkpoint does."""
+    model = DeepCRF.from_pretrained(run / "weights")
+    state = load_checkpoint(run / name)
+    assert model.classes == state["classes"]
+    assert all(value.equal(state["model"][key]) for key, value in model.state_dict().items())
+
+
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
@@ -94,6 +103,12 @@ def test_run_folder(finished, data):
     )
     assert load_model(finished)[2]["epoch"] == best + 1
     assert list(finished.glob("events.out.tfevents.*"))
+    (start,) = json.loads((finished / "run.json").read_text())["starts"]
+    assert start["command"].startswith("python ")
+    assert (start["step"], start["device"], start["processes"]) == (0, "cpu", 1)
+    assert start["commit"] == package_commit()
+    assert {"torch", "deepcrf_ext", "Python", "packages", "CPU"} <= start["environment"].keys()
+    same_as_checkpoint(finished, "best.pt")
     grid = cv2.imread(str(finished / "grid.png"))
     assert grid is not None
     assert grid.shape[0] > 100
@@ -117,6 +132,7 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
         assert command.main(options(tmp_path, data, run)) == 128 + number
     assert f"--resume '{run}'" in capsys.readouterr().err
     assert load_checkpoint(run / "last.pt")["step"] == stop_after
+    same_as_checkpoint(run, "last.pt")
     # Lines that a killed run wrote after its checkpoint are written again, not twice.
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "step": stop_after + 1}) + '\n{"kind": "tr')
@@ -124,6 +140,9 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
     assert lines(run, "train") == lines(finished, "train")
     assert lines(run, "val") == lines(finished, "val")
     assert same_weights(run, finished)
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, stop_after]
+    same_as_checkpoint(run, "best.pt")
 
 
 def test_run_of_an_earlier_version_goes_on(tmp_path, data):
@@ -209,6 +228,17 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("option", ["--optim.lr", "--config", "--data.jiter"])
+def test_what_a_resumed_run_does_not_take(finished, capsys, option):
+    before = files_of(finished)
+    assert command.main(["--resume", str(finished), option, "0.1"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: unrecognized arguments: {option} 0.1; ")
+    assert "beside --resume only --epochs, --device, --data.root and --data.workers can" in errors
+    assert errors.count("\n") == 1
+    assert files_of(finished) == before
+
+
 def test_a_run_never_overwrites_another(finished, data, tmp_path, capsys):
     before = files_of(finished)
     assert command.main(options(tmp_path, data, finished)) == 2
@@ -233,13 +263,13 @@ def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     sync, calls = os.fsync, []
 
-    def full_from_the_second_on(handle: int) -> None:
+    def full_after_the_first_checkpoint(handle: int) -> None:
         calls.append(handle)
-        if len(calls) > 1:
+        if len(calls) > 2:  # run.json, last.pt
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
-    monkeypatch.setattr(os, "fsync", full_from_the_second_on)
+    monkeypatch.setattr(os, "fsync", full_after_the_first_checkpoint)
     assert command.main(options(tmp_path, data, run)) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert load_checkpoint(run / "last.pt")["step"] == 0

@@ -15,21 +15,29 @@ class Terminal(io.StringIO):
 
 
 def test_a_file_gets_a_plain_line_now_and_then(monkeypatch, capsys: pytest.CaptureFixture[str]):
-    clock = iter([0.0, *(4.0 * step for step in range(1, 7))])
-    monkeypatch.setattr(step_log.time, "monotonic", lambda: next(clock))
+    now = 0.0
+    monkeypatch.setattr(step_log.time, "monotonic", lambda: now)
     with step_log.StepLog(total=10, done=2, images=8) as log:
         log.describe("epoch 2/3")
         for step in range(6):
+            if step == 3:  # validation takes as long as ten steps, and counts in what is left alone
+                with log.aside("validating"):
+                    now += 20
+                log.write("epoch 2: done")
+                log.describe("epoch 3/3")
+            now += 2 if step < 3 else 4
             log.step({"unary": 1 / (step + 1), "above_below": 2.0}, lr=0.05)
-        log.write("epoch 2: done")
     out, error = capsys.readouterr()
     assert "\r" not in out + error
     assert out == "epoch 2: done\n"
     assert error.splitlines() == [
-        "epoch 2/3, step 3/10: loss unary 1.000, above_below 2.000; lr 0.05; 2 images/s; "
-        "0:00:28 left",
-        "epoch 2/3, step 6/10: loss unary 0.250, above_below 2.000; lr 0.05; 2 images/s; "
-        "0:00:16 left",
+        "epoch 2/3, step 3/10: loss unary 1.000, above_below 2.000; lr 0.05; 4 images/s; "
+        "0:00:14 left",
+        # (2 + 2 + 4) / 3 seconds a step, and 20 seconds aside for 4 steps
+        "epoch 3/3, step 6/10: loss unary 0.250, above_below 2.000; lr 0.05; 3 images/s; "
+        "0:00:31 left",
+        "epoch 3/3, step 8/10: loss unary 0.167, above_below 2.000; lr 0.05; 2 images/s; "
+        "0:00:15 left",
     ]
 
 
