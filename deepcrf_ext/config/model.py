@@ -30,7 +30,8 @@ class ModelConfig:
         convs: Number of 3x3 convolutions of each block.
         pooled_blocks: How many of the first blocks are closed by 2x2 max pooling; the output stride
             is 2 to that power.
-        head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions.
+        head_widths: Channels of block 6: a 7x7 convolution, then 3x3 convolutions. [] is no block
+            6: the maps of the blocks, or of a backbone, are the features.
         batch_norm: Normalise after every convolution, for training from scratch.
         scales: Factors of the image pyramid, largest first.
         share_blocks: Compute all blocks but block 6 once for all potentials; each then trains them.
@@ -83,7 +84,7 @@ class ModelConfig:
             raise InputError(
                 f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}"
             )
-        if not self.head_widths or min(self.head_widths) < 1 or self.hidden < 1:
+        if min((*self.head_widths, self.hidden)) < 1:
             raise InputError(
                 f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be "
                 "positive"

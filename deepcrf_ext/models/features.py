@@ -87,7 +87,8 @@ class FeatureNet(nn.Module):
         self.further_heads = nn.ModuleList(Block6(config, 1) for _ in range(further))
         self.windows = config.pooling_windows
         self.upsampling = config.upsampling
-        self.channels = num_scales * (1 + len(self.windows)) * config.head_widths[-1]
+        width = (config.widths + config.head_widths)[-1]
+        self.channels = num_scales * (1 + len(self.windows)) * width
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Features [B, h, w, channels] from [B, C, h_s, w_s] of every scale, the largest first."""

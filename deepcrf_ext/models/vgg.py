@@ -97,7 +97,7 @@ class VGGBlocks(ScaleSequential):
 class Block6(ScaleSequential):
     """Block 6: a 7x7 (VGG-16's fc6) and several 3x3 convolutions, a ReLU after each.
 
-    [B, widths[-1], h, w] -> [B, head_widths[-1], h, w].
+    [B, widths[-1], h, w] -> [B, head_widths[-1], h, w]. Without head widths the maps stay.
 
     Args:
         config: the settings.

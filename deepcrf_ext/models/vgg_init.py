@@ -47,7 +47,7 @@ def vgg_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """
     layers: list[tuple[str, nn.Conv2d]] = []
     for module in model.modules():
-        if isinstance(module, Block6):
+        if isinstance(module, Block6) and len(module):
             layers.append((FC6_KEY, module.fc6()))
         elif isinstance(module, VGGBlocks):
             convs = module.convs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.features import ImagePyramid
@@ -82,6 +84,35 @@ def test_features_have_the_stride_that_is_asked_for(stride: int, size: tuple[int
     assert features.shape == (2, 5, -(-size[0] // stride), -(-size[1] // stride))
     features.square().sum().backward()
     assert all(p.grad is not None for p in backbone.parameters())
+
+
+class Widen(nn.Conv2d):
+    """A convolution with a forward of its own, as networks with padding of theirs have."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return 2 * super().forward(maps)
+
+
+def test_depthwise_convolutions_leave_autocast_on_a_cpu() -> None:
+    network = Network()
+    network.act = nn.Sequential(nn.ReLU())
+    network.stages[1].append(Widen(4, 4, 3, padding=1, groups=4))
+    backbone = PyramidBackbone(network, 8)
+    seen: list[tuple[Tensor, Tensor]] = []
+    copied = copy.deepcopy(backbone)
+    conv = copied.maps.network.stages[1][-1]
+    assert isinstance(conv, Widen)
+    conv.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.autocast("cpu", torch.bfloat16):
+        copied(torch.randn(1, 3, 64, 64)).float().sum().backward()
+    inputs, output = seen[0]
+    assert inputs.dtype == output.dtype == torch.bfloat16
+    exact = 2 * functional.conv2d(inputs.float(), conv.weight, conv.bias, padding=1, groups=4)
+    assert torch.equal(output, exact.bfloat16())
+    assert conv.weight.grad is not None
+    assert backbone.maps.network.stages[1][-1].weight.grad is None
+    copied(torch.randn(1, 3, 64, 64))
+    assert seen[1][1].dtype == torch.float32
 
 
 def test_images_are_normalised_as_the_network_expects() -> None:

@@ -54,6 +54,20 @@ def test_paper_part_is_vgg16_with_a_convolutional_block_6():
     assert output.shape == (1, 17, 23, 512)
 
 
+def test_without_block_6_the_maps_of_the_blocks_are_the_features():
+    config = replace(TINY, head_widths=(), share_blocks=True, pooling_windows=(3,), hidden=4)
+    features = FeatureNet(config, 3)
+    assert not list(features.parameters())
+    maps = torch.rand(2, 6, 5, 7)
+    output = features([maps, maps[..., :3, :4], maps[..., :2, :2]])
+    assert output.shape == (2, 5, 7, features.channels) == (2, 5, 7, 36)
+    assert torch.equal(output[..., :6], maps.permute(0, 2, 3, 1))
+    model = DeepCRF(config, 3)
+    losses = model.losses(torch.rand(1, 3, 24, 32), torch.zeros(1, 24, 32, dtype=torch.long))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 7), (17, 32)])
 def test_output_grid_is_rounded_up(size):
     part = nn.Sequential(VGGBlocks(TINY, 1), Block6(TINY, 1))
