@@ -116,7 +116,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
     for source, result in (
-        (config.backbone_weights, trainer.loaded),
+        (config.vgg_weights or config.backbone_weights, trainer.loaded),
         (config.init_from, trainer.transfer),
     ):
         if world.is_main and result is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.models.vgg_init import CONV_KEYS
 
+CONV_KEYS = tuple(f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
 VGG_SHAPED = ModelConfig(
     widths=(2, 3, 4, 5, 6),
     convs=(2, 2, 3, 3, 3),
@@ -32,4 +32,21 @@ def vgg_state() -> dict[str, torch.Tensor]:
     state["classifier.0.weight"] = torch.randn(7, channels * 49, generator=generator)
     state["classifier.0.bias"] = torch.randn(7, generator=generator)
     state["classifier.6.weight"] = torch.randn(10, 7, generator=generator)
+    return state
+
+
+def vgg_bn_state() -> dict[str, torch.Tensor]:
+    """The same in the layout of torchvision's vgg16_bn, statistics as if trained."""
+    generator = torch.Generator().manual_seed(1)
+    state: dict[str, torch.Tensor] = {}
+    plain, number = vgg_state(), 0
+    for index, key in enumerate(CONV_KEYS):
+        width = len(plain[f"{key}.bias"])
+        state[f"features.{number}.weight"] = plain[f"{key}.weight"]
+        state[f"features.{number}.bias"] = plain[f"{key}.bias"]
+        for name, low in (("weight", 0.5), ("bias", -1), ("running_mean", -1), ("running_var", 1)):
+            value = low + torch.rand(width, generator=generator)
+            state[f"features.{number + 1}.{name}"] = value
+        state[f"features.{number + 1}.num_batches_tracked"] = torch.tensor(7)
+        number += 3 + (index in (1, 3, 6, 9, 12))
     return state

@@ -108,8 +108,9 @@ class TrainConfig:
         ema: Decay of the exponential moving average of the weights, such as 0.999, that validation
             measures and that checkpoints hold for prediction; less at first. 0 takes the weights
             themselves.
-        vgg_weights: Start from VGG-16: a torchvision state dict (.pth), or "download" to fetch
-            torchvision's.
+        vgg_weights: Start from VGG-16: a state dict (.pth, .safetensors) of torchvision's vgg16 or
+            vgg16_bn, or of the 13 convolutions alone under any names, for RGB images normalised as
+            torchvision's; "download" fetches torchvision's.
         backbone_weights: Start the backbone (model.backbone other than vgg) from a file of its
             library's weights, .pth or .safetensors; tensors are taken by name and shape. It then
             learns at optim.lr_initialised.

@@ -23,7 +23,7 @@ class StartingWeights:
     Attributes:
         taken: names of its parameters that are no longer random.
         transfer: how those of a trained model (`TrainConfig.init_from`) fitted.
-        loaded: how those of a file (`TrainConfig.backbone_weights`) did.
+        loaded: how those of a file (`TrainConfig.vgg_weights` or `backbone_weights`) did.
         relations_started: whether the networks of relations are among them.
     """
 
@@ -40,7 +40,8 @@ def take_weights(model: DeepCRF, config: TrainConfig, classes: Sequence[str]) ->
     """
     start = StartingWeights()
     if config.vgg_weights is not None:
-        start.taken |= initialise_from_vgg16(model, config.vgg_weights)
+        start.loaded = initialise_from_vgg16(model, config.vgg_weights)
+        start.taken |= set(start.loaded.taken)
     if config.backbone_weights is not None:
         for name, module in model.named_modules():
             if isinstance(module, PyramidBackbone):

@@ -20,11 +20,12 @@ import pytest
 import torch
 import yaml
 from tiny_run import lines, write_learnable_camvid
+from vgg_weights import vgg_state
 
 from deepcrf_ext import train as command
 from deepcrf_ext.config import OptimConfig, from_dict, preset
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.vgg_init import vgg_layers
+from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 from deepcrf_ext.records.provenance import package_commit
 from deepcrf_ext.records.run_folder import MetricsLog
@@ -366,14 +367,14 @@ def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
     assert "data.crop" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_learning_rate_groups_and_schedules():
+def test_learning_rate_groups_and_schedules(tmp_path):
     config = preset("paper").model
     config.widths, config.head_widths = (2, 3, 4, 5, 6), (7, 4)
     config.potentials = ("unary", "surrounding")
     model = DeepCRF(config, 3)
     optim = OptimConfig(lr=1e-3, lr_initialised=1e-4, schedule="exponential", decay=0.97)
-    taken = {id(p) for _, conv in vgg_layers(model) for p in conv.parameters()}
-    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    torch.save(vgg_state(), tmp_path / "vgg16.pth")
+    names = set(initialise_from_vgg16(model, str(tmp_path / "vgg16.pth")).taken)
     optimiser = make_optimiser(model, optim, names)
     new, initialised, logs = optimiser.param_groups
     assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-4, 1e-3]

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional
-from vgg_weights import VGG_SHAPED, vgg_state
+from vgg_weights import CONV_KEYS, VGG_SHAPED, vgg_state
 
 from deepcrf_ext.config import ModelConfig, TrainConfig, preset
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.vgg import ScaleNorm
-from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
+from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.training.trainer import Trainer
 
 K = 4

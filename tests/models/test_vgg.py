@@ -1,4 +1,4 @@
-"""Network Part-1, the image pyramid and the VGG-16 initialisation."""
+"""Network Part-1 and the image pyramid."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
-from vgg_weights import VGG_SHAPED, vgg_state
 
 from deepcrf_ext.config import ModelConfig, preset
-from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.features import FeatureNet, ImagePyramid
 from deepcrf_ext.models.vgg import Block6, VGGBlocks
-from deepcrf_ext.models.vgg_init import CONV_KEYS, initialise_from_vgg16
 
 TINY = ModelConfig(widths=(4, 6), convs=(1, 2), pooled_blocks=2, head_widths=(5, 3), hidden=8)
 
@@ -116,49 +112,3 @@ def test_features_are_one_network_over_all_scales():
         columns = torch.arange(width) * small.shape[3] // width
         grown = small[:, :, rows][:, :, :, columns].permute(0, 2, 3, 1)
         torch.testing.assert_close(features[..., 3 * level : 3 * level + 3], grown)
-
-
-def test_vgg_weights_reach_every_potential(tmp_path):
-    state = vgg_state()
-    torch.save(state, tmp_path / "vgg16.pth")
-    model = DeepCRF(VGG_SHAPED, 3)
-    initialise_from_vgg16(model, str(tmp_path / "vgg16.pth"))
-    for network in model.potentials.values():
-        convs = [*network.features.blocks.convs(), network.features.head.fc6()]
-        for key, conv in zip(CONV_KEYS, convs[:-1], strict=True):
-            assert torch.equal(conv.weight, state[f"{key}.weight"])
-            assert torch.equal(conv.bias, state[f"{key}.bias"])
-        # On a 7x7 map, the centre of the convolution is the fully connected layer.
-        maps = torch.randn(2, 6, 7, 7)
-        connected = functional.linear(
-            maps.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"]
-        )
-        torch.testing.assert_close(convs[-1](maps)[:, :, 3, 3], connected)
-    first, second, *_ = model.potentials.values()
-    assert first.features.head[0].weight is not second.features.head[0].weight
-
-
-def test_vgg_weights_that_do_not_fit(tmp_path):
-    file = tmp_path / "vgg16.pth"
-
-    def fails(state: object, model: DeepCRF, *named: str) -> None:
-        if isinstance(state, bytes):
-            file.write_bytes(state)
-        else:
-            torch.save(state, file)
-        with pytest.raises(InputError) as caught:
-            initialise_from_vgg16(model, str(file))
-        for name in named:
-            assert name in str(caught.value)
-
-    model = DeepCRF(VGG_SHAPED, 3)
-    state = vgg_state()
-    missing = {key: value for key, value in state.items() if key != "features.5.bias"}
-    fails(missing, model, str(file), "features.5.bias")
-    fails({**state, "features.28.weight": torch.zeros(6, 6, 1, 1)}, model, "(6, 6, 1, 1)", "(6, 6,")
-    fails({**state, "classifier.0.weight": torch.zeros(7, 6)}, model, "classifier.0", "(7, 294)")
-    fails({"epoch": 3}, model, str(file))
-    fails(b"", model, str(file))
-    torch.save(state, file)
-    fails(file.read_bytes()[:700], model, str(file))
-    fails(state, DeepCRF(TINY, 3), "13 convolutions")
