@@ -41,6 +41,8 @@ class ModelConfig:
         upsampling: How the maps of smaller scales grow to the largest.
         hidden: Width of the hidden layer of a unary.
         pairwise_hidden: Width of the hidden layer of a pairwise potential.
+        dropout: Share of the features of every node that each step of training leaves out at
+            random, for networks that learn their training images by heart.
         relations: Pairwise relations by name, as many as wanted.
         potentials: Which networks exist and are trained: a list of "unary", "unary_1scale" (the
             unary network on the largest scale alone, which the row unary-1scale takes) and names of
@@ -65,6 +67,7 @@ class ModelConfig:
     upsampling: Literal["nearest", "bilinear"] = "nearest"
     hidden: int = 64
     pairwise_hidden: int = 128
+    dropout: float = 0.0
     relations: dict[str, RelationConfig] = field(default_factory=paper_relations)
     potentials: Literal["all"] | tuple[str, ...] | None = None
     iterations: int = 2
@@ -93,6 +96,8 @@ class ModelConfig:
             raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
         if any(window < 1 or window % 2 == 0 for window in self.pooling_windows):
             raise InputError(f"model.pooling_windows: {self.pooling_windows} must be odd")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout: {self.dropout} must be at least 0 and below 1")
         if self.iterations < 0:
             raise InputError(f"model.iterations: {self.iterations} must not be negative")
         if not 0 < self.relation_weight < float("inf"):

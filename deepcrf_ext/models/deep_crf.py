@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deepcrf_ext.config import ModelConfig, paper_relations
+from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.backbones import check_map, map_size, out_channels
 from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid, make_blocks
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
-from deepcrf_ext.models.variants import VARIANTS, Variant
+from deepcrf_ext.models.variants import VARIANTS, Variant, variants_of, whole_crf
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.node_losses import edge_nll, edge_weights, node_labels, node_nll, node_weights
 from deepcrf_ext.nn.pairwise_crf import log_marginals
@@ -101,7 +101,7 @@ class DeepCRF(nn.Module):
                 features = (
                     FeatureNet(config, self._num_scales(name))
                     if channels is None
-                    else BackboneFeatures(channels)
+                    else BackboneFeatures(channels, config.dropout)
                 )
                 network = kind(config, num_classes, features)
             try:
@@ -170,19 +170,7 @@ class DeepCRF(nn.Module):
         These are of `VARIANTS`; further relations give variants of their own, `pairwise-NAME`, and
         one with all of them, as `1unary+3pair`.
         """
-        have = set(self.potential_names)
-        variants = {
-            name: variant
-            for name, variant in VARIANTS.items()
-            if have.issuperset(variant.potentials)
-        }
-        crf = self.default_variant()
-        for relation in crf.relations:
-            if relation not in paper_relations():
-                variants[f"pairwise-{relation}"] = Variant(None, (relation,))
-        if crf.unary == "unary" and crf.relations and crf not in variants.values():
-            variants[f"1unary+{len(crf.relations)}pair"] = crf
-        return variants
+        return variants_of(self.potential_names)
 
     def name_of(self, variant: Variant) -> str:
         """What a variant is called in options, logs, tables and pictures.
@@ -195,9 +183,7 @@ class DeepCRF(nn.Module):
 
     def default_variant(self) -> Variant:
         """The unary (if there is one) with every relation of this model, without a dense CRF."""
-        names = self.potential_names
-        unary = next((name for name in ("unary", "unary_1scale") if name in names), None)
-        return Variant(unary, tuple(name for name in names if name in self.config.relations))
+        return whole_crf(self.potential_names)
 
     def _relation(self, name: str) -> PairwiseNet:
         network = self.potentials[name]

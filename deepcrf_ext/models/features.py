@@ -86,7 +86,7 @@ class FeatureNet(nn.Module):
         self.head = Block6(config, num_scales - further)
         self.further_heads = nn.ModuleList(Block6(config, 1) for _ in range(further))
         self.windows = config.pooling_windows
-        self.upsampling = config.upsampling
+        self.upsampling, self.dropout = config.upsampling, config.dropout
         width = (config.widths + config.head_widths)[-1]
         self.channels = num_scales * (1 + len(self.windows)) * width
 
@@ -99,7 +99,8 @@ class FeatureNet(nn.Module):
             functional.interpolate(m, size, mode=self.upsampling, align_corners=corners)
             for m in maps[1:]
         ]
-        return torch.cat([m.permute(0, 2, 3, 1) for m in (maps[0], *grown)], dim=3)
+        features = torch.cat([m.permute(0, 2, 3, 1) for m in (maps[0], *grown)], dim=3)
+        return functional.dropout(features, self.dropout, self.training)
 
     def _features(self, index: int, maps: Tensor) -> Tensor:
         if self.blocks is not None:
@@ -117,12 +118,17 @@ class FeatureNet(nn.Module):
 
 
 class BackboneFeatures(nn.Module):
-    """The features of a network handed in, which all potentials share, as those of the nodes."""
+    """The features of a network handed in, which all potentials share, as those of the nodes.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: of the features.
+        dropout: the share of them that training leaves out.
+    """
+
+    def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.dropout = channels, dropout
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Features [B, h, w, C] from the one map [B, C, h, w]."""
-        return scales[0].permute(0, 2, 3, 1)
+        return functional.dropout(scales[0].permute(0, 2, 3, 1), self.dropout, self.training)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from deepcrf_ext.config import paper_relations
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,28 @@ VARIANTS: dict[str, Variant] = {
     "full": Variant("unary", ("surrounding", "above_below"), dense_crf=True),
 }
 """The variants of the paper's ablation by name, what `--row` and `--rows` take."""
+
+UNARIES = ("unary", "unary_1scale")
+"""Names of the potentials that are not relations; a CRF takes the first that there is."""
+
+
+def whole_crf(potentials: Sequence[str]) -> Variant:
+    """The unary of these potentials, if there is one, with all relations, without a dense CRF."""
+    unary = next((name for name in UNARIES if name in potentials), None)
+    return Variant(unary, tuple(name for name in potentials if name not in UNARIES))
+
+
+def variants_of(potentials: Sequence[str]) -> dict[str, Variant]:
+    """The variants of these potentials by name: see `DeepCRF.variants`."""
+    variants = {
+        name: variant
+        for name, variant in VARIANTS.items()
+        if set(variant.potentials) <= set(potentials)
+    }
+    crf = whole_crf(potentials)
+    for relation in crf.relations:
+        if relation not in paper_relations():
+            variants[f"pairwise-{relation}"] = Variant(None, (relation,))
+    if crf.unary == "unary" and crf.relations and crf not in variants.values():
+        variants[f"1unary+{len(crf.relations)}pair"] = crf
+    return variants

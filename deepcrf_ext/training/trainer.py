@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -338,6 +339,8 @@ class Trainer:
             labels: int64 [B, H, W], 255 = ignore.
         """
         progress, config = self.progress, self.config
+        # Dropout and the like draw the same after a resume.
+        torch.manual_seed(crc32(f"{config.seed} {progress.step} {self.world.rank}".encode()))
         images, labels = images.to(self.device), labels.to(self.device)
         # As many in every process, as each exchanges the statistics of batch normalisation.
         count = min(config.accumulate, self.fewest_images)
