@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_densecrf import DenseCase, make_problem, ours, pydensecrf
-from harness import write_results
+from harness import run_command, write_results
 from tqdm import tqdm
 
 import deepcrf_ext as dc
@@ -72,7 +72,7 @@ def main(
     labels: Sequence[int] = (2, 11, 21, 150),
     iterations: Sequence[int] = tuple(range(1, 11)),
 ) -> None:
-    """Prints a table and writes results/densecrf-agreement-cpu.json.
+    """Prints a table and writes the record `densecrf-agreement`.
 
     Args:
         photos: a folder of photographs.
@@ -108,6 +108,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

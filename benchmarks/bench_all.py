@@ -13,10 +13,11 @@ import bench_pairwise_loss
 import bench_scaling
 import bench_weak_losses
 import goals
+from harness import run_command
 
 
 def main(device: str = "cpu", seconds: float = 1.0) -> None:
-    """Prints the tables and writes the records and plots under results/.
+    """Prints the tables and writes records and plots.
 
     Args:
         device: cpu or cuda.
@@ -35,6 +36,4 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

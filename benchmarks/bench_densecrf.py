@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from harness import measure, print_table, sweep, write_results
+from harness import measure, print_table, run_command, sweep, write_results
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -184,7 +184,7 @@ def main(
     image: Path | None = None,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/densecrf-DEVICE.json.
+    """Measures, prints a table and writes the record `densecrf`.
 
     Args:
         device: cpu or cuda.
@@ -217,6 +217,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from cases import Case
-from harness import measure, print_table, sweep, write_results
+from harness import measure, print_table, run_command, sweep, write_results
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -56,7 +56,7 @@ def main(
     seconds: float = 1.0,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/edges-DEVICE.json.
+    """Measures, prints a table and writes the record `edges`.
 
     Args:
         device: cpu or cuda.
@@ -78,6 +78,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 from eager_model import EagerCRF
-from harness import Measurement, measure, sweep, write_results
+from harness import Measurement, measure, run_command, sweep, write_results
 from torch import Tensor
 
 from deepcrf_ext.config import PresetName, TrainConfig, preset
@@ -197,7 +197,7 @@ def main(
     processor_time: bool = False,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/end_to_end-DEVICE.json.
+    """Measures, prints a table and writes the record `end_to_end`.
 
     Args:
         device: cpu or cuda.
@@ -223,6 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

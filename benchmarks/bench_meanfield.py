@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from cases import Case, make_problem
 from contenders import mean_field_chunked, mean_field_eager
-from harness import measure, plot_scaling, print_table, sweep, write_results
+from harness import measure, plot_scaling, print_table, run_command, sweep, write_results
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -31,6 +31,10 @@ CASES = (
     Case(56, 75, 21),
     Case(28, 36, 60),
     Case(14, 18, 150),
+    *(
+        Case(height, width, 21, dtype="bfloat16")
+        for height, width in ((14, 18), (28, 36), (56, 75))
+    ),
 )
 GRADIENT_CASES = CASES[:4]
 CONTENDERS: dict[str, Callable[..., Any]] = {
@@ -84,7 +88,7 @@ def main(
     gradient: bool = False,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/meanfield-DEVICE.json and .png.
+    """Measures, prints a table and writes the record and plot `meanfield`.
 
     With the gradient, the files are called meanfield_gradient.
 
@@ -105,7 +109,7 @@ def main(
         print(json.dumps(measure(call, where, seconds)))
         return
     name = "meanfield_gradient" if gradient else "meanfield"
-    limits = ceilings(where, [torch.float32])
+    limits = ceilings(where, [torch.float32, torch.bfloat16])
     measurements = sweep(
         __file__,
         device,
@@ -129,6 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

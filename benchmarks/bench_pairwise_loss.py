@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from cases import Case, make_problem
 from contenders import loss_chunked, loss_eager
-from harness import measure, plot_scaling, print_table, sweep, write_results
+from harness import measure, plot_scaling, print_table, run_command, sweep, write_results
 from peak import ceilings
 
 import deepcrf_ext as dc
@@ -71,7 +71,7 @@ def main(
     seconds: float = 2.0,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/pairwise_loss-DEVICE.json and .png.
+    """Measures, prints a table and writes the record and plot `pairwise_loss`.
 
     Args:
         device: cpu or cuda.
@@ -108,6 +108,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

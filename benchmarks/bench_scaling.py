@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from cases import Case, make_problem, random_problem
-from harness import Measurement, measure, result_path, write_results
+from harness import Measurement, measure, result_path, run_command, write_results
 
 import deepcrf_ext as dc
 
@@ -48,7 +48,7 @@ def steps(
 
 
 def main(seconds: float = 0.5, axes: Sequence[str] = ("edges", "K", "D", "threads")) -> None:
-    """Prints a table and writes results/scaling-cpu.json and .png.
+    """Prints a table and writes the record and plot `scaling`.
 
     Args:
         seconds: time to repeat each measurement for.
@@ -149,6 +149,4 @@ def plot(points: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from harness import measure, print_table, sweep, write_results
+from harness import measure, print_table, run_command, sweep, write_results
 from torch import Tensor
 from torch.nn.functional import unfold
 
@@ -137,7 +137,7 @@ def main(
     seconds: float = 1.0,
     worker: bool = False,
 ) -> None:
-    """Measures, prints a table and writes results/weak_losses-DEVICE.json.
+    """Measures, prints a table and writes the record `weak_losses`.
 
     Args:
         device: cpu or cuda.
@@ -159,6 +159,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)

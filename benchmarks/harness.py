@@ -8,7 +8,11 @@ which times the same calls on a device, does without.
 With the environment variable DEEPCRF_CPU_ISA (avx2, avx512) this package keeps to that instruction
 set, and PyTorch is held to it too, by `TORCH_LIMITS`: so a ratio is what a machine without the
 others would show, clock rates and the width of its units apart. MKL may use another set than it is
-told on processors that are not Intel's. Records are then named NAME-cpu-ISA and hold the variables.
+told on processors that are not Intel's.
+
+Records go to build/benchmarks, or where --output says: benchmarks/results has those that the
+documentation quotes. They are named after the processor: NAME-amd, NAME-intel, NAME-intel-amx,
+NAME-amd-avx2 for an instruction set that was asked for, NAME-h100.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ import deepcrf_ext
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.records.provenance import package_commit
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "build" / "benchmarks"
 MEMORY_SHARE = 0.6  # a contender that would need more of the machine's memory is left out
 MOST_MEMORY = 0.85  # a process that asks for more of it ends
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "MemoryError")
@@ -274,17 +278,25 @@ def _processor() -> str:
 
 
 def result_path(name: str, device: torch.device, suffix: str) -> Path:
-    """results/NAME-DEVICE[-ISA].SUFFIX: an instruction set that was asked for has its own files.
-
-    A GPU goes by its model, as in edges-h100.json.
-    """
+    """RESULTS/NAME-PROCESSOR.SUFFIX, as in meanfield-intel-amx.json or edges-h100.json."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    isa = os.environ.get("DEEPCRF_CPU_ISA") if device.type == "cpu" else None
-    kind = device.type
-    if kind == "cuda":
-        model = re.search(r"\b[A-Z]{1,2}\d+\w*|\bRTX \d+", torch.cuda.get_device_name(device))
-        kind = model[0].lower().replace(" ", "") if model else kind
-    return RESULTS / f"{name}-{kind}{f'-{isa}' if isa else ''}.{suffix}"
+    kind = _gpu_kind(device) if device.type == "cuda" else _processor_kind()
+    return RESULTS / f"{name}-{kind}.{suffix}"
+
+
+def _gpu_kind(device: torch.device) -> str:
+    model = re.search(r"\b[A-Z]{1,2}\d+\w*|\bRTX \d+", torch.cuda.get_device_name(device))
+    return model[0].lower().replace(" ", "") if model else "cuda"
+
+
+def _processor_kind() -> str:
+    """The maker of the processor, with the instruction set asked for, or with AMX if it has it."""
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+    maker = makers.get(vendor[1] if vendor else "", platform.machine())
+    isa = os.environ.get("DEEPCRF_CPU_ISA") or _backend.native().cpu_isa()
+    asked = "DEEPCRF_CPU_ISA" in os.environ or isa == "amx"
+    return f"{maker}-{isa}" if asked else maker
 
 
 def write_results(
@@ -354,3 +366,16 @@ def plot_scaling(
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Runs a benchmark with the arguments of `main`, and --output, as options of the command."""
+    from jsonargparse import ArgumentParser
+
+    global RESULTS
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_function_arguments(main)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="Folder of the records.")
+    options = vars(parser.instantiate_classes(parser.parse_args()))
+    RESULTS = options.pop("output")
+    main(**options)

@@ -19,12 +19,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import torch
-from harness import RESULTS, machine
+from harness import machine, run_command
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -343,7 +343,7 @@ def main(
     check_steps: int = 0,
     worker: int = 0,
 ) -> None:
-    """Prints the table and writes results/scaling.json.
+    """Prints the table and writes the record `simulated-scaling`.
 
     Args:
         images: images of a GPU in a step.
@@ -361,13 +361,11 @@ def main(
     if check_steps:
         record["check"] = check(check_steps)
     record["table"] = run_table(images, epoch, load_seconds, rate)
-    RESULTS.mkdir(exist_ok=True)
-    path = Path(RESULTS) / "scaling.json"
+    harness.RESULTS.mkdir(parents=True, exist_ok=True)
+    path = harness.RESULTS / "simulated-scaling.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(path)
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    run_command(main)
