@@ -1,7 +1,7 @@
 """Where the gain of a trained model's pairwise terms comes from, on splits with labels.
 
-    python benchmarks/crf_gain.py --checkpoint RUN [--before UNARY_RUN] [--root CAMVID] \\
-        [--splits '[val, test]'] [--dense_crf dense_crf.json] --output record.json
+    python benchmarks/crf_gain.py RUN record.json [--before UNARY_RUN] [--root CAMVID] \\
+        [--splits '[val, test]'] [--dense_crf dense_crf.json]
 
 Rows of one model, so on the same unary: the unary, each relation without and with it, all of them,
 and the dense CRF behind the unary and behind the whole. Then the same networks with one thing
@@ -112,28 +112,31 @@ class Study:
         }
 
     def measure(
-        self, split: str, calibrated: Mapping[str, float], before: DeepCRF | None, views: Views
+        self,
+        split: str,
+        calibrated: Mapping[str, float] | None,
+        before: DeepCRF | None,
+        views: Views,
     ) -> dict[str, Any]:
-        """All rows of a split, each with what it gains over the unary, in points a class."""
+        """All rows of a split, each with what it gains over the unary, in points a class.
+
+        Without calibrated weights, those of the model as it is.
+        """
         dataset, model = self.split(split), self.model
         rows = paper_rows(model)
         crf = model.default_variant()
         joined = {f"unary + {name}": Variant("unary", (name,)) for name in crf.relations}
         records = self.rows(dataset, model, {**rows, **joined, "unary + dense CRF": REFINED})
         whole = list(rows)[-2]
-        groups: list[tuple[str, DeepCRF, dict[str, Variant], Views]] = [
-            ("weights fitted to val", with_weights(model, calibrated), {whole: crf}, ONE_VIEW),
-            (
-                "weights of 1",
-                with_weights(model, dict.fromkeys(crf.relations, 1.0)),
-                {whole: crf},
-                ONE_VIEW,
-            ),
-        ]
-        if self.class_weights is not None:
-            plain = without_balance(model, self.class_weights)
-            variants = {"unary": UNARY, "unary + dense CRF": REFINED, whole: crf}
-            groups.append(("balance undone", plain, variants, ONE_VIEW))
+        groups: list[tuple[str, DeepCRF, dict[str, Variant], Views]] = []
+        if calibrated is not None:
+            ones = dict.fromkeys(crf.relations, 1.0)
+            for group, weights in (("weights fitted to val", calibrated), ("weights of 1", ones)):
+                groups.append((group, with_weights(model, weights), {whole: crf}, ONE_VIEW))
+            if self.class_weights is not None:
+                plain = without_balance(model, self.class_weights)
+                variants = {"unary": UNARY, "unary + dense CRF": REFINED, whole: crf}
+                groups.append(("balance undone", plain, variants, ONE_VIEW))
         if before is not None:
             groups.append(("before the relations", before, {"unary": UNARY}, ONE_VIEW))
         if views != ONE_VIEW:
@@ -195,6 +198,7 @@ def main(
     dense_crf: Path | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    fit_images: int = 200,
     commands: tuple[str, ...] = (),
 ) -> None:
     """Measures the rows of a trained model and writes them as JSON.
@@ -208,13 +212,19 @@ def main(
         dense_crf: file of deepcrf_ext.tune_dense_crf; null is the preset pydensecrf.
         scales: of the rows on several views.
         flip: the same, mirrored too.
+        fit_images: validation images, at most, that weights are fitted to; 0 leaves the rows with
+            one thing changed out.
         commands: what made the checkpoint, for the record.
     """
     settings = DenseCRFSettings() if dense_crf is None else DenseCRFSettings.read(str(dense_crf))
     study = Study(checkpoint, root, settings)
     unary = None if before is None else load_model(before, torch.device("cpu"))[0]
-    fitted = copy.deepcopy(study.model)
-    nll = fit_relation_weights(fitted, study.split(study.config.data.val_split), study.config.amp)
+    fitted: dict[str, Any] = {}
+    if fit_images:
+        changed = copy.deepcopy(study.model)
+        val_set = study.split(study.config.data.val_split)
+        nll = fit_relation_weights(changed, val_set, study.config.amp, fit_images)
+        fitted = {"fitted": changed.relation_weights, "val_nll_at_nodes": nll._asdict()}
     views = Views(tuple(scales), flip)
     facts, _ = environment()
     record: dict[str, Any] = {
@@ -229,15 +239,11 @@ def main(
         "dense_crf": settings.as_dict(),
         "views": vars(views),
         "class_weights": study.class_weights,
-        "relation_weights": {
-            "trained": study.model.relation_weights,
-            "fitted": fitted.relation_weights,
-            "val_nll_at_nodes": nll._asdict(),
-        },
+        "relation_weights": {"trained": study.model.relation_weights, **fitted},
         "splits": {},
     }
     for split in splits:
-        record["splits"][split] = study.measure(split, fitted.relation_weights, unary, views)
+        record["splits"][split] = study.measure(split, fitted.get("fitted"), unary, views)
         output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         print_rows(split, record["splits"][split])
 
