@@ -1,7 +1,8 @@
 """Where the gain of a trained model's pairwise terms comes from, on splits with labels.
 
-    python benchmarks/crf_gain.py RUN record.json [--before UNARY_RUN] [--root CAMVID] \\
+    python benchmarks/crf_gain.py measure RUN record.json [--before UNARY_RUN] [--root CAMVID] \\
         [--splits '[val, test]'] [--dense_crf dense_crf.json]
+    python benchmarks/crf_gain.py draw record.json gain.png [--split test]
 
 Rows of one model, so on the same unary: the unary, each relation without and with it, all of them,
 and the dense CRF behind the unary and behind the whole. Then the same networks with one thing
@@ -21,7 +22,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.data import SegmentationDataset, open_dataset
@@ -189,7 +192,7 @@ def print_rows(split: str, measured: dict[str, Any]) -> None:
         print(f"{name:42}{cells}{scores['nll']:9.3f}")
 
 
-def main(
+def measure(
     checkpoint: Path,
     output: Path,
     before: Path | None = None,
@@ -248,7 +251,40 @@ def main(
         print_rows(split, record["splits"][split])
 
 
+def draw(record: Path, picture: Path, split: str = "test") -> None:
+    """Draws the IoU of each class that the relations, and then the dense CRF, add to the unary.
+
+    Args:
+        record: what `measure` wrote.
+        picture: file to write.
+        split: to show.
+    """
+    rows = json.loads(record.read_text())["splits"][split]["rows"]
+    whole = next(name for name in rows if name.startswith("1unary+"))
+    shown = {"relations": whole, "relations and dense CRF": "full"}
+    classes = list(rows[whole]["gains"])
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(classes) + 1.0)
+    places[-1] += 0.5
+    for index, (title, row) in enumerate(shown.items()):
+        values = [rows[row]["gains"][name] or 0.0 for name in classes]
+        bars = axes.bar(places + 0.4 * (index - 0.5), [*values, np.mean(values)], 0.4, label=title)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    unary = [rows["unary"]["scores"]["iou"][name] or 0.0 for name in classes]
+    below = [f"{100 * value:.0f}" for value in [*unary, np.mean(unary)]]
+    names = [f"{name}\n({value})" for name, value in zip([*classes, "mean"], below, strict=True)]
+    axes.set_xticks(places, names, fontsize=7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("class (IoU of the unary, %)", fontsize=8)
+    axes.set_ylabel(f"IoU over the unary's, points ({split})", fontsize=8)
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(picture, dpi=130)
+
+
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main)
+    auto_cli([measure, draw])

@@ -23,13 +23,13 @@ def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_of_one_unary_and_what_is_changed_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from crf_gain import main
+    from crf_gain import draw, measure
 
     run = write_run(tmp_path / "run", tmp_path / "data", potentials=None)
     state = load_checkpoint(run / "last.pt")
     save_checkpoint(run / "last.pt", {**state, "class_weights": [1e30] * 8 + [1.0] * 3})
     (run / "metrics.jsonl").write_text('{"kind": "val", "step": 7}\n{"kind": "train"}\n')
-    main(run, tmp_path / "record.json", before=run, flip=True, commands=("train",))
+    measure(run, tmp_path / "record.json", before=run, flip=True, commands=("train",))
     record = json.loads((tmp_path / "record.json").read_text())
     rows = record["splits"]["val"]["rows"]
     assert list(rows)[:5] == ["unary", "pairwise-1", "pairwise-2", "1unary+2pair", "full"]
@@ -61,6 +61,8 @@ def test_rows_of_one_unary_and_what_is_changed_of_it(
     assert [len(training["validation"]) for training in record["training"]] == [1, 1]
     assert record["training"][0]["config"]["data"]["root"] == "data"
     assert record["commands"][0] == "train"
+    draw(tmp_path / "record.json", tmp_path / "gain.png", "val")
+    assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
     assert "val: 3 images" in capsys.readouterr().out
 
 
