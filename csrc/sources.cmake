@@ -36,6 +36,7 @@ set(DEEPCRF_BINDING_SOURCES
     bindings/module.cpp
     bindings/range_box_edges.cpp
     bindings/pairwise_messages.cpp
+    bindings/pairwise_messages_block.cpp
     bindings/mean_field.cpp
     bindings/pairwise_nll.cpp
     bindings/pairwise_nll_chunk.cpp

@@ -50,36 +50,29 @@ DenseCRFCall<Lattice> checked_call(const py::list& kernels, const py::object& un
   return {device, dense, arguments};
 }
 
-int64_t dense_crf_workspace(const py::list& kernels, const py::object& unary, int64_t iterations,
-                            const py::object& marginals, bool log) {
-  const auto call =
-      checked_call<cuda::PermutohedralLattice>(kernels, unary, iterations, marginals, log);
-  return DEEPCRF_CUDA_VALUE(dense_crf_workspace, call.kernels, call.arguments);
-}
-
 void dense_crf(const py::list& kernels, const py::object& unary, int64_t iterations,
-               const py::object& marginals, bool log, const py::object& workspace, int num_threads,
+               const py::object& marginals, bool log, const py::object& allocate, int num_threads,
                uintptr_t stream) {
   const Device device = Tensor(unary, "unary").device();
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   if (DEEPCRF_ON_CUDA(device)) {
     const auto call =
         checked_call<cuda::PermutohedralLattice>(kernels, unary, iterations, marginals, log);
+    const ScratchContext ctx(num_threads, stream, device, allocate,
+                             DEEPCRF_CUDA_WORKSPACE(dense_crf, call.kernels, call.arguments));
     DEEPCRF_LAUNCH_CUDA_ONLY(device, dense_crf, call.kernels, call.arguments, ctx);
   } else {
     const auto call =
         checked_call<cpu::PermutohedralLattice>(kernels, unary, iterations, marginals, log);
-    DEEPCRF_LAUNCH_CPU_ONLY(device, dense_crf, call.kernels, call.arguments, ctx);
+    DEEPCRF_LAUNCH_CPU_ONLY(device, dense_crf, call.kernels, call.arguments,
+                            execution_context(num_threads, stream));
   }
 }
 
 }  // namespace
 
 void bind_dense_crf(py::module_& module) {
-  module.def("dense_crf_workspace", &dense_crf_workspace, py::arg("kernels"), py::arg("unary"),
-             py::arg("iterations"), py::arg("marginals"), py::arg("log"));
   module.def("dense_crf", &dense_crf, py::arg("kernels"), py::arg("unary"), py::arg("iterations"),
-             py::arg("marginals"), py::arg("log"), py::arg("workspace"), py::arg("num_threads"),
+             py::arg("marginals"), py::arg("log"), py::arg("allocate"), py::arg("num_threads"),
              py::arg("stream"));
 }
 

@@ -54,33 +54,24 @@ GatedKernels checked_kernels(const std::vector<std::array<double, 3>>& kernels) 
   return checked;
 }
 
-int64_t gated_crf_loss_workspace(const py::object& probabilities, const py::object& image,
-                                 const py::object& mask, int64_t radius, const py::object& total,
-                                 const py::object& gradient) {
-  const GatedCRFLoss loss = checked_loss(probabilities, image, mask, radius, total, gradient);
-  return DEEPCRF_CUDA_VALUE(gated_crf_loss_workspace, loss);
-}
-
 void gated_crf_loss(const py::object& probabilities, const py::object& image,
                     const py::object& mask, int64_t radius, const py::object& total,
                     const py::object& gradient, const std::vector<std::array<double, 3>>& kernels,
-                    const py::object& workspace, int num_threads, uintptr_t stream) {
+                    const py::object& allocate, int num_threads, uintptr_t stream) {
   const GatedCRFLoss loss = checked_loss(probabilities, image, mask, radius, total, gradient);
   const Device device = Tensor(probabilities, "probabilities").device();
   const GatedKernels terms = checked_kernels(kernels);
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  const ScratchContext ctx(num_threads, stream, device, allocate,
+                           DEEPCRF_WORKSPACE(device, gated_crf_loss, loss));
   DEEPCRF_LAUNCH(device, gated_crf_loss, loss, terms, ctx);
 }
 
 }  // namespace
 
 void bind_gated_crf_loss(py::module_& module) {
-  module.def("gated_crf_loss_workspace", &gated_crf_loss_workspace, py::arg("probabilities"),
-             py::arg("image"), py::arg("mask"), py::arg("radius"), py::arg("total"),
-             py::arg("gradient"));
   module.def("gated_crf_loss", &gated_crf_loss, py::arg("probabilities"), py::arg("image"),
              py::arg("mask"), py::arg("radius"), py::arg("total"), py::arg("gradient"),
-             py::arg("kernels"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("kernels"), py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

@@ -47,28 +47,21 @@ MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
   return {device, views, factored, arguments};
 }
 
-int64_t mean_field_workspace(const py::list& graphs, const py::list& potentials,
-                             const py::object& unary, int64_t iterations,
-                             const py::object& marginals) {
-  const MeanFieldCall call = checked_call(graphs, potentials, unary, iterations, marginals);
-  return DEEPCRF_CUDA_VALUE(mean_field_workspace, call.graphs, call.potentials, call.arguments);
-}
-
 void mean_field(const py::list& graphs, const py::list& potentials, const py::object& unary,
-                int64_t iterations, const py::object& marginals, const py::object& workspace,
+                int64_t iterations, const py::object& marginals, const py::object& allocate,
                 int num_threads, uintptr_t stream) {
   const MeanFieldCall call = checked_call(graphs, potentials, unary, iterations, marginals);
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, call.device);
+  const ScratchContext ctx(
+      num_threads, stream, call.device, allocate,
+      DEEPCRF_WORKSPACE(call.device, mean_field, call.graphs, call.potentials, call.arguments));
   DEEPCRF_LAUNCH(call.device, mean_field, call.graphs, call.potentials, call.arguments, ctx);
 }
 
 }  // namespace
 
 void bind_mean_field(py::module_& module) {
-  module.def("mean_field_workspace", &mean_field_workspace, py::arg("graphs"),
-             py::arg("potentials"), py::arg("unary"), py::arg("iterations"), py::arg("marginals"));
   module.def("mean_field", &mean_field, py::arg("graphs"), py::arg("potentials"), py::arg("unary"),
-             py::arg("iterations"), py::arg("marginals"), py::arg("workspace"),
+             py::arg("iterations"), py::arg("marginals"), py::arg("allocate"),
              py::arg("num_threads"), py::arg("stream"));
 }
 

@@ -18,6 +18,7 @@ namespace deepcrf {
 
 void bind_range_box_edges(py::module_& module);
 void bind_pairwise_messages(py::module_& module);
+void bind_pairwise_messages_block(py::module_& module);
 void bind_mean_field(py::module_& module);
 void bind_pairwise_nll(py::module_& module);
 void bind_pairwise_nll_chunk(py::module_& module);
@@ -75,6 +76,7 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
 
   bind_range_box_edges(module);
   bind_pairwise_messages(module);
+  bind_pairwise_messages_block(module);
   bind_mean_field(module);
   bind_pairwise_nll(module);
   bind_pairwise_nll_chunk(module);

@@ -6,21 +6,9 @@ namespace deepcrf {
 
 namespace {
 
-int64_t factored_workspace(const py::tuple& graph, const py::tuple& potential) {
-  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
-  return DEEPCRF_CUDA_VALUE(pairwise_messages_factored_workspace, view,
-                            factored_potential(potential, view.num_nodes));
-}
-
-int64_t factored_backward_workspace(const py::tuple& graph, const py::tuple& potential) {
-  const GraphView view = graph_view(graph, Tensor(potential[0], "source").device());
-  return DEEPCRF_CUDA_VALUE(pairwise_messages_factored_backward_workspace, view,
-                            factored_potential(potential, view.num_nodes));
-}
-
 void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potential,
                                 const py::object& marginals, const py::object& messages,
-                                const py::object& workspace, int num_threads, uintptr_t stream) {
+                                const py::object& allocate, int num_threads, uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -28,15 +16,15 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
   const DType dtype = accumulator_dtype(factored.dtype);
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
                                       untyped(messages, "messages", dtype, device, {N, K})};
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  const ScratchContext ctx(num_threads, stream, device, allocate,
+                           DEEPCRF_WORKSPACE(device, pairwise_messages_factored, view, factored));
   DEEPCRF_LAUNCH(device, pairwise_messages_factored, view, factored, arguments, ctx);
 }
 
 void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                          const py::object& marginals,
                                          const py::object& grad_messages, const py::tuple& gradient,
-                                         const py::object& workspace, int num_threads,
-                                         uintptr_t stream) {
+                                         int num_threads, uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -46,8 +34,8 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
       untyped(marginals, "marginals", dtype, device, {N, K}),
       untyped(grad_messages, "grad_messages", dtype, device, {N, K})};
   const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
-  DEEPCRF_LAUNCH(device, pairwise_messages_factored_backward, view, factored, arguments, out, ctx);
+  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_messages_factored_backward, view, factored, arguments,
+                          out, execution_context(num_threads, stream));
 }
 
 void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
@@ -84,16 +72,12 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
 }  // namespace
 
 void bind_pairwise_messages(py::module_& module) {
-  module.def("pairwise_messages_factored_workspace", &factored_workspace, py::arg("graph"),
-             py::arg("potential"));
-  module.def("pairwise_messages_factored_backward_workspace", &factored_backward_workspace,
-             py::arg("graph"), py::arg("potential"));
   module.def("pairwise_messages_factored", &pairwise_messages_factored, py::arg("graph"),
-             py::arg("potential"), py::arg("marginals"), py::arg("messages"), py::arg("workspace"),
+             py::arg("potential"), py::arg("marginals"), py::arg("messages"), py::arg("allocate"),
              py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_factored_backward", &pairwise_messages_factored_backward,
              py::arg("graph"), py::arg("potential"), py::arg("marginals"), py::arg("grad_messages"),
-             py::arg("gradient"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("gradient"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_table", &pairwise_messages_table, py::arg("graph"),
              py::arg("energies"), py::arg("marginals"), py::arg("messages"), py::arg("num_threads"),
              py::arg("stream"));

@@ -67,13 +67,9 @@ void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energ
                  execution_context(num_threads, stream));
 }
 
-int64_t reduce_losses_workspace(int64_t num_edges) {
-  return DEEPCRF_CUDA_VALUE(reduce_losses_workspace, num_edges);
-}
-
 void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ignore_index,
                    const py::object& losses, bool mean, const py::object& value,
-                   const py::object& factor, const py::object& workspace, int num_threads,
+                   const py::object& factor, const py::object& allocate, int num_threads,
                    uintptr_t stream) {
   const Tensor of_edges(losses, "losses");
   const Device device = of_edges.device();
@@ -83,7 +79,8 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   void* out = untyped(value, "value", dtype, device, {});
   void* scale = untyped(factor, "factor", dtype, device, {});
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
+  const ScratchContext ctx(num_threads, stream, device, allocate,
+                           DEEPCRF_WORKSPACE(device, reduce_losses, view.num_edges));
   DEEPCRF_LAUNCH(device, reduce_losses, view, truth, dtype, of_edges.untyped_data(), mean, out,
                  scale, ctx);
 }
@@ -91,10 +88,9 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
 }  // namespace
 
 void bind_pairwise_nll(py::module_& module) {
-  module.def("reduce_losses_workspace", &reduce_losses_workspace, py::arg("num_edges"));
   module.def("reduce_losses", &reduce_losses, py::arg("graph"), py::arg("labels"),
              py::arg("ignore_index"), py::arg("losses"), py::arg("mean"), py::arg("value"),
-             py::arg("factor"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("factor"), py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
              py::arg("num_threads"), py::arg("stream"));

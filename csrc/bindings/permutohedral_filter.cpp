@@ -32,7 +32,7 @@ int64_t permutohedral_lattice_workspace(const py::object& features) {
   const Tensor values(features, "features");
   values.expect_shape({-1, -1});
   expect_lattice_size(values.size(1), values.size(0), "features");
-  return DEEPCRF_CUDA_VALUE(permutohedral_lattice_workspace, values.size(1), values.size(0));
+  return DEEPCRF_CUDA_WORKSPACE(permutohedral_lattice, values.size(1), values.size(0));
 }
 
 // On CUDA: fills num_points, vertices and weights of a lattice.
@@ -84,27 +84,23 @@ struct FilterCall {
   }
 };
 
-int64_t permutohedral_filter_workspace(const py::tuple& lattice, const py::object& values,
-                                       const py::object& filtered) {
-  const FilterCall<cuda::PermutohedralLattice> call(lattice, Tensor(values, "values"), filtered);
-  return DEEPCRF_CUDA_VALUE(permutohedral_filter_workspace, call.lattice, call.dtype,
-                            call.num_channels);
-}
-
 void permutohedral_filter(const py::tuple& lattice, const py::object& values, bool transposed,
-                          const py::object& filtered, const py::object& workspace, int num_threads,
+                          const py::object& filtered, const py::object& allocate, int num_threads,
                           uintptr_t stream) {
   const Tensor input(values, "values");
   const Device device = input.device();
-  const ExecutionContext ctx = execution_context(num_threads, stream, workspace, device);
   if (DEEPCRF_ON_CUDA(device)) {
     const FilterCall<cuda::PermutohedralLattice> call(lattice, input, filtered);
+    const ScratchContext ctx(
+        num_threads, stream, device, allocate,
+        DEEPCRF_CUDA_WORKSPACE(permutohedral_filter, call.lattice, call.dtype, call.num_channels));
     DEEPCRF_LAUNCH_CUDA_ONLY(device, permutohedral_filter, call.lattice, call.dtype,
                              call.num_channels, call.values, transposed, call.filtered, ctx);
   } else {
     const FilterCall<cpu::PermutohedralLattice> call(lattice, input, filtered);
     DEEPCRF_LAUNCH_CPU_ONLY(device, permutohedral_filter, call.lattice, call.dtype,
-                            call.num_channels, call.values, transposed, call.filtered, ctx);
+                            call.num_channels, call.values, transposed, call.filtered,
+                            execution_context(num_threads, stream));
   }
 }
 
@@ -140,10 +136,8 @@ void bind_permutohedral_filter(py::module_& module) {
              py::arg("lattice"), py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
   module.def("permutohedral_lattice_cuda", &permutohedral_lattice_cuda, py::arg("lattice"),
              py::arg("workspace"), py::arg("num_threads"), py::arg("stream"));
-  module.def("permutohedral_filter_workspace", &permutohedral_filter_workspace, py::arg("lattice"),
-             py::arg("values"), py::arg("filtered"));
   module.def("permutohedral_filter", &permutohedral_filter, py::arg("lattice"), py::arg("values"),
-             py::arg("transposed"), py::arg("filtered"), py::arg("workspace"),
+             py::arg("transposed"), py::arg("filtered"), py::arg("allocate"),
              py::arg("num_threads"), py::arg("stream"));
 }
 

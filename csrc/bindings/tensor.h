@@ -180,6 +180,25 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream,
   return ctx;
 }
 
+// The context of a call with scratch memory: of the tensor that `allocate`, a Python function,
+// makes of a number of bytes. It lives as long as this.
+class ScratchContext {
+ public:
+  ScratchContext(int num_threads, uintptr_t stream, const Device& device,
+                 const py::object& allocate, int64_t bytes)
+      : context_(execution_context(num_threads, stream)) {
+    if (bytes == 0) return;
+    memory_ = allocate(bytes);
+    context_ = execution_context(num_threads, stream, memory_, device);
+  }
+
+  operator const ExecutionContext&() const { return context_; }
+
+ private:
+  py::object memory_;
+  ExecutionContext context_;
+};
+
 // What CUDA tensors meet in a build without CUDA.
 template <class... Arguments>
 [[noreturn]] int64_t refuse_cuda(const char* op, const Arguments&...) {
@@ -236,9 +255,20 @@ template <class... Arguments>
     DEEPCRF_LAUNCH_CUDA(device, op, __VA_ARGS__);                                    \
   } while (false)
 
-// The value of cuda::op(...), a function that runs on the host.
+// The value of cuda::function(...), a function of an operator that runs on the host.
 #if defined(DEEPCRF_CUDA_ON_HOST) || defined(DEEPCRF_WITH_CUDA)
-#define DEEPCRF_CUDA_VALUE(op, ...) ::deepcrf::cuda::op(__VA_ARGS__)
+#define DEEPCRF_CUDA_VALUE(op, function, ...) ::deepcrf::cuda::function(__VA_ARGS__)
 #else
-#define DEEPCRF_CUDA_VALUE(op, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
+#define DEEPCRF_CUDA_VALUE(op, function, ...) ::deepcrf::refuse_cuda(#op, __VA_ARGS__)
 #endif
+
+// The bytes of scratch memory of cuda::op(...).
+#define DEEPCRF_CUDA_WORKSPACE(op, ...) DEEPCRF_CUDA_VALUE(op, op##_workspace, __VA_ARGS__)
+
+// The same of op(...) by device; on the CPU none.
+#define DEEPCRF_WORKSPACE(device, op, ...)          \
+  [&]() -> int64_t {                                \
+    if (!DEEPCRF_ON_CUDA(device)) return 0;         \
+    DEEPCRF_MAKE_CURRENT(device);                   \
+    return DEEPCRF_CUDA_WORKSPACE(op, __VA_ARGS__); \
+  }()

@@ -2,7 +2,9 @@
 // that threads fill at once, without locks.
 #pragma once
 
-#include "cuda/numeric.cuh"
+#include <cuda_runtime.h>
+
+#include <cstdint>
 
 namespace deepcrf::cuda {
 

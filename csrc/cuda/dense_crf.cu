@@ -92,6 +92,7 @@ __device__ void vector_of_logits(const SliceTasks<T>& tasks, const UpdateRows<T>
 template <class T, int kGroup, bool kOneVector>
 __global__ void update_kernel(const __grid_constant__ SliceTasks<T> tasks, UpdateRows<T> rows,
                               int64_t num_values, RowShape<T> shape) {
+  wait_for_former_kernels();
   constexpr int kGroupsPerWarp = kWarpSize / kGroup;
   const int64_t warps = ceil_div<int64_t>(num_values, kGroupsPerWarp);
   const int lane = lane_index() % kGroup;
@@ -172,6 +173,7 @@ __global__ void mix_labels_kernel(const int32_t* num_points,  // [1]
                                   const T* matrix,            // [K, width]
                                   RowShape<T> shape,
                                   T* to) {  // [M, width]
+  wait_for_former_kernels();
   const int32_t count = *num_points;
   for (int64_t point = shape.first_row(); point < count; point += shape.num_rows()) {
     const T* own = from + point * shape.width();
@@ -266,9 +268,9 @@ class DenseMeanField {
     for (size_t i = first; i < first + count; ++i) {
       KernelValues<T>& own = kernels_[i];
       if (!own.has_matrix()) continue;
-      launch("mix_labels", mix_labels_kernel<T>, shape_.point_grid(own.kernel->lattice),
-             kThreadsPerBlock, 0, stream_, own.kernel->lattice.num_points, own.values.points,
-             own.matrix, shape_, own.values.blurred);
+      launch_early("mix_labels", mix_labels_kernel<T>, shape_.point_grid(own.kernel->lattice),
+                   kThreadsPerBlock, 0, stream_, own.kernel->lattice.num_points, own.values.points,
+                   own.matrix, shape_, own.values.blurred);
       std::swap(own.values.points, own.values.blurred);
     }
   }
@@ -300,8 +302,8 @@ class DenseMeanField {
 
   template <int kGroup, bool kOneVector>
   void launch_update(const SliceTasks<T>& tasks, const UpdateRows<T>& rows) {
-    launch("update", update_kernel<T, kGroup, kOneVector>, shape_.grid(arguments_.num_values),
-           kThreadsPerBlock, 0, stream_, tasks, rows, arguments_.num_values, shape_);
+    launch_early("update", update_kernel<T, kGroup, kOneVector>, shape_.grid(arguments_.num_values),
+                 kThreadsPerBlock, 0, stream_, tasks, rows, arguments_.num_values, shape_);
   }
 
   DenseCRFArguments arguments_;

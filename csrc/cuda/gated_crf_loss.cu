@@ -3,8 +3,9 @@
 #include <algorithm>
 
 #include "core/workspace.h"
+#include "cuda/arithmetic.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/warps.cuh"
 
 namespace deepcrf::cuda {
 

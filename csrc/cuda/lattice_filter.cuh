@@ -7,8 +7,10 @@
 #include <algorithm>
 
 #include "core/workspace.h"
+#include "cuda/arithmetic.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/vectors.cuh"
+#include "cuda/warps.cuh"
 #include "ops/permutohedral.h"
 
 namespace deepcrf::cuda {
@@ -109,6 +111,7 @@ struct PositionRows {
 template <class T, class Weight>
 __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
                              PositionRows<T> rows, RowShape<T> shape) {
+  wait_for_former_kernels();
   const SplatTask<T, Weight>& task = tasks.tasks[blockIdx.y];
   const int32_t* points = task.values.lattice.splat_points;        // [P]
   const int32_t* positions = task.values.lattice.splat_positions;  // [P]
@@ -159,6 +162,7 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
 template <class T, class Weight>
 __global__ void join_tiles_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
                                   RowShape<T> shape) {
+  wait_for_former_kernels();
   const LatticeValues<T>& values = tasks.tasks[blockIdx.y].values;
   const int32_t* points = values.lattice.splat_points;  // [P]
   const int64_t tiles = values.num_tiles();
@@ -220,6 +224,7 @@ struct BlurTasks {
 // Every point plus half of its neighbours along an axis. One group a point.
 template <class T>
 __global__ void blur_kernel(const __grid_constant__ BlurTasks<T> tasks, RowShape<T> shape) {
+  wait_for_former_kernels();
   const BlurTask<T>& task = tasks.tasks[blockIdx.y];
   const int32_t num_points = *task.num_points;
   for (int64_t point = shape.first_row(); point < num_points; point += shape.num_rows()) {
@@ -244,11 +249,11 @@ void splat(const SplatTasks<T, Weight>& tasks, int count, const PositionRows<T>&
   for (int i = 0; i < count; ++i) {
     most_tiles = std::max(most_tiles, tasks.tasks[i].values.num_tiles());
   }
-  launch("splat", splat_kernel<T, Weight>, dim3(shape.grid(most_tiles), count), kThreadsPerBlock, 0,
-         stream, tasks, rows, shape);
-  launch("join_tiles", join_tiles_kernel<T, Weight>,
-         dim3(grid_size(most_tiles, kWarpsPerBlock), count), kThreadsPerBlock, 0, stream, tasks,
-         shape);
+  launch_early("splat", splat_kernel<T, Weight>, dim3(shape.grid(most_tiles), count),
+               kThreadsPerBlock, 0, stream, tasks, rows, shape);
+  launch_early("join_tiles", join_tiles_kernel<T, Weight>,
+               dim3(grid_size(most_tiles, kWarpsPerBlock), count), kThreadsPerBlock, 0, stream,
+               tasks, shape);
 }
 
 // Blurs the points of `count` lattices along all axes; they are in `points` again afterwards.
@@ -271,7 +276,8 @@ void blur(LatticeValues<T>* const* values, int count, bool transposed, const Row
       blocks = std::max(blocks, shape.point_grid(lattice));
       std::swap(own.points, own.blurred);
     }
-    launch("blur", blur_kernel<T>, dim3(blocks, open), kThreadsPerBlock, 0, stream, tasks, shape);
+    launch_early("blur", blur_kernel<T>, dim3(blocks, open), kThreadsPerBlock, 0, stream, tasks,
+                 shape);
   }
 }
 

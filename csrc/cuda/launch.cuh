@@ -80,17 +80,65 @@ inline void allow_shared_memory(const char* name, const void* kernel) {
   allowed.insert({kernel, device});
 }
 
-// Launches and checks: launch("name", kernel, grid, block, shared_bytes, stream, arguments...).
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, void* stream, Arguments&&... arguments) {
+void launch_config(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                   size_t shared_bytes, void* stream, bool early, Arguments&&... arguments) {
   if (shared_bytes > 0) allow_shared_memory(name, reinterpret_cast<const void*>(kernel));
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+}
+
+// Whether a kernel waits at wait_for_former_kernels(): whether its code was compiled for sm_90 or
+// later, also where a later device translates it. Asked once a kernel and device.
+inline bool waits_for_former_kernels(const char* name, const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, bool> known;
+  const std::pair<const void*, int> key = {kernel, current_device()};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, kernel), name);
+  return known[key] = attributes.ptxVersion >= 90;
+}
+
+// Launches and checks: launch("name", kernel, grid, block, shared_bytes, stream, arguments...).
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, void* stream, Arguments&&... arguments) {
+  launch_config(name, kernel, grid, block, shared_bytes, stream, false,
+                std::forward<Arguments>(arguments)...);
+}
+
+// The same for a kernel that may be launched before the kernels before it on the stream have ended
+// (programmatic dependent launch), where the device can: it must begin with
+// wait_for_former_kernels().
+template <class... Parameters, class... Arguments>
+void launch_early(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                  size_t shared_bytes, void* stream, Arguments&&... arguments) {
+  launch_config(name, kernel, grid, block, shared_bytes, stream,
+                waits_for_former_kernels(name, reinterpret_cast<const void*>(kernel)),
+                std::forward<Arguments>(arguments)...);
+}
+
+// Waits until all kernels before this one on the stream have ended and what they wrote can be read;
+// then lets the next be launched, which waits in turn.
+__device__ inline void wait_for_former_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#elif !defined(__CUDACC__)
+  cuda_on_host::wait_for_former_kernels();
+#endif
 }
 
 extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];

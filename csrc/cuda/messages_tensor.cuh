@@ -5,23 +5,25 @@
 // as products of 16 features by 16 neighbours with 16 neighbours by 8 labels. As the features of a
 // product may be any, a lane takes 8 consecutive ones, g * 8 + 2i and g * 8 + 2i + 1 being rows g
 // and g + 8 of product i: it forms the hidden vectors in the very registers that the product reads.
-// Then the block contracts A of all 16 nodes with the weight, warps sharing out the neighbour
+// Then the block contracts A of all 16 nodes with the weight, warps sharing out the neighbours'
 // labels.
 #pragma once
 
-#include "cuda/messages.cuh"
+#include "cuda/label_blocks.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/message_directions.cuh"
 #include "cuda/mma.cuh"
 
 namespace deepcrf::cuda {
 
-constexpr int kTensorNodes = 16;
-constexpr int kTensorSlice = kMessageSlice<bfloat16>;
-constexpr int kLaneFeatures = kTensorSlice / 8;
-static_assert(kLaneFeatures == 8 && kMessageSlice<float16> == kTensorSlice);
+constexpr int kTensorNodes = MessageBlock<bfloat16>::kNodes;
+constexpr int kTensorFeatures = MessageBlock<bfloat16>::kFeatures;
+constexpr int kLaneFeatures = kTensorFeatures / 8;
+static_assert(kLaneFeatures == MessageBlock<bfloat16>::kVector);
 
-// Elements between the terms of two nodes: lanes of different nodes lie in different banks.
+// Elements between A of two nodes: lanes of different nodes lie in different banks.
 template <int kLabels>
-constexpr int kTermPitch = kLabels * kTensorSlice + 32;
+constexpr int kNodePitch = kLabels * kTensorFeatures + 32;
 
 // Eight features of a row from `feature` on, as four pairs; zeros past the end of the row.
 template <bool kVectorised, class T>
@@ -55,10 +57,18 @@ __device__ uint32_t hidden_pair(uint32_t a, uint32_t b) {
 // The power of two that A of a node is multiplied by, so that a sum over many neighbours is no
 // larger than float16 holds. bfloat16 holds what float32 does.
 template <class T>
-__device__ float term_scale(const Direction<T>& direction, int64_t node) {
+__device__ float aggregate_scale(const Direction<T>& direction, int64_t node) {
   if constexpr (std::is_same_v<T, bfloat16>) return 1;
   const int64_t degree = direction.row_offsets[node + 1] - direction.row_offsets[node];
   return degree == 0 ? 1 : __uint_as_float(static_cast<unsigned>(64 + __clzll(degree)) << 23);
+}
+
+// A half of these bits.
+template <class T>
+__device__ float widened(uint16_t bits) {
+  T value;
+  memcpy(&value, &bits, sizeof(bits));
+  return value;
 }
 
 // The lower, and the upper, halves of two pairs as a pair.
@@ -67,11 +77,14 @@ __device__ inline uint32_t upper_halves(uint32_t a, uint32_t b) {
   return a >> 16 | (b & 0xffff0000u);
 }
 
-// Writes A of one node and a block of labels, [kLabels, slice], times term_scale(). One warp.
+// Writes A of one node and a block of labels, [kLabels, kTensorFeatures], times aggregate_scale(),
+// and, where asked, the sums of the neighbours' coefficients. One warp.
 template <int kLabels, bool kVectorised, class T>
-__device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t first_feature,
-                           const T* coefficients,  // [N, columns], the block's first on
-                           int columns, T* terms) {
+__device__ void aggregate_on_tensor_cores(
+    const Direction<T>& direction, int64_t node, int64_t first_feature,
+    const T* coefficients,  // [N, columns], the block's first on
+    int columns, T* aggregates,
+    float* coefficient_sums) {  // [kLabels], or null
   constexpr int kTiles = kLabels / 8;
   const int64_t D = direction.num_features;
   const int group = lane_index() / 4;
@@ -79,6 +92,7 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
   uint32_t self[4];
   load_pairs<kVectorised>(direction.self + node * D, feature, D, self);
   float sums[4][kTiles][4] = {};
+  float label_sums[kTiles] = {};  // over this lane's neighbours, of label group of every tile
   const int64_t begin = direction.row_offsets[node];
   const int64_t end = direction.row_offsets[node + 1];
   for (int64_t first = begin; first < end; first += 16) {
@@ -104,6 +118,13 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
         weights[i][tile] = edge(i) < end ? packed.values[tile] : 0;
       }
     }
+    if (coefficient_sums != nullptr) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) label_sums[tile] += widened<T>(weights[i][tile]);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -125,7 +146,15 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
       }
     }
   }
-  const float scale = term_scale(direction, node);
+  if (coefficient_sums != nullptr) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      label_sums[tile] += __shfl_xor_sync(kAllLanes, label_sums[tile], 1);
+      label_sums[tile] += __shfl_xor_sync(kAllLanes, label_sums[tile], 2);
+      if (lane_index() % 4 == 0) coefficient_sums[tile * 8 + group] = label_sums[tile];
+    }
+  }
+  const float scale = aggregate_scale(direction, node);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -136,47 +165,48 @@ __device__ void form_terms(const Direction<T>& direction, int64_t node, int64_t 
       packed.y = pack_pair<T>(scale * sums[1][tile][half], scale * sums[1][tile][half + 2]);
       packed.z = pack_pair<T>(scale * sums[2][tile][half], scale * sums[2][tile][half + 2]);
       packed.w = pack_pair<T>(scale * sums[3][tile][half], scale * sums[3][tile][half + 2]);
-      *reinterpret_cast<uint4*>(terms + label * kTensorSlice + group * kLaneFeatures) = packed;
+      *reinterpret_cast<uint4*>(aggregates + label * kTensorFeatures + group * kLaneFeatures) =
+          packed;
     }
   }
 }
 
-// Products of the terms of 16 nodes with the weight of 8 receiver labels, summed over this warp's
-// neighbour labels. The features of a product may be any here too: lane t takes 8t..8t+7 of every
-// 32.
+// Products of A of 16 nodes with the weight of 8 receiver labels, summed over this warp's
+// labels of the neighbours. The features of a product may be any here too: lane t takes 8t..8t+7 of
+// every 32.
 template <int kLabels, bool kVectorised, class T>
-__device__ void contract_terms(const Direction<T>& direction, int64_t first_feature, int num_labels,
-                               int first_label, int first_receiver,
-                               const T* terms,  // [16, kTermPitch]
-                               float (&sums)[4]) {
+__device__ void contract_on_tensor_cores(const Direction<T>& direction, int64_t first_feature,
+                                         int num_labels, int first_label, int first_receiver,
+                                         const T* aggregates,  // [16, kNodePitch]
+                                         float (&sums)[4]) {
   const int64_t D = direction.num_features;
   const int receiver = first_receiver + lane_index() / 4;
   const int lane_feature = lane_index() % 4 * 8;
   const int first = threadIdx.x / kWarpSize;
   // All of this lane's weights first: they are under way together.
-  constexpr int kOwnLabels = kLabels / kWarpsPerBlock;
-  uint32_t weights[kOwnLabels][kTensorSlice / 32][4];
+  constexpr int kWarpLabels = kLabels / kWarpsPerBlock;
+  uint32_t weights[kWarpLabels][kTensorFeatures / 32][4];
 #pragma unroll
-  for (int i = 0; i < kOwnLabels; ++i) {
+  for (int i = 0; i < kWarpLabels; ++i) {
     const int label = first_label + first + i * kWarpsPerBlock;
     const bool is_pair = receiver < num_labels && label < num_labels;
     const T* weight = direction.weight + (is_pair ? direction.pair(receiver, label) * D : 0);
 #pragma unroll
-    for (int part = 0; part < kTensorSlice / 32; ++part) {
+    for (int part = 0; part < kTensorFeatures / 32; ++part) {
       load_pairs<kVectorised>(weight, is_pair ? first_feature + part * 32 + lane_feature : D, D,
                               weights[i][part]);
     }
   }
 #pragma unroll
-  for (int i = 0; i < kOwnLabels; ++i) {
+  for (int i = 0; i < kWarpLabels; ++i) {
     const int j = first + i * kWarpsPerBlock;
     if (first_label + j >= num_labels) break;
 #pragma unroll
-    for (int part = 0; part < kTensorSlice / 32; ++part) {
-      const T* row = terms + lane_index() / 4 * kTermPitch<kLabels> + j * kTensorSlice + part * 32 +
-                     lane_feature;
+    for (int part = 0; part < kTensorFeatures / 32; ++part) {
+      const T* row = aggregates + lane_index() / 4 * kNodePitch<kLabels> + j * kTensorFeatures +
+                     part * 32 + lane_feature;
       const uint4 upper = *reinterpret_cast<const uint4*>(row);
-      const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kTermPitch<kLabels>);
+      const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kNodePitch<kLabels>);
       const uint32_t (&w)[4] = weights[i][part];
       const uint32_t a_first[4] = {upper.x, lower.x, upper.y, lower.y};
       const uint32_t a_second[4] = {upper.z, lower.z, upper.w, lower.w};
@@ -188,42 +218,37 @@ __device__ void contract_terms(const Direction<T>& direction, int64_t first_feat
   }
 }
 
-// One block 16 nodes and a part.
+// One block a split and 16 nodes.
 template <int kLabels, bool kVectorised, class T>
 __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
-    tensor_messages_kernel(MessageTasks<T> tasks, int64_t num_nodes, int num_labels,
-                           CoefficientLayout<T> layout,
+    tensor_messages_kernel(const __grid_constant__ MessageSplits<T> splits, int64_t num_nodes,
+                           int num_labels, CoefficientLayout<T> layout,
                            const T* coefficients,  // [N, columns]
-                           float* parts) {         // [num_parts, N, K]
+                           float* messages) {      // [splits, N, K]
+  wait_for_former_kernels();
+  static_assert(kIsHalf<T> && kThreadsPerBlock == kTensorNodes * 8);
   __shared__ float partial[kWarpsPerBlock][kTensorNodes][8];
-  T* terms = dynamic_shared<T>();  // [16, kTermPitch]
+  __shared__ float coefficient_sums[kTensorNodes][kLabels];
+  T* aggregates = dynamic_shared<T>();  // [16, kNodePitch]
   const int warp = threadIdx.x / kWarpSize;
-  const int64_t tiles = ceil_div<int64_t>(num_nodes, kTensorNodes);
-  const int64_t count = tasks.num_parts() * tiles;
-  for (int64_t task = blockIdx.x; task < count; task += gridDim.x) {
-    const int part = static_cast<int>(task / tiles);
-    const int64_t first_node = task % tiles * kTensorNodes;
-    const int index = tasks.direction_of(part);
-    const Direction<T>& direction = tasks.directions[index];
-    float* messages = parts + part * num_nodes * num_labels;  // [N, K]
-    if (tasks.is_bias(part, index)) {
-      for (int64_t n = first_node + warp; n < first_node + kTensorNodes && n < num_nodes;
-           n += kWarpsPerBlock) {
-        receive_bias(direction, n, num_labels, layout, coefficients, messages + n * num_labels);
-      }
-      continue;
-    }
+  const int64_t node_blocks = ceil_div<int64_t>(num_nodes, kTensorNodes);
+  for (int64_t block = blockIdx.x; block < splits.count() * node_blocks; block += gridDim.x) {
+    const int split = static_cast<int>(block / node_blocks);
+    const int64_t first_node = block % node_blocks * kTensorNodes;
+    const int index = splits.direction_of(split);
+    const Direction<T>& direction = splits.directions[index];
+    const bool has_bias = split == splits.first_split[index];
     const int64_t first_feature =
-        static_cast<int64_t>(part - tasks.first_part[index]) * kTensorSlice;
+        static_cast<int64_t>(split - splits.first_split[index]) * kTensorFeatures;
     for (int first_label = 0; first_label < num_labels; first_label += kLabels) {
       for (int n = warp; n < kTensorNodes; n += kWarpsPerBlock) {
-        T* of_node = terms + n * kTermPitch<kLabels>;
+        T* of_node = aggregates + n * kNodePitch<kLabels>;
         if (first_node + n < num_nodes) {
-          form_terms<kLabels, kVectorised>(direction, first_node + n, first_feature,
-                                           coefficients + layout.slot(first_label), layout.columns,
-                                           of_node);
+          aggregate_on_tensor_cores<kLabels, kVectorised>(
+              direction, first_node + n, first_feature, coefficients + layout.slot(first_label),
+              layout.columns, of_node, has_bias ? coefficient_sums[n] : nullptr);
         } else {
-          for (int i = lane_index(); i < kLabels * kTensorSlice; i += kWarpSize) {
+          for (int i = lane_index(); i < kLabels * kTensorFeatures; i += kWarpSize) {
             of_node[i] = T(0.0f);
           }
         }
@@ -231,8 +256,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
       __syncthreads();
       for (int first_receiver = 0; first_receiver < num_labels; first_receiver += 8) {
         float sums[4] = {};
-        contract_terms<kLabels, kVectorised>(direction, first_feature, num_labels, first_label,
-                                             first_receiver, terms, sums);
+        contract_on_tensor_cores<kLabels, kVectorised>(
+            direction, first_feature, num_labels, first_label, first_receiver, aggregates, sums);
 #pragma unroll
         for (int i = 0; i < 4; ++i) partial[warp][fragment_row(i)][fragment_column(i)] = sums[i];
         __syncthreads();
@@ -241,8 +266,12 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
         if (first_node + n < num_nodes && receiver < num_labels) {
           float sum = 0;
           for (int w = 0; w < kWarpsPerBlock; ++w) sum += partial[w][n][threadIdx.x % 8];
-          sum /= term_scale(direction, first_node + n);
-          float* message = messages + (first_node + n) * num_labels + receiver;
+          sum /= aggregate_scale(direction, first_node + n);
+          for (int j = 0; has_bias && j < kLabels && first_label + j < num_labels; ++j) {
+            sum += float(direction.bias[direction.pair(receiver, first_label + j)]) *
+                   coefficient_sums[n][j];
+          }
+          float* message = messages + (split * num_nodes + first_node + n) * num_labels + receiver;
           *message = first_label == 0 ? sum : *message + sum;
         }
         __syncthreads();
@@ -251,18 +280,17 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
   }
 }
 
-template <class T, std::enable_if_t<kIsHalf<T>, bool> = true>
-void launch_messages(const MessageTasks<T>& tasks, int64_t num_nodes, int64_t num_labels,
-                     const T* coefficients,  // [N, columns]
-                     float* parts,           // [num_parts, N, K]
-                     void* stream) {
-  static_assert(kThreadsPerBlock == kTensorNodes * 8);
-  dispatch_kernel<T>(num_labels, tasks.vectorised(), [&](auto labels, auto vectorised) {
-    launch("messages", tensor_messages_kernel<labels(), vectorised(), T>,
-           grid_size(tasks.num_parts() * ceil_div<int64_t>(num_nodes, kTensorNodes), 1),
-           kThreadsPerBlock, kTensorNodes * kTermPitch<labels()> * sizeof(T), stream, tasks,
-           num_nodes, static_cast<int>(num_labels), CoefficientLayout<T>(num_labels), coefficients,
-           parts);
+template <class T>
+void launch_tensor_messages(const MessageSplits<T>& splits, int64_t num_nodes, int64_t num_labels,
+                            const T* coefficients,  // [N, columns]
+                            float* messages,        // [splits, N, K]
+                            void* stream) {
+  dispatch_kernel<T>(num_labels, splits.vectorised(), [&](auto labels, auto vectorised) {
+    launch_early("messages", tensor_messages_kernel<labels(), vectorised(), T>,
+                 grid_size(splits.num_blocks(num_nodes), 1), kThreadsPerBlock,
+                 kTensorNodes * kNodePitch<labels()> * sizeof(T), stream, splits, num_nodes,
+                 static_cast<int>(num_labels), CoefficientLayout<T>(num_labels), coefficients,
+                 messages);
   });
 }
 

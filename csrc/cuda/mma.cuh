@@ -1,5 +1,4 @@
-// Warp-wide matrix products of halves and asynchronous copies: thin names for the PTX of sm_80 and
-// later.
+// Warp-wide matrix products of halves: thin names for the PTX of sm_80 and later.
 //
 // Fragments of d[16x8] += a[16x16] * b[16x8], with g = lane / 4 and t = lane % 4 (PTX ISA,
 // mma.m16n8k16):
@@ -16,6 +15,8 @@
 #include <type_traits>
 
 #include "core/dtypes.h"
+
+#include "cuda/async_copy.cuh"
 
 #ifndef __CUDACC__
 #include "cuda_on_host/mma.h"
@@ -55,10 +56,6 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 }
 
 #ifdef __CUDACC__
-
-__device__ __forceinline__ uint32_t shared_address(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
 
 // d += a * b, of halves of type T.
 template <class T>
@@ -122,31 +119,6 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[4], co
                : "memory");
 }
 
-// Starts copying 16 bytes from global to shared memory, both 16-byte aligned; zeros where not
-// `valid`
-// (`global` is then not read, but must be a pointer into the tensor).
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
-               : "memory");
-}
-// The same for 4 bytes, 4-byte aligned.
-__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
-               : "memory");
-}
-// Closes this thread's current group of copies.
-__device__ __forceinline__ void cp_async_commit() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-// Waits until at most `kGroupsLeft` of this thread's groups are under way. Other threads see the
-// copies after a barrier that follows.
-template <int kGroupsLeft>
-__device__ __forceinline__ void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroupsLeft) : "memory");
-}
-
 #else  // the host twin, for tests
 
 template <class T>
@@ -166,18 +138,6 @@ void ldmatrix_transposed(uint32_t (&registers)[kCount], const void* row,
                          cuda_on_host::Site site = cuda_on_host::Site::here()) {
   cuda_on_host::ldmatrix(registers, kCount, true, row, site);
 }
-inline void cp_async_16(void* shared, const void* global, bool valid = true) {
-  cuda_on_host::async_copy(shared, global, 16, valid ? 16 : 0);
-}
-inline void cp_async_4(void* shared, const void* global, bool valid = true) {
-  cuda_on_host::async_copy(shared, global, 4, valid ? 4 : 0);
-}
-inline void cp_async_commit() { cuda_on_host::async_commit(); }
-template <int kGroupsLeft>
-void cp_async_wait() {
-  cuda_on_host::async_wait(kGroupsLeft);
-}
-
 #endif
 
 }  // namespace deepcrf::cuda

@@ -1,8 +1,9 @@
 #include "ops/pairwise_messages.h"
 
 #include "core/workspace.h"
-#include "cuda/messages_tensor.cuh"
-#include "cuda/sum_parts.cuh"
+#include "cuda/messages.cuh"
+#include "cuda/rows.cuh"
+#include "cuda/sum_splits.cuh"
 #include "ops/table_potential.h"
 
 namespace deepcrf::cuda {
@@ -24,19 +25,19 @@ __global__ void coefficients_kernel(const Accumulator<T>* rows,  // [N, K]
 template <class T>
 struct MessageWorkspace {
   using Element = typename CoefficientLayout<T>::Element;
-  Element* coefficients;  // [N, columns]
-  Accumulator<T>* parts;  // [num_parts, N, K]
+  Element* coefficients;     // [N, columns]
+  Accumulator<T>* messages;  // [splits, N, K]
 
-  MessageWorkspace(Workspace& workspace, int64_t num_nodes, int64_t num_labels, int num_parts)
+  MessageWorkspace(Workspace& workspace, int64_t num_nodes, int64_t num_labels, int num_splits)
       : coefficients(workspace.take<Element>(num_nodes * CoefficientLayout<T>(num_labels).columns)),
-        parts(workspace.take<Accumulator<T>>(num_parts * num_nodes * num_labels)) {}
+        messages(workspace.take<Accumulator<T>>(num_splits * num_nodes * num_labels)) {}
 };
 
 template <class T>
-MessageTasks<T> both_directions(const GraphView& graph, const FactoredPotential<T>& potential) {
-  MessageTasks<T> tasks = {};
-  tasks.add_both(graph, potential);
-  return tasks;
+MessageSplits<T> both_directions(const GraphView& graph, const FactoredPotential<T>& potential) {
+  MessageSplits<T> splits = {};
+  splits.add_both(graph, potential);
+  return splits;
 }
 
 template <class T>
@@ -44,16 +45,16 @@ void factored_messages(const GraphView& graph, const FactoredPotential<T>& poten
                        const MessageArguments& arguments, const ExecutionContext& ctx) {
   const int64_t N = graph.num_nodes;
   const int64_t K = potential.num_labels;
-  const MessageTasks<T> tasks = both_directions(graph, potential);
+  const MessageSplits<T> splits = both_directions(graph, potential);
   Workspace memory(ctx.workspace, ctx.workspace_bytes);
-  const MessageWorkspace<T> workspace(memory, N, K, tasks.num_parts());
+  const MessageWorkspace<T> workspace(memory, N, K, splits.count());
   const CoefficientLayout<T> layout(K);
   launch("coefficients", coefficients_kernel<T>, grid_size(N * layout.columns, kThreadsPerBlock),
          kThreadsPerBlock, 0, ctx.stream, static_cast<const Accumulator<T>*>(arguments.marginals),
          N, static_cast<int>(K), layout, workspace.coefficients);
-  launch_messages(tasks, N, K, workspace.coefficients, workspace.parts, ctx.stream);
-  sum_parts(workspace.parts, tasks.num_parts(), N * K,
-            static_cast<Accumulator<T>*>(arguments.messages), ctx.stream);
+  launch_messages(splits, N, K, workspace.coefficients, workspace.messages, ctx.stream);
+  sum_splits(workspace.messages, splits.count(), N * K,
+             static_cast<Accumulator<T>*>(arguments.messages), ctx.stream);
 }
 
 // One warp a node; a lane sums for label k.
@@ -114,8 +115,8 @@ int64_t pairwise_messages_factored_workspace(const GraphView& graph,
   Workspace workspace;
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    const int num_parts = both_directions(graph, potential.as<T>()).num_parts();
-    MessageWorkspace<T>(workspace, graph.num_nodes, potential.num_labels, num_parts);
+    const int num_splits = both_directions(graph, potential.as<T>()).count();
+    MessageWorkspace<T>(workspace, graph.num_nodes, potential.num_labels, num_splits);
   });
   return workspace.used();
 }

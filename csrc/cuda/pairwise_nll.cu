@@ -4,7 +4,10 @@
 
 #include "core/workspace.h"
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/log_sum_exp.cuh"
+#include "cuda/rows.cuh"
+#include "cuda/vectors.cuh"
+#include "cuda/warps.cuh"
 #include "ops/pairwise_nll_chunk.h"
 
 namespace deepcrf::cuda {
@@ -37,23 +40,14 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
     const T* row = energies + i * pitch;
     const int truth = static_cast<int>(first) * num_labels + static_cast<int>(second);
     const A truth_energy = row[truth];
-    A lowest = INFINITY;
-    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      const A energy = row[pair];
-      lowest = energy < lowest ? energy : lowest;
-    }
-    lowest = warp_min(lowest);
-    A sum = 0;
-    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      sum += exponential(lowest - A(row[pair]));
-    }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) losses[e] = truth_energy - lowest + logarithm(sum);
+    const auto energy = [&](int pair) { return A(row[pair]); };
+    const Partition<A> partition = warp_partition<A>(pairs, energy);
+    if (lane_index() == 0) losses[e] = partition.negative_log(truth_energy);
     if (out == nullptr) continue;
     const A weight = edge_weight == nullptr ? A(1) : edge_weight[e];
     __syncwarp();  // every lane has read the energy of the truth
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      const A probability = exponential(lowest - A(row[pair])) / sum;
+      const A probability = partition.probability(energy(pair));
       out[pair] = T(weight * ((pair == truth ? A(1) : A(0)) - probability));
     }
     for (int pair = pairs + lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));

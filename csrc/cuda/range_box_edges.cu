@@ -1,13 +1,11 @@
 #include "ops/range_box_edges.h"
 
 #include "cuda/launch.cuh"
+#include "cuda/warps.cuh"
 
 namespace deepcrf::cuda {
 
 namespace {
-
-constexpr int kWarpSize = 32;
-constexpr int kWarpsPerBlock = 8;
 
 // One warp a node: its lanes walk the node's clipped box, once for its out-edges, once for its
 // in-edges. The last "node", num_nodes, has no box: it writes the closing row offsets.
@@ -15,11 +13,9 @@ __global__ void range_box_edges_kernel(RangeBoxGrid grid, RangeBoxEdges edges) {
   const RangeBoxGrid reverse = grid.reversed();
   const int64_t width = grid.columns.size;
   const int64_t num_nodes = grid.num_nodes();
-  const int lane = threadIdx.x % kWarpSize;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
+  const int lane = lane_index();
 
-  for (int64_t node = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize;
-       node <= num_nodes; node += warps) {
+  for (int64_t node = first_warp(); node <= num_nodes; node += num_warps()) {
     const int64_t row = node == num_nodes ? grid.rows.size : node / width;
     const int64_t column = node == num_nodes ? 0 : node % width;
     const int64_t out_offset = grid.row_offset(row, column);
@@ -60,7 +56,7 @@ __global__ void range_box_edges_kernel(RangeBoxGrid grid, RangeBoxEdges edges) {
 void range_box_edges(const RangeBoxGrid& grid, const RangeBoxEdges& edges,
                      const ExecutionContext& ctx) {
   launch("range_box_edges", range_box_edges_kernel, grid_size(grid.num_nodes() + 1, kWarpsPerBlock),
-         kWarpsPerBlock * kWarpSize, 0, ctx.stream, grid, edges);
+         kThreadsPerBlock, 0, ctx.stream, grid, edges);
 }
 
 }  // namespace deepcrf::cuda

@@ -1,8 +1,9 @@
 // Running sums of integers over a whole array.
 #pragma once
 
+#include "cuda/arithmetic.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/warps.cuh"
 
 namespace deepcrf::cuda {
 
@@ -13,7 +14,7 @@ constexpr int kScanTile = kScanItems * kThreadsPerBlock;
 // The sum of `value` over the threads before this one, and over all threads. All threads of the
 // block must call.
 __device__ inline int32_t block_exclusive_scan(int32_t value, int32_t* total) {
-  __shared__ int32_t warp_sums[kWarpsPerBlock];
+  __shared__ int32_t totals[kWarpsPerBlock];
   const int warp = threadIdx.x / kWarpSize;
   int32_t inclusive = value;
 #pragma unroll
@@ -21,13 +22,13 @@ __device__ inline int32_t block_exclusive_scan(int32_t value, int32_t* total) {
     const int32_t other = __shfl_up_sync(kAllLanes, inclusive, offset);
     if (lane_index() >= offset) inclusive += other;
   }
-  if (lane_index() == kWarpSize - 1) warp_sums[warp] = inclusive;
+  if (lane_index() == kWarpSize - 1) totals[warp] = inclusive;
   __syncthreads();
   int32_t before = 0;
   *total = 0;
   for (int w = 0; w < kWarpsPerBlock; ++w) {
-    if (w < warp) before += warp_sums[w];
-    *total += warp_sums[w];
+    if (w < warp) before += totals[w];
+    *total += totals[w];
   }
   __syncthreads();
   return before + inclusive - value;

@@ -41,11 +41,6 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
 namespace cuda {
 void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                                 const MessageArguments& arguments, const ExecutionContext& ctx);
-void pairwise_messages_factored_backward(const GraphView& graph,
-                                         const AnyFactoredPotential& potential,
-                                         const MessageGradientArguments& arguments,
-                                         const AnyFactoredGradient& gradient,
-                                         const ExecutionContext& ctx);
 void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& potential,
                              const MessageArguments& arguments, const ExecutionContext& ctx);
 void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePotential& potential,
@@ -56,8 +51,6 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
 // Bytes of ctx.workspace.
 int64_t pairwise_messages_factored_workspace(const GraphView& graph,
                                              const AnyFactoredPotential& potential);
-int64_t pairwise_messages_factored_backward_workspace(const GraphView& graph,
-                                                      const AnyFactoredPotential& potential);
 }  // namespace cuda
 
 }  // namespace deepcrf

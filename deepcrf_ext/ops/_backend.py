@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -54,16 +54,7 @@ def has_tiles() -> bool:
     return bool(native().cpu_isa() == "amx")
 
 
-def workspace(query: str, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
-    """The scratch memory of a native call, beside the tensor; CPU kernels need none.
-
-    Args:
-        query: Name of the native function that gives its bytes.
-        tensor: Any tensor of the call.
-        *args: The arguments of the query.
-
-    Returns:
-        uint8 [bytes], uninitialised.
-    """
-    size = getattr(native(), query)(*args) if uses_cuda_kernels(tensor) else 0
-    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+def allocator(tensor: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """What makes the scratch memory of a native call beside the tensor: of a number of bytes, uint8
+    [bytes], uninitialised. The kernels of the CPU do not call it."""
+    return functools.partial(torch.empty, dtype=torch.uint8, device=tensor.device)

@@ -1,26 +1,21 @@
 """The piecewise loss of a factored potential on CUDA, a chunk of edges at a time.
 
 The three products of a chunk run in the vendor's library; what stands between them is fused into
-one kernel each. Rows are padded to `ROW_MULTIPLE`, as the library's fast products need, and hold a
-one beside the hidden vector: products with [weight | bias] then do the bias and its gradient too.
+one kernel each. Rows are padded, as the library's fast products need, and hold a one beside the
+hidden vector: products with [weight | bias] then do the bias and its gradient too.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import accumulate_dtype
+from deepcrf_ext.ops._products import padded, product, whole_sums
 
 CHUNK_BYTES = 32 << 20
 """Size of what exists of a chunk at a time: most of it stays in the L2 cache of a large GPU."""
-
-ROW_MULTIPLE = 8
-"""Rows of two-byte elements then begin at multiples of 16 bytes."""
 
 
 def chunk_edges(num_labels: int, dim: int, element_size: int) -> int:
@@ -56,7 +51,7 @@ def losses_and_gradients(
     source, target, weight, bias = potential
     num_edges, num_labels, dim = graph[1].shape[0], bias.shape[0], source.shape[1]
     pairs = num_labels**2
-    rows = weight.new_zeros(_padded(pairs), _padded(dim + 1))
+    rows = weight.new_zeros(padded(pairs), padded(dim + 1))
     rows[:pairs, :dim] = weight.view(pairs, dim)
     rows[:pairs, dim] = bias.view(pairs)
     sums = accumulate_dtype(source.dtype)
@@ -66,7 +61,7 @@ def losses_and_gradients(
     )
     size = min(num_edges, chunk_edges(num_labels, dim, source.element_size()))
     native, launch_args = _backend.native(), _backend.launch_args(source)
-    with _whole_sums(source.device):
+    with whole_sums(source.device):
         for first in range(0, num_edges, max(1, size)):
             hidden = source.new_empty(min(size, num_edges - first), rows.shape[1])
             native.edge_hidden(graph, potential, first, hidden, *launch_args)
@@ -76,7 +71,7 @@ def losses_and_gradients(
                 differentiate, *launch_args,
             )  # fmt: skip
             if differentiate:
-                grad_rows += _product(energies.t(), hidden, sums)
+                grad_rows += product(energies.t(), hidden, sums)
                 native.reduce_edges(
                     graph, first, hidden, energies @ rows, grad_source, grad_target, *launch_args
                 )
@@ -86,38 +81,3 @@ def losses_and_gradients(
     grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
     grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
     return losses, [grad_source, grad_target, grad_weight, grad_bias]
-
-
-def _padded(size: int) -> int:
-    return -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in `dtype`, not rounded before where the library can leave it so."""
-    if a.is_cuda and a.dtype != dtype and _MM_HAS_OUT_DTYPE:
-        return torch.mm(a, b, out_dtype=dtype)
-    if a.dtype == torch.float16:  # a sum over edges may be larger than it holds
-        return a.to(dtype) @ b.to(dtype)
-    return (a @ b).to(dtype)
-
-
-@contextmanager
-def _whole_sums(device: torch.device) -> Iterator[None]:
-    """Products keep their dtype, also under autocast, and sum in float32 to the end.
-
-    By default torch lets the library add the parts of a split half-precision product in that dtype.
-    """
-    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
-    matmul = torch.backends.cuda.matmul
-    former = [getattr(matmul, name) for name in names]
-    with torch.autocast(device.type, enabled=False):
-        try:
-            for name in names:
-                setattr(matmul, name, False)
-            yield
-        finally:
-            for name, value in zip(names, former, strict=True):
-                setattr(matmul, name, value)

@@ -289,6 +289,7 @@ def dense_crf_marginals(
         marginals,
         log,
     )
-    workspace = _backend.workspace("dense_crf_workspace", prepared, *arguments)
-    _backend.native().dense_crf(*arguments, workspace, *_backend.launch_args(prepared))
+    _backend.native().dense_crf(
+        *arguments, _backend.allocator(prepared), *_backend.launch_args(prepared)
+    )
     return marginals

@@ -182,7 +182,7 @@ def gated_crf_loss_total(
     _backend.native().gated_crf_loss(
         *arguments,
         [tuple(kernels[i : i + 3]) for i in range(0, len(kernels), 3)],
-        _backend.workspace("gated_crf_loss_workspace", values, *arguments),
+        _backend.allocator(values),
         *_backend.launch_args(values),
     )
     if gradient is None:

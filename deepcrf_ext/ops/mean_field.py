@@ -106,8 +106,9 @@ def mean_field_factored(
         iterations,
         marginals,
     )
-    workspace = _backend.workspace("mean_field_workspace", unary, *arguments)
-    _backend.native().mean_field(*arguments, workspace, *_backend.launch_args(unary))
+    _backend.native().mean_field(
+        *arguments, _backend.allocator(unary), *_backend.launch_args(unary)
+    )
     return marginals
 
 

@@ -24,6 +24,7 @@ from deepcrf_ext.ops._flat_tensors import (
     prepare_values,
     rounded,
 )
+from deepcrf_ext.ops._pairwise_messages_blocks import potential_gradients
 from deepcrf_ext.ops._registration import below_autograd, once, operator
 from deepcrf_ext.ops.potentials import Potential
 
@@ -110,11 +111,8 @@ def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) ->
     if len(potential) == 1:
         native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
     else:
-        workspace = _backend.workspace(
-            "pairwise_messages_factored_workspace", values, graph_operand, operand
-        )
         native.pairwise_messages_factored(
-            graph_operand, operand, values, received, workspace, *launch_args
+            graph_operand, operand, values, received, _backend.allocator(values), *launch_args
         )
     return received
 
@@ -132,6 +130,8 @@ def messages_backward(
     """Gradients of the tensors of the potential, given that of the messages, [N, K]."""
     graph_operand, operand = prepare(graph), prepare(potential)
     values, gradient = prepare_values(marginals), prepare_values(grad_messages)
+    if len(potential) != 1 and _backend.uses_cuda_kernels(values):
+        return potential_gradients(graph_operand, operand, values, gradient)
     gradients = empty_gradients(potential)
     native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:
@@ -139,10 +139,7 @@ def messages_backward(
             graph_operand, *operand, values, gradient, *gradients, *launch_args
         )
     else:
-        workspace = _backend.workspace(
-            "pairwise_messages_factored_backward_workspace", values, graph_operand, operand
-        )
         native.pairwise_messages_factored_backward(
-            graph_operand, operand, values, gradient, tuple(gradients), workspace, *launch_args
+            graph_operand, operand, values, gradient, tuple(gradients), *launch_args
         )
     return gradients

@@ -218,7 +218,6 @@ def _reduced(
 ) -> tuple[Tensor, Tensor]:
     """The sum or mean of the losses, and its gradient in the sum."""
     value, factor = losses.new_empty(()), losses.new_empty(())
-    workspace = _backend.workspace("reduce_losses_workspace", losses, losses.shape[0])
     _backend.native().reduce_losses(
         prepare(graph),
         labels.contiguous(),
@@ -227,7 +226,7 @@ def _reduced(
         reduction == "mean",
         value,
         factor,
-        workspace,
+        _backend.allocator(losses),
         *_backend.launch_args(losses),
     )
     return value, factor

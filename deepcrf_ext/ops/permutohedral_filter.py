@@ -166,7 +166,7 @@ def _cuda_lattice(features: Tensor) -> list[Tensor]:
     native = _backend.native()
     num_threads, stream = _backend.launch_args(features)
     shared = {
-        "workspace": _backend.workspace("permutohedral_lattice_workspace", features, features),
+        "workspace": _backend.allocator(features)(native.permutohedral_lattice_workspace(features)),
         "num_threads": num_threads,
         "stream": stream,
     }
@@ -302,15 +302,12 @@ def permutohedral_apply(
     """
     prepared = values.to(filter_dtype(values.dtype)).contiguous()
     filtered = torch.empty_like(prepared)
-    workspace = _backend.workspace(
-        "permutohedral_filter_workspace", prepared, tuple(lattice), prepared, filtered
-    )
     _backend.native().permutohedral_filter(
         tuple(lattice),
         prepared,
         transposed,
         filtered,
-        workspace,
+        _backend.allocator(prepared),
         *_backend.launch_args(prepared),
     )
     return filtered.to(values.dtype)

@@ -169,15 +169,24 @@ __global__ void order_of_atomics(const float* input, float* output, int) {
   atomicAdd(output + (kCorrected ? i : 0), input[i]);
 }
 
+// Launched early: what it reads may not have been written yet.
+template <bool kCorrected>
+__global__ void missing_wait_for_former_kernels(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (kCorrected) wait_for_former_kernels();
+  output[i] = input[i];
+}
+
 using Kernel = void (*)(const float*, float*, int);
 struct Fault {
   const char* name;
   Kernel faulty;
   Kernel corrected;
   size_t shared_bytes;
+  bool early = false;
 };
 
-#define FAULT(name, shared_bytes) {#name, name<false>, name<true>, shared_bytes}
+#define FAULT(name, ...) {#name, name<false>, name<true>, __VA_ARGS__}
 const Fault kFaults[] = {
     FAULT(missing_barrier, 0),
     FAULT(missing_second_barrier, 0),
@@ -197,6 +206,7 @@ const Fault kFaults[] = {
     FAULT(missing_copy_wait, 0),
     FAULT(overflowing_index, 0),
     FAULT(order_of_atomics, 0),
+    FAULT(missing_wait_for_former_kernels, 0, true),
 };
 #undef FAULT
 
@@ -205,9 +215,14 @@ const Fault kFaults[] = {
 bool run_fault(const char* name, bool corrected, const float* input, float* output, int count) {
   for (const Fault& fault : kFaults) {
     if (std::strcmp(fault.name, name) != 0) continue;
-    launch(name, corrected ? fault.corrected : fault.faulty,
-           static_cast<unsigned>(count / kThreads), kThreads, fault.shared_bytes, nullptr, input,
-           output, count);
+    const auto kernel = corrected ? fault.corrected : fault.faulty;
+    const unsigned blocks = static_cast<unsigned>(count / kThreads);
+    if (fault.early) {
+      launch_early(name, kernel, blocks, kThreads, fault.shared_bytes, nullptr, input, output,
+                   count);
+    } else {
+      launch(name, kernel, blocks, kThreads, fault.shared_bytes, nullptr, input, output, count);
+    }
     return true;
   }
   return false;

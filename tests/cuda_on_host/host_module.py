@@ -28,10 +28,10 @@ class OrderDependence(AssertionError):
 class CheckedModule:
     """A module built over the shim, its functions called under all of its checks.
 
-    Every call may touch the tensors among its arguments and no other memory. It runs once in
-    each of `orders`, from the same memory, and must leave the same bits each time. A workspace
-    given by keyword alone may come out otherwise: where the slots of a hash table lie depends on
-    the order, what is read from it must not.
+    Every call may touch the tensors among its arguments, what functions among them allocate, and no
+    other memory. It runs once in each of `orders`, from the same memory, and must leave the same
+    bits each time. A workspace given by keyword alone may come out otherwise: where the slots of a
+    hash table lie depends on the order, what is read from it must not.
     """
 
     def __init__(self, module: ModuleType, orders: Sequence[str] = ("forward", "reverse")) -> None:
@@ -44,16 +44,17 @@ class CheckedModule:
         return functools.partial(self._call, value) if callable(value) else value
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        tensors = dict(_named_tensors([*enumerate(args), *kwargs.items()]))
-        self._set_global_memory(tensors)
-        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        given = dict(_named_tensors([*enumerate(args), *kwargs.items()]))
+        before = {name: tensor.clone() for name, tensor in given.items()}
         first: dict[str, Tensor] = {}
         result = None
         for order in self._orders:
-            for name, tensor in tensors.items():
+            for name, tensor in given.items():
                 tensor.data.copy_(before[name])  # unseen by autograd: inputs stay as they were
+            tensors = dict(given)
+            self._set_global_memory(tensors)
             self._library.cuda_on_host_set_order(ORDERS[order], ctypes.c_uint64(0))
-            result = function(*args, **kwargs)
+            result = function(*[self._watched(value, tensors) for value in args], **kwargs)
             if not first:
                 first = {name: tensor.clone() for name, tensor in tensors.items()}
             for name, tensor in tensors.items():
@@ -65,6 +66,19 @@ class CheckedModule:
                         f"{self._orders[0]} and {order}"
                     )
         return result
+
+    def _watched(self, argument: Any, tensors: dict[str, Tensor]) -> Any:
+        """The argument; a function that allocates with what it allocates added to the tensors."""
+        if not callable(argument) or isinstance(argument, Tensor):
+            return argument
+
+        def allocate(size: int) -> Tensor:
+            memory: Tensor = argument(size)
+            tensors[f"scratch memory {len(tensors)}"] = memory
+            self._set_global_memory(tensors)
+            return memory
+
+        return allocate
 
     def _set_global_memory(self, tensors: dict[str, Tensor]) -> None:
         count = len(tensors)

@@ -27,6 +27,7 @@ FAULTS = {
     "missing_copy_wait": "asynchronous copy under way",
     "overflowing_index": "signed overflow",
     "order_of_atomics": "differs between the thread orders",
+    "missing_wait_for_former_kernels": "former kernels may still run: read of 4 bytes",
 }
 
 

@@ -16,7 +16,7 @@ from problems import (
 from targets import Target
 
 from deepcrf_ext import reference
-from deepcrf_ext.ops import _pairwise_nll_chunks
+from deepcrf_ext.ops import _pairwise_messages_blocks, _pairwise_nll_chunks
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -58,7 +58,14 @@ def test_the_loss_in_chunks(
     check(operator, cuda_target, PROBLEMS[name](), dtype)
 
 
+@pytest.fixture(params=[1, _pairwise_messages_blocks.BLOCK_BYTES], ids=["small", "whole"])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of messages a node at a time, and of all at once."""
+    monkeypatch.setattr(_pairwise_messages_blocks, "BLOCK_BYTES", request.param)
+
+
 @pytest.mark.parametrize("operator", ["pairwise_messages", "mean_field"])
+@pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_messages_at_the_borders_of_tiles(

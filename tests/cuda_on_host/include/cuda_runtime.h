@@ -288,8 +288,15 @@ enum cudaFuncAttribute {
 enum { cudaSharedmemCarveoutMaxShared = 100 };
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
+  int ptxVersion;
 };
-struct cudaLaunchAttribute {};
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
@@ -339,7 +346,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const dim3 grid = config->gridDim;
   const dim3 block = config->blockDim;
   const cuda_on_host::LaunchShape shape = {
-      {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, config->dynamicSmemBytes};
+      {grid.x, grid.y, grid.z},
+      {block.x, block.y, block.z},
+      config->dynamicSmemBytes,
+      config->numAttrs > 0 && config->attrs[0].val.programmaticStreamSerializationAllowed != 0};
   const void* address = reinterpret_cast<const void*>(kernel);
   const cudaError_t status = cuda_on_host::check_launch(address, shape);
   if (status != cudaSuccess) return status;

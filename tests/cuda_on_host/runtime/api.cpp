@@ -112,9 +112,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 
-// How much static shared memory a kernel has is not known here.
+// How much static shared memory a kernel has is not known here. It waits for former kernels where
+// it says so, as if compiled for sm_90.
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->sharedSizeBytes = 0;
+  attributes->ptxVersion = 90;
   return cudaSuccess;
 }
 

@@ -223,6 +223,9 @@ void check_access_from(const void* code, const void* pointer, std::size_t bytes,
     return;
   }
   if (GlobalArea* area = find_area(request.address)) {
+    if (!thread.waited) {
+      report("former kernels may still run", access, request.address, bytes, code, "");
+    }
     if (end > area->range.end) report("out of bounds", access, request.address, bytes, code, "");
     area->shadow.visit(request.address, end, replaces,
                        [&](Cell& cell) { check_cell(cell, request, thread, false); });
@@ -243,6 +246,8 @@ void check_global(const void* address, std::size_t bytes) {
                              describe(number(address)));
   }
 }
+
+void wait_for_former_kernels() { machine.current->waited = true; }
 
 void release_to_other_blocks() { blocks.back().released = machine.epoch; }
 

@@ -246,6 +246,7 @@ void run_block() {
     thread.number = number;
     thread.index = unravel(number, machine.shape.block);
     thread.state = ThreadState::ready;
+    thread.waited = !machine.shape.early;
     thread.used_atomic = false;
     thread.open_copies.clear();
     thread.groups.clear();

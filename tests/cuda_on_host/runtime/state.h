@@ -32,6 +32,7 @@ struct Thread {
   void* payload;
   Resolve resolve;
   bool orders_memory;
+  bool waited;                                 // for former kernels
   bool used_atomic;                            // may read what other blocks released
   std::vector<AsyncCopy> open_copies;          // not committed yet
   std::vector<std::vector<AsyncCopy>> groups;  // committed, oldest first

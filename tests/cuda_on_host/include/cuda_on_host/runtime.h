@@ -26,6 +26,7 @@ struct LaunchShape {
   Index3 grid;
   Index3 block;
   std::size_t shared_bytes;
+  bool early;  // former kernels may still run
 };
 
 enum class Access { read, write, atomic };
@@ -58,6 +59,9 @@ void check_access(const void* address, std::size_t bytes, Access access);
 
 // Throws unless the bytes lie in global memory that kernels may touch: for what the host starts.
 void check_global(const void* address, std::size_t bytes);
+
+// From here on the running thread may touch global memory, in a kernel that was launched early.
+void wait_for_former_kernels();
 
 // __threadfence: later atomics may publish the block's writes to other blocks.
 void release_to_other_blocks();

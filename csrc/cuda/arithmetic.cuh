@@ -1,0 +1,31 @@
+// Arithmetic of one thread.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/dtypes.h"
+
+namespace deepcrf::cuda {
+
+template <class T>
+__host__ __device__ constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+template <class T>
+__host__ __device__ constexpr T round_up(T a, T b) {
+  return ceil_div(a, b) * b;
+}
+
+// Keeps NaN.
+template <class T>
+__device__ T relu(T value) {
+  return value < T(0) ? T(0) : value;
+}
+
+__device__ inline float exponential(float value) { return expf(value); }
+__device__ inline double exponential(double value) { return exp(value); }
+__device__ inline float logarithm(float value) { return logf(value); }
+__device__ inline double logarithm(double value) { return log(value); }
+
+}  // namespace deepcrf::cuda
