@@ -19,6 +19,7 @@ from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import add_measuring_options, open_split, output_folder
+from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.evaluation.calibration import fit_relation_weights
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import (
@@ -45,21 +46,23 @@ def _parser() -> ArgumentParser:
         default=200,
         help="Images to fit to, at most, spread over the split.",
     )
+    add_view_options(parser)
     return parser
 
 
 def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
-    device = choose_device(arguments.device)
+    views, device = views_of(arguments), choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
     dataset = open_split(arguments, config, metadata)
     before = model.relation_weights
-    result = fit_relation_weights(model, dataset, config.amp, arguments.max_images)
+    result = fit_relation_weights(model, dataset, config.amp, arguments.max_images, views)
     folder = output_folder(arguments, "calibrate")
     after = model.relation_weights
     images = min(arguments.max_images, len(dataset))
     report = {
         **provenance("calibrate", argv, arguments, config, metadata, device, images),
+        "views": vars(views),
         "nll": {"before": result.before, "after": result.after},
         "weights": {"before": before, "after": after},
     }

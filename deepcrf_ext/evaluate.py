@@ -16,12 +16,11 @@ from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import (
     add_dense_crf_options,
     add_measuring_options,
-    add_view_options,
     dense_crf_settings,
     open_split,
     output_folder,
-    views_of,
 )
+from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.evaluation.evaluation import Evaluation, ImageScores, choose_variants, evaluate
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.parallel.device import choose_device

@@ -15,6 +15,7 @@ from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
+from deepcrf_ext.cli.view_options import MAX_SIZE, add_view_options, views_of
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import Sample, read_image, shrink
@@ -60,7 +61,8 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
     relations = _relations(model)
     dataset = open_split(arguments, config, metadata)
     folder = output_folder(arguments, "compatibility")
-    tables = compatibility(model, dataset, tuple(relations), config.amp)
+    views = views_of(arguments)
+    tables = compatibility(model, dataset, tuple(relations), config.amp, views)
     record: dict[str, Any] = {}
     for name, table in tables.items():
         ends = ENDS[relations[name].kind]
@@ -86,6 +88,7 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
             print(f"  {title}: {', '.join(pairs)}")
     report = {
         **provenance("explain", argv, arguments, config, metadata, device, len(dataset)),
+        "views": vars(views),
         "classes": list(dataset.classes),
         "relations": record,
     }
@@ -179,6 +182,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     table = parsing.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)
     add_measuring_options(table, "average over", "compatibility-DATASET-SPLIT")
+    add_view_options(table)
     commands.add_subcommand("compatibility", table, help="which labels go together")
     image = parsing.make_parser("python -m deepcrf_ext.explain image", _IMAGE)
     image.add_argument("image", nargs="?", type=Path | None, help="Image file to explain.")
@@ -191,8 +195,8 @@ def _parser() -> ArgumentParser:
     image.add_argument(
         "--max-size",
         type=PositiveInt,
-        default=640,
-        help="Longest side, in pixels, that the networks see, as of predict.",
+        default=MAX_SIZE,
+        help="Longest side, in pixels, that the networks see; the one view that is explained.",
     )
     add_measuring_options(
         image, "take --index from", "explain (of a file) or explain-DATASET-SPLIT"

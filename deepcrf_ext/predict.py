@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from tqdm import tqdm
 
 from deepcrf_ext.cli import parsing
@@ -24,10 +24,9 @@ from deepcrf_ext.cli.options import (
     add_dense_crf_options,
     add_device_option,
     add_row_option,
-    add_view_options,
     dense_crf_settings,
-    views_of,
 )
+from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
@@ -172,16 +171,7 @@ def _parser() -> ArgumentParser:
         "before they are upsampled and refined), classes (K names) and size (height and width of "
         "the image).",
     )
-    parser.add_argument(
-        "--max-size",
-        type=PositiveInt | None,
-        default=640,
-        help="Longest side, in pixels, that the networks see at scale 1. Larger images are "
-        "shrunk for them and the labels grow back to full size. Time and memory grow with the "
-        "fourth power of this side, as neighbourhoods are fractions of the image; null never "
-        "shrinks.",
-    )
-    add_view_options(parser)
+    add_view_options(parser, photographs=True)
     parser.add_argument(
         "--alpha",
         type=ClosedUnitInterval,
@@ -217,8 +207,8 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        max_size = arguments.max_size
-        if max_size is not None:
+        max_size = views.max_size
+        if max_size is not None and views.window is None:
             wanted = min(max_size, max(image.shape[:2]))
             max_size = side_in_memory(
                 model, variant, image.shape[:2], wanted, int(memory / max(views.scales) ** 4)

@@ -24,6 +24,7 @@ from deepcrf_ext.cli.options import (
     open_split,
     output_folder,
 )
+from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.dense_crf_search import (
     MaskProblem,
@@ -37,6 +38,7 @@ from deepcrf_ext.evaluation.dense_crf_search import (
 )
 from deepcrf_ext.evaluation.masks import count_classes, pair_masks
 from deepcrf_ext.evaluation.prediction import named_variant
+from deepcrf_ext.evaluation.views import ONE_VIEW
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.parallel.device import choose_device
@@ -117,6 +119,7 @@ def _parser() -> ArgumentParser:
         )
     add_mask_options(parser)
     add_row_option(parser)
+    add_view_options(parser)
     parser.add_argument(
         "--trials",
         type=PositiveInt,
@@ -156,8 +159,10 @@ def _model_problem(
     variant = named_variant(model, arguments.row)
     dataset = open_split(arguments, config, metadata)
     indices = _spread(len(dataset), arguments.images)
-    problem = ModelProblem(model, variant, dataset, indices, config.amp)
-    record = provenance("tune_dense_crf", argv, arguments, config, metadata, device, len(indices))
+    views = views_of(arguments)
+    problem = ModelProblem(model, variant, dataset, indices, config.amp, views)
+    made = provenance("tune_dense_crf", argv, arguments, config, metadata, device, len(indices))
+    record = {**made, "views": vars(views)}
     checkpoint = shlex.quote(str(arguments.checkpoint))
     return problem, record, f"evaluate --checkpoint {checkpoint} --rows all"
 
@@ -172,6 +177,8 @@ def _mask_problem(
             "--checkpoint, or --image-folder, --mask-folder, --truth-folder and --output, must be "
             "given"
         )
+    if views_of(arguments) != ONE_VIEW:
+        raise InputError("scales, flip, window and the like: go with --checkpoint")
     patterns = (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern)
     pairs, _ = pair_masks(folders[0], folders[1], folders[2], patterns)
     known = [pair for pair in pairs if pair.truth is not None]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import (
@@ -17,6 +16,7 @@ from deepcrf_ext.cli.options import (
     add_row_option,
     dense_crf_settings,
 )
+from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant
@@ -50,12 +50,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--competition", default="comp6", help=f"Which one ({competitions}).")
     add_row_option(parser, "the last row that the checkpoint offers")
     add_dense_crf_options(parser)
-    parser.add_argument(
-        "--max-size",
-        type=PositiveInt | None,
-        help="Longest side, in pixels, that the networks see. Default: images as they are, at most "
-        "500 in VOC.",
-    )
+    add_view_options(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the archive if it exists."
     )
@@ -85,7 +80,7 @@ def _run(argv: Sequence[str] | None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"
     write_archive(
-        model, variant, dataset, folder, output, arguments.max_size, config.amp, dense_crf
+        model, variant, dataset, folder, output, views_of(arguments), config.amp, dense_crf
     )
     print(f"{len(dataset)} images by the row {model.name_of(variant)}: {output} with {folder}/")
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat
+from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
 from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
-from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
@@ -161,27 +160,6 @@ def dense_crf_settings(arguments: Namespace, used: bool, needs: str) -> DenseCRF
                 raise InputError(f"--dense-crf-{option} goes with {needs}")
     settings = DenseCRFSettings() if source is None else DenseCRFSettings.read(source)
     return settings if iterations is None else replace(settings, iterations=iterations)
-
-
-def add_view_options(parser: ArgumentParser) -> None:
-    """Adds --scales and --flip to a command."""
-    parser.add_argument(
-        "--scales",
-        type=list[PositiveFloat],
-        default=list(Views.scales),
-        help="Sizes in which the networks see an image, such as [0.75,1.0,1.25], as factors of its "
-        "size; marginals are averaged. Time adds up, and grows with the fourth power of a factor.",
-    )
-    parser.add_argument(
-        "--flip",
-        action="store_true",
-        help="Let them see it mirrored too, and average; not where left and right are classes.",
-    )
-
-
-def views_of(arguments: Namespace) -> Views:
-    """What the options of `add_view_options` give."""
-    return Views(tuple(arguments.scales), arguments.flip)
 
 
 def add_mask_options(parser: ArgumentParser) -> None:

@@ -10,11 +10,11 @@ from torch.nn import functional
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.view_marginals import view_energies
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.nn.calibration import Calibration, fit_weights
-from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.nn.pairwise_crf import log_marginals
-from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.progress import progress
 
 
@@ -24,6 +24,7 @@ def fit_relation_weights(
     dataset: SegmentationDataset,
     amp: bool | None = None,
     max_images: int | None = None,
+    views: Views = ONE_VIEW,
 ) -> Calibration:
     """Fits `DeepCRF.relation_weights` of the default variant; nothing else of the model changes.
 
@@ -35,6 +36,7 @@ def fit_relation_weights(
         dataset: its classes are those of the model.
         amp: as of `deepcrf_ext.evaluation.evaluation.evaluate`.
         max_images: use at most so many, spread over the data set.
+        views: how the networks see each image; every window of every view counts as an image.
 
     Returns:
         The mean over labelled nodes of -log marginal before and after; never worse after.
@@ -48,17 +50,18 @@ def fit_relation_weights(
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
     cases, labelled = [], 0
     for position in progress(range(count), count, "networks", "image"):
-        image, labels = to_tensors(dataset[position * len(dataset) // count])
-        with autocast(model.device, amp):
-            energies = model.energies(image[None].to(model.device), variant.potentials)
-        nodes = node_labels(labels[None], energies.grid[1:]).to(model.device)
-        unary = (
-            nodes.new_zeros(len(nodes), model.num_classes, dtype=torch.float32)
-            if variant.unary is None
-            else energies.unaries[variant.unary]
-        )
-        cases.append((unary, energies.pairwise, nodes))
-        labelled += int((nodes != IGNORE_INDEX).sum())
+        sample = dataset[position * len(dataset) // count]
+        labels = to_tensors(sample)[1]
+        for energies, nodes in view_energies(
+            model, sample.image, labels, variant.potentials, views, amp
+        ):
+            unary = (
+                nodes.new_zeros(len(nodes), model.num_classes, dtype=torch.float32)
+                if variant.unary is None
+                else energies.unaries[variant.unary]
+            )
+            cases.append((unary, energies.pairwise, nodes))
+            labelled += int((nodes != IGNORE_INDEX).sum())
     if labelled == 0:
         raise InputError("the images have no labelled pixel at a node")
 

@@ -17,11 +17,12 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.masks import MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.evaluation.prediction import upsample_labels
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
+from deepcrf_ext.evaluation.view_marginals import view_marginals
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices, pixel_energies
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
-from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.progress import Progress, progress
 
 Objective = Literal["mean_iou", "boundary_f1"]
@@ -123,6 +124,7 @@ class ModelProblem(Problem):
         dataset: its classes are those of the model.
         indices: which of its images.
         amp: run the convolutions in bfloat16; None means where the device is fast at it.
+        views: how the networks see each image; the marginals of all views are averaged.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class ModelProblem(Problem):
         dataset: SegmentationDataset,
         indices: Sequence[int],
         amp: bool | None = None,
+        views: Views = ONE_VIEW,
     ) -> None:
         self.num_classes = dataset.num_classes
         self.dataset = dataset
@@ -139,10 +142,9 @@ class ModelProblem(Problem):
         self.device = model.device
         self.marginals: list[Tensor] = []
         for index in progress(indices, len(indices), "networks", "image"):
-            image, _ = to_tensors(dataset[index])
-            with torch.inference_mode(), autocast(self.device, amp):
-                energies = model.energies(image[None].to(self.device), variant.potentials)
-                self.marginals.append(model.marginals(energies, variant)[0].float().cpu())
+            with torch.inference_mode():
+                found = view_marginals(model, dataset[index].image, {"": variant}, views, amp)
+                self.marginals.append(found[""].cpu())
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,10 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
 from deepcrf_ext.evaluation.probabilities import Probabilities, ProbabilityScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
-from deepcrf_ext.evaluation.views import ONE_VIEW, Views, average_views
+from deepcrf_ext.evaluation.view_marginals import now, view_marginals
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
-from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.parallel.world import ALONE, World
 from deepcrf_ext.progress import progress
 
@@ -128,7 +127,6 @@ def evaluate(
         EvaluationStopped: in every process, when `stop` of any has said so.
     """
     device = model.device
-    names = dict.fromkeys(name for variant in variants.values() for name in variant.potentials)
     regions = {name: SegmentationMetrics(model.num_classes) for name in variants}
     outlines = {name: BoundaryF1(model.num_classes) for name in variants if boundaries}
     probabilities = {name: Probabilities() for name in variants}
@@ -141,21 +139,11 @@ def evaluate(
         sample = dataset[index]
         image, truth = (tensor.to(device) for tensor in to_tensors(sample))
         per_image[index] = []
-        seen: dict[str, list[Tensor]] = {name: [] for name in variants}
-        for view in views.of(image[None]):
-            start = _now(device)
-            with autocast(device, amp):
-                energies = model.energies(view.images, names)
-            seconds["networks"] += _now(device) - start
-            for name, variant in variants.items():
-                start = _now(device)
-                seen[name].append(view.upright(model.marginals(energies, variant)))
-                seconds[name] += _now(device) - start
+        marginals = view_marginals(model, sample.image, variants, views, amp, seconds)
         for name, variant in variants.items():
-            start = _now(device)
-            marginals = average_views(seen[name])[0]
-            pixels = label_pixels(marginals, image, variant, dense_crf, truth)
-            seconds[name] += _now(device) - start
+            start = now(device)
+            pixels = label_pixels(marginals[name], image, variant, dense_crf, truth)
+            seconds[name] += now(device) - start
             assert pixels.truth is not None
             region, probability = SegmentationMetrics(model.num_classes), Probabilities()
             region.update(pixels.labels, truth)
@@ -193,10 +181,3 @@ def _of_image(
     scores, nll = region.compute(), probability.compute().nll
     pixels = int(scores.confusion.sum())
     return ImageScores(image, row, pixels, scores.mean_iou, scores.pixel_accuracy, nll)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, after all work given to the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepcrf_ext.data import shrink
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.views import ONE_VIEW, Views, average_views
+from deepcrf_ext.evaluation.view_marginals import view_marginals
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_labels
 from deepcrf_ext.models.upsampling import upsample_part
 from deepcrf_ext.nn.grid_graphs import graph_bytes
 from deepcrf_ext.ops.dense_crf_params import unary_from_probabilities
-from deepcrf_ext.parallel.device import autocast
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,8 @@ def predict_image(
     dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
     memory: bytes to use, about, for what is done at the image's own size, which is done in parts
         that overlap where it would take more (see `label_large`).
-    views: in which sizes, relative to what `max_size` leaves, and whether mirrored too the networks
-        see the image; the marginals of all are averaged.
+    views: in which sizes, relative to what `max_size` leaves, in which windows and whether mirrored
+        too the networks see the image; the marginals of all are averaged.
     Raises ValueError for another array, and InputError for a variant that the model does not have.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -205,16 +204,11 @@ def predict_image(
             f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
         )
     image = np.ascontiguousarray(image)  # torch takes no negative strides
-    device = model.device
     whole = torch.from_numpy(image).permute(2, 0, 1)
-    seen = torch.from_numpy(shrink(image, max_size)).to(device).permute(2, 0, 1)
     chosen = named_variant(model, variant) if isinstance(variant, str) else variant
-    of_views = []
-    for view in views.of(seen[None].float()):
-        with autocast(device, amp):
-            energies = model.energies(view.images, chosen.potentials)
-        of_views.append(view.upright(model.marginals(energies, chosen)))
-    marginals = average_views(of_views)[0]
+    if max_size is not None:
+        views = replace(views, max_size=max_size)
+    marginals = view_marginals(model, image, {"": chosen}, views, amp)[""]
     crf = (dense_crf or DenseCRFSettings()) if chosen.dense_crf else None
     labels = label_large(marginals, whole, crf, memory)
     return Prediction(labels.numpy(), marginals.float().cpu().numpy())

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.evaluation.view_marginals import view_energies
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
-from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.ops.potentials import FactoredPotential
-from deepcrf_ext.parallel.device import autocast
 from deepcrf_ext.progress import progress
 
 _CHUNK_VALUES = 1 << 24  # of the energies or hidden units of edges that exist at a time
@@ -61,11 +61,13 @@ def compatibility(
     dataset: SegmentationDataset,
     relations: Sequence[str],
     amp: bool | None = None,
+    views: Views = ONE_VIEW,
 ) -> dict[str, Compatibility]:
     """`Compatibility` of each relation, averaged over the edges of all images of a data set.
 
     model: in eval mode, on the device to use. amp: run the convolutions in bfloat16; None means
-    where the device is fast at it. Raises InputError for a sample that cannot be read.
+    where the device is fast at it. views: how the networks see each image; the edges of all views
+    count. Raises InputError for a sample that cannot be read.
     """
     device = model.device
     size = (model.num_classes, model.num_classes)
@@ -75,14 +77,13 @@ def compatibility(
     }
     edges = dict.fromkeys(relations, 0)
     for index in progress(range(len(dataset)), len(dataset), "compatibility", "image"):
-        image, labels = to_tensors(dataset[index])
-        with autocast(device, amp):
-            energies = model.energies(image[None].to(device), relations)
-        nodes = node_labels(labels[None], energies.grid[1:]).to(device)
-        for name, potential in energies.pairwise.items():
-            edges[name] += potential.graph.num_edges
-            for total, part in zip(sums[name], _pair_sums(potential, nodes), strict=True):
-                total += part
+        sample = dataset[index]
+        labels = to_tensors(sample)[1]
+        for energies, nodes in view_energies(model, sample.image, labels, relations, views, amp):
+            for name, potential in energies.pairwise.items():
+                edges[name] += potential.graph.num_edges
+                for total, part in zip(sums[name], _pair_sums(potential, nodes), strict=True):
+                    total += part
     result = {}
     for name, (energy, learnt, labelled) in sums.items():
         count = max(edges[name], 1)

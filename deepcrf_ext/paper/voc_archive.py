@@ -10,6 +10,7 @@ from pathlib import Path
 from deepcrf_ext.data import SegmentationDataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation.prediction import predict_image
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.progress import progress
@@ -21,7 +22,7 @@ def write_archive(
     dataset: SegmentationDataset,
     folder: str,
     path: Path,
-    max_size: int | None = None,
+    views: Views = ONE_VIEW,
     amp: bool | None = None,
     dense_crf: DenseCRFSettings | None = None,
 ) -> None:
@@ -33,7 +34,7 @@ def write_archive(
         dataset: its images; labels are not looked at.
         folder: where the PNGs lie in the archive.
         path: the archive; an earlier file stays whole until the new one is complete.
-        max_size, amp, dense_crf: as in `predict_image`.
+        views, amp, dense_crf: as in `predict_image`.
 
     Raises:
         InputError: an image cannot be read.
@@ -46,7 +47,7 @@ def write_archive(
             for index in progress(range(len(dataset)), len(dataset), "segment", "image"):
                 sample = dataset[index]
                 labels = predict_image(
-                    model, sample.image, variant, max_size, amp, dense_crf
+                    model, sample.image, variant, None, amp, dense_crf, views=views
                 ).labels
                 write_labels(picture, labels, palette)
                 tar.add(picture, f"{folder}/{sample.name}.png")

@@ -178,7 +178,11 @@ def test_flip_and_multi_scale_testing(run, tmp_path):
     arguments = ["--checkpoint", str(run), "--output", str(tmp_path)]
     assert main([*arguments, "--scales", "[0.75,1.0]", "--flip"]) == 0
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert report["views"] == {"scales": [0.75, 1.0], "flip": True}
+    assert report["views"] == {
+        **vars(Views()),
+        "scales": [0.75, 1.0],
+        "flip": True,
+    }
     for name, scores in expected.scores.items():
         assert report["rows"][name]["confusion"] == scores.confusion.tolist()
 
