@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,9 +43,8 @@ def operator(
         differentiable: what runs in its place where an argument wants a gradient: it applies a
             `torch.autograd.Function`, which calls the operator in `below_autograd`. Arguments come
             by position.
-        backward: `(ctx, *gradients of the results) -> gradients of the arguments`, as in
-            `torch.library.register_autograd`: simpler, and slower. Where neither is given, a
-            gradient is an error.
+        backward: `(ctx, *gradients of the results) -> gradients of the arguments`, None for a
+            list, as the simpler way to say it. Where neither is given, a gradient is an error.
         setup_context: `(ctx, inputs, output)`, keeps in `ctx` what `backward` needs.
     """
 
@@ -58,14 +58,10 @@ def operator(
         registered = getattr(torch.ops.deepcrf_ext, name).default
         _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"deepcrf_ext::{name}", fake, lib=_LIBRARY)
-        if backward is None:
-            _LIBRARY.impl(
-                name, _choice(registered, differentiable or _refusal(registered)), "Autograd"
-            )
-        else:
-            torch.library.register_autograd(
-                f"deepcrf_ext::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-            )
+        recorded = differentiable or _refusal(registered)
+        if backward is not None and setup_context is not None:
+            recorded = _recorded(registered, backward, setup_context)
+        _LIBRARY.impl(name, _choice(registered, recorded), "Autograd")
         return cast(Function, registered)
 
     return register
@@ -80,11 +76,23 @@ def _spelt(annotation: Any) -> Any:
     return annotation if generic is None else generic[typing.get_args(annotation)]
 
 
-def _choice(registered: Callable[..., Any], differentiable: Callable[..., Any]) -> Any:
+def _choice(registered: Any, differentiable: Callable[..., Any]) -> Any:
     """What runs `differentiable` where an argument wants a gradient, else the kernel."""
 
     def autograd(*args: Any) -> Any:
+        if forward_ad._current_level >= 0 and _have_tangent(args):
+            raise RuntimeError(
+                f"{registered.name()}: got an argument with a tangent; forward-mode derivatives "
+                "(torch.func.jvp, torch.autograd.forward_ad) are not implemented, must be taken in "
+                "reverse mode"
+            )
         if torch.is_grad_enabled() and _want_gradient(args):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(
+                    f"{registered.name()}: got an argument of a torch.func transform (grad, "
+                    "jacrev, …), which are not implemented; must be torch.autograd.grad or "
+                    "backward()"
+                )
             return differentiable(*args)
         with below_autograd():
             return registered(*args)
@@ -100,6 +108,33 @@ def _want_gradient(args: Sequence[Any]) -> bool:
         elif isinstance(arg, (list, tuple)) and _want_gradient(arg):
             return True
     return False
+
+
+def _have_tangent(args: Sequence[Any]) -> bool:
+    tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _recorded(
+    registered: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]],
+    setup_context: Callable[..., None],
+) -> Callable[..., Any]:
+    """What runs an operator and records its backward pass."""
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with below_autograd():
+                results = registered(*args)
+            setup_context(ctx, args, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    return Recorded.apply
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -251,7 +251,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             grad_planes = _planes_gradient(lattice, values, grad, ctx.transposed, planes)
     if needs_values:
         grad_values = permutohedral_apply(lattice, grad, not ctx.transposed, planes)
-    return [None] * len(lattice), grad_values, None, grad_planes
+    return None, grad_values, None, grad_planes
 
 
 GRADIENT_CHANNELS = 48
