@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, World
@@ -54,11 +55,42 @@ class BatchNorm(nn.BatchNorm2d):
         return normal
 
 
-def share_batches(model: nn.Module, world: World) -> None:
-    """Lets every `BatchNorm` of a model take its statistics from all processes."""
-    for layer in model.modules():
-        if isinstance(layer, BatchNorm):
-            layer.world = world
+class BatchNormAct(BatchNorm):
+    """The same followed by dropout and an activation, as timm's BatchNormAct2d."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalises [B, C, h, w] and activates."""
+        active: Tensor = self.act(self.drop(super().forward(maps)))
+        return active
+
+
+_SHARED = {"BatchNorm2d": BatchNorm, "BatchNormAct2d": BatchNormAct}
+"""What stands for layers of torch and of timm, by the names of their classes."""
+
+
+def share_batches(model: nn.Module, world: World) -> list[str]:
+    """Lets the batch normalisation of a model take its statistics from all processes.
+
+    Layers of torch and timm become a `BatchNorm` in place, with the tensors and names that they
+    have. Returns the names of layers of other kinds, which keep to the maps of their own process.
+    """
+    alone = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, nn.SyncBatchNorm):
+            continue
+        if not isinstance(layer, BatchNorm):
+            shared = _SHARED.get(type(layer).__name__)
+            usual = layer.affine and layer.track_running_stats and layer.momentum is not None
+            if shared is None or not usual:
+                alone.append(name)
+                continue
+            layer.__class__ = shared
+            assert isinstance(layer, BatchNorm)
+        layer.world = world
+    return alone
 
 
 @torch.no_grad()

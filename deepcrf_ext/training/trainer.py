@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -128,7 +129,12 @@ class Trainer:
             self.model.class_weights = torch.tensor(self.config.class_balance)
         check_crop_memory(self.config, self.model, len(train_set), world.size, self.device)
         self.model.to(self.device)
-        share_batches(self.model, world)
+        alone = share_batches(self.model, world)
+        if alone and world.size > 1 and world.is_main:
+            print(
+                f"batch normalisation of {', '.join(alone)}: by the images of each process alone",
+                file=sys.stderr,
+            )
         self.average = WeightAverage(self.model, config.ema)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
         self.optimiser = make_optimiser(self.model, config.optim, self.initialised)

@@ -41,13 +41,13 @@ def make_norm(kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
     return norm
 
 
-def normalise_in(rank: int, dtype: torch.dtype) -> int:
+def normalise_in(rank: int, dtype: torch.dtype, kind: type[nn.BatchNorm2d] = BatchNorm) -> int:
     """Two steps of this process's part, compared with the part of the whole's."""
-    whole, part = make_norm(nn.BatchNorm2d), make_norm(BatchNorm)
+    whole, part = make_norm(nn.BatchNorm2d), make_norm(kind)
     parts = batches(dtype)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     with join("cpu") as world:
-        share_batches(part, world)
+        assert share_batches(part, world) == []
         for _ in range(2):
             maps = [p.clone().requires_grad_() for p in parts]
             pull = [torch.cos(p.detach().float() * 3).to(dtype) for p in parts]
@@ -72,11 +72,18 @@ def normalise_in(rank: int, dtype: torch.dtype) -> int:
     return 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.float32, BatchNorm),
+        (torch.bfloat16, BatchNorm),
+        (torch.float32, nn.BatchNorm2d),  # of a library's network
+    ],
+)
 def test_statistics_and_gradients_are_those_of_the_whole_batch(
-    tmp_path: Path, dtype: torch.dtype
+    tmp_path: Path, dtype: torch.dtype, kind: type[nn.BatchNorm2d]
 ) -> None:
-    codes = run_processes(normalise_in, [dtype], tmp_path)
+    codes = run_processes(normalise_in, [dtype, kind], tmp_path)
     assert codes == [0, 0], [path.read_text() for path in tmp_path.iterdir()]
 
 
@@ -110,3 +117,34 @@ def test_devices_and_layouts(device: str, dtype: torch.dtype, layout: torch.memo
     limit = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(own.grad, both.grad[: len(maps)], rtol=limit, atol=limit)
     torch.testing.assert_close(2 * part.weight.grad, whole.weight.grad, rtol=1e-2, atol=1e-2)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's, whose class is known by this name."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU(inplace=True)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(maps)))
+
+
+def test_layers_of_libraries_are_shared_in_place() -> None:
+    network = nn.Sequential(
+        nn.BatchNorm2d(C),
+        BatchNormAct2d(C),
+        nn.Sequential(nn.BatchNorm2d(C, track_running_stats=False)),
+        nn.SyncBatchNorm(C),
+        nn.GroupNorm(1, C),
+    )
+    before = dict(network.state_dict(keep_vars=True))
+    maps = batches(torch.float32)[0]
+    expected = network[1](network[0](torch.cat([maps, maps])))
+    network[0].reset_running_stats(), network[1].reset_running_stats()
+    assert share_batches(network, Twins(0, 2)) == ["2.0"]
+    after = network.state_dict(keep_vars=True)
+    assert all(after[name] is value for name, value in before.items())
+    assert list(after) == list(before)
+    torch.testing.assert_close(network[1](network[0](maps)), expected[: len(maps)])
+    assert isinstance(network[1].act, nn.SiLU)

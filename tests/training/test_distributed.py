@@ -15,12 +15,15 @@ import pytest
 import torch
 from processes import run_processes
 from tiny_run import lines, write_learnable_camvid, write_run
+from torch import nn
 
 from deepcrf_ext import evaluate, train
-from deepcrf_ext.config import DataConfig, TrainConfig
+from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
+from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.parallel.world import GradientSum, World, join
 from deepcrf_ext.records.checkpoint import load_checkpoint
+from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 
@@ -58,6 +61,29 @@ def train_in(rank: int, arguments: list[str]) -> int:
     return train.main(arguments)
 
 
+def train_backbone_in(rank: int, data: Path, output: Path) -> int:
+    """Trains a model with a backbone made in Python, alone and together: the same weights."""
+    sets = [open_dataset("camvid", data, split) for split in ("train", "val")]
+    settings = DataConfig(crop=(32, 40))
+    config = TrainConfig(settings, epochs=1, batch_size=6, device="cpu", amp=False, warm_start=0)
+
+    def trained(world: World, folder: Path) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        backbone = nn.Sequential(
+            nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)
+        )
+        model = DeepCRF(ModelConfig(hidden=8, pairwise_hidden=16), sets[0].num_classes, backbone)
+        assert Trainer(config, *sets, model, world=world).fit(folder, StopRequest())
+        return model.state_dict()
+
+    alone = trained(World(), output / f"alone-{rank}")
+    with join("cpu") as world:
+        together = trained(world, output / "together")
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5)
+    return 0
+
+
 def train_killed_in(
     rank: int, arguments: list[str], victim: int, step: int, number: int, where: str = "step"
 ) -> int:
@@ -87,6 +113,11 @@ def train_killed_in(
 
     Trainer._part_weights, World.sum = part_weights, exchange
     return train.main(arguments)
+
+
+def test_a_backbone_normalises_by_the_whole_batch(data: Path, tmp_path: Path) -> None:
+    codes = run_processes(train_backbone_in, [data, tmp_path], tmp_path / "out")
+    assert codes == [0, 0], (tmp_path / "out" / "0.txt").read_text()
 
 
 @pytest.fixture(scope="module")
