@@ -7,6 +7,7 @@
 
 #include "core/checks.h"
 #include "cuda/arithmetic.cuh"
+#include "cuda/tf32.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 
@@ -52,7 +53,7 @@ void dispatch_kernel(int64_t num_labels, bool vectorised, Function&& function) {
 }
 
 // Where the coefficients of a node stand, widened and padded with zeros to whole blocks of labels.
-template <class T, bool = kIsHalf<T>>
+template <class T, bool = kOnTensorCores<T>>
 struct CoefficientLayout {
   using Element = Accumulator<T>;
   int columns;  // of a node

@@ -71,14 +71,14 @@ struct LatticeValues {
   PermutohedralLattice lattice;
   T* points;   // [M, width], splatted; blurs go to and fro
   T* blurred;  // [M, width]
-  T* heads;    // [tiles, width], what a tile adds to a point that began in a tile before
+  T* carries;  // [tiles, width], what a tile adds to a point that began in a tile before
 
   LatticeValues() = default;
   LatticeValues(Workspace& workspace, const PermutohedralLattice& lattice, const RowShape<T>& shape)
       : lattice(lattice),
         points(workspace.take<T>(lattice.max_points * shape.width())),
         blurred(workspace.take<T>(lattice.max_points * shape.width())),
-        heads(workspace.take<T>(num_tiles() * shape.width())) {}
+        carries(workspace.take<T>(num_tiles() * shape.width())) {}
 
   __host__ __device__ int64_t num_tiles() const {
     return ceil_div<int64_t>(lattice.num_pairs(), kSplatTile);
@@ -106,8 +106,9 @@ struct PositionRows {
   bool aligned;  // every vector is whole, at an address for one access
 };
 
-// The sums of the corners of each lattice point. One group a tile of the sorted corners: sums of
-// the points that begin in it go to their rows, what a point has from further tiles to `heads`.
+// The sums of the corners of each lattice point (a segmented reduction). One group a tile of the
+// sorted corners: sums of the points that begin in it go to their rows, what a point has from
+// further tiles to `carries`.
 template <class T, class Weight>
 __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
                              PositionRows<T> rows, RowShape<T> shape) {
@@ -123,7 +124,7 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
     for (int v = shape.first_vector(); v < shape.vectors; v += shape.group_size()) {
       const int64_t channel = v * kVector<T>;
       int32_t point = points[begin];
-      T* to = begin > 0 && points[begin - 1] == point ? task.values.heads + tile * shape.width()
+      T* to = begin > 0 && points[begin - 1] == point ? task.values.carries + tile * shape.width()
                                                       : task.values.points + point * shape.width();
       T sum[kVector<T>] = {};
       for (int64_t first = begin; first < end; first += kSplatStep) {
@@ -157,8 +158,8 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
   }
 }
 
-// Adds the heads of further tiles to the points that go on beyond their first tile. One warp a
-// tile in which such a point begins; the groups of a warp take turns at the heads.
+// Adds the carries of further tiles to the points that go on beyond their first tile. One warp a
+// tile in which such a point begins; the groups of a warp take turns at the carries.
 template <class T, class Weight>
 __global__ void join_tiles_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks,
                                   RowShape<T> shape) {
@@ -179,19 +180,19 @@ __global__ void join_tiles_kernel(const __grid_constant__ SplatTasks<T, Weight> 
       const int v = first + shape.first_vector();
       const bool active = v < shape.vectors;
       T sum[kVector<T>] = {};
-      const auto add_head = [&](int64_t other) {
-        T head[kVector<T>];
-        load_vector(values.heads + other * shape.width(), v, head);
+      const auto add_carry = [&](int64_t other) {
+        T carry[kVector<T>];
+        load_vector(values.carries + other * shape.width(), v, carry);
 #pragma unroll
-        for (int j = 0; j < kVector<T>; ++j) sum[j] += head[j];
+        for (int j = 0; j < kVector<T>; ++j) sum[j] += carry[j];
       };
       int64_t other = tile + 1 + group;
       while (active && reaches(other + 3 * groups)) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) add_head(other + i * groups);
+        for (int i = 0; i < 4; ++i) add_carry(other + i * groups);
         other += 4 * groups;
       }
-      for (; active && reaches(other); other += groups) add_head(other);
+      for (; active && reaches(other); other += groups) add_carry(other);
       for (int offset = shape.group_size(); offset < kWarpSize; offset *= 2) {
 #pragma unroll
         for (int j = 0; j < kVector<T>; ++j) {

@@ -96,7 +96,7 @@ int64_t mean_field_workspace(const std::vector<GraphView>& graphs,
                              const std::vector<AnyFactoredPotential>& potentials,
                              const MeanFieldArguments& arguments) {
   Workspace workspace;
-  dispatch_floating(arguments.dtype, "unary", [&](auto tag) {
+  dispatch_messages(arguments.dtype, arguments.allow_tf32, "unary", [&](auto tag) {
     using T = decltype(tag);
     MeanFieldWorkspace<T>(workspace, arguments, all_directions<T>(graphs, potentials));
   });
@@ -106,7 +106,7 @@ int64_t mean_field_workspace(const std::vector<GraphView>& graphs,
 void mean_field(const std::vector<GraphView>& graphs,
                 const std::vector<AnyFactoredPotential>& potentials,
                 const MeanFieldArguments& arguments, const ExecutionContext& ctx) {
-  dispatch_floating(arguments.dtype, "unary", [&](auto tag) {
+  dispatch_messages(arguments.dtype, arguments.allow_tf32, "unary", [&](auto tag) {
     factored_mean_field(all_directions<decltype(tag)>(graphs, potentials), arguments, ctx);
   });
 }

@@ -5,6 +5,7 @@
 
 #include "core/graph_view.h"
 #include "cuda/arithmetic.cuh"
+#include "cuda/tf32.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 #include "ops/factored_potential.h"
@@ -32,9 +33,9 @@ struct Direction {
   }
 };
 
-// What one block of a message kernel works on: four nodes on CUDA cores, a warp each; for halves 16
-// nodes on the tensor cores.
-template <class T, bool = kIsHalf<T>>
+// What one block of a message kernel works on: four nodes on CUDA cores, a warp each, or 16 nodes
+// on the tensor cores.
+template <class T, bool = kOnTensorCores<T>>
 struct MessageBlock {
   static constexpr int kNodes = kWarpsPerBlock;
   static constexpr int kVector = deepcrf::cuda::kVector<T>;  // elements that are read at once
@@ -43,8 +44,8 @@ struct MessageBlock {
 template <class T>
 struct MessageBlock<T, true> {
   static constexpr int kNodes = 16;
-  static constexpr int kVector = 8;
-  static constexpr int kFeatures = 64;
+  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kFeatures = 8 * kVector;  // 8 groups of lanes
 };
 
 template <class T>

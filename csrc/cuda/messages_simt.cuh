@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kLabels > 8 ? 3 : 4)
                          Accumulator<T>* messages) {          // [splits, N, K]
   wait_for_former_kernels();
   using A = Accumulator<T>;
-  static_assert(!kIsHalf<T> && MessageBlock<T>::kFeatures == kFeatureBlock<T> &&
+  static_assert(!kOnTensorCores<T> && MessageBlock<T>::kFeatures == kFeatureBlock<T> &&
                 MessageBlock<T>::kNodes == kWarpsPerBlock);
   unsigned char* shared = dynamic_shared<unsigned char>();  // [warps, kAggregateBytes]
   __shared__ A coefficient_sums[kWarpsPerBlock][kLabels];

@@ -1,4 +1,4 @@
-// Warp-wide matrix products of halves: thin names for the PTX of sm_80 and later.
+// Warp-wide matrix products of halves and TensorFloat32: thin names for the PTX of sm_80 and later.
 //
 // Fragments of d[16x8] += a[16x16] * b[16x8], with g = lane / 4 and t = lane % 4 (PTX ISA,
 // mma.m16n8k16):
@@ -76,6 +76,18 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   }
 }
 
+// d[16x8] += a[16x8] * b[8x8] of TensorFloat32, rounded before: with g and t as above
+//   a[0] = A[g, t]    a[1] = A[g+8, t]    a[2] = A[g, t+4]    a[3] = A[g+8, t+4]
+//   b[0] = B[t, g]    b[1] = B[t+4, g]    d as above
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 give the addresses of
 // the rows of matrix i (16 bytes each, 16-byte aligned); lane l receives elements 2(l%4), 2(l%4)+1
 // of row l/4 of matrix i in registers[i]. Lanes past the last matrix must still give a valid
@@ -127,6 +139,10 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   const auto half =
       std::is_same_v<T, bfloat16> ? cuda_on_host::Half::bfloat16 : cuda_on_host::Half::float16;
   cuda_on_host::mma_m16n8k16(half, d, a, b, site);
+}
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             cuda_on_host::Site site = cuda_on_host::Site::here()) {
+  cuda_on_host::mma_m16n8k8_tf32(d, a, b, site);
 }
 template <int kCount>
 void ldmatrix(uint32_t (&registers)[kCount], const void* row,

@@ -9,10 +9,6 @@
 
 namespace deepcrf::cuda {
 
-// Types of 16 bits, which the tensor cores multiply: bfloat16 and float16.
-template <class T>
-constexpr bool kIsHalf = sizeof(T) == 2;
-
 // Values that one thread moves at once: 16 bytes, or 8 of a half.
 template <class T>
 constexpr int kVector = 4;

@@ -14,6 +14,7 @@ namespace deepcrf {
 struct MessageArguments {
   const void* marginals;  // [N, K]
   void* messages;         // [N, K]
+  bool allow_tf32;        // CUDA: float32 operands of products may be rounded to TensorFloat32
 };
 
 // dL/dmarginals is not here: it is pairwise_messages of grad_messages.
@@ -50,7 +51,8 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
 
 // Bytes of ctx.workspace.
 int64_t pairwise_messages_factored_workspace(const GraphView& graph,
-                                             const AnyFactoredPotential& potential);
+                                             const AnyFactoredPotential& potential,
+                                             const MessageArguments& arguments);
 }  // namespace cuda
 
 }  // namespace deepcrf

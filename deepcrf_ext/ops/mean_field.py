@@ -105,6 +105,7 @@ def mean_field_factored(
         unary,
         iterations,
         marginals,
+        _backend.allows_tf32(),
     )
     _backend.native().mean_field(
         *arguments, _backend.allocator(unary), *_backend.launch_args(unary)

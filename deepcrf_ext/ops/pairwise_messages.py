@@ -44,7 +44,8 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
 
     Returns:
         [N, K] in the dtype of the potential, summed in float32 at least. Under `torch.autocast` in
-        its dtype, as a matrix product.
+        its dtype, as a matrix product. On CUDA `torch.set_float32_matmul_precision` means for a
+        float32 potential what it means for torch's own products.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -112,7 +113,13 @@ def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) ->
         native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
     else:
         native.pairwise_messages_factored(
-            graph_operand, operand, values, received, _backend.allocator(values), *launch_args
+            graph_operand,
+            operand,
+            values,
+            received,
+            _backend.allows_tf32(),
+            _backend.allocator(values),
+            *launch_args,
         )
     return received
 

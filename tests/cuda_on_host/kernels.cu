@@ -4,6 +4,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/tf32.cuh"
 
 namespace deepcrf::cuda {
 
@@ -150,6 +151,21 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(const __nv_bfloat16* a
   }
 }
 
+// c = a b, rounded to TensorFloat32 before. One warp.
+__global__ void tf32_product_kernel(const float* a,  // [16, 8]
+                                    const float* b,  // [8, 8]
+                                    float* c) {      // [16, 8]
+  const int g = threadIdx.x / 4;
+  const int t = threadIdx.x % 4;
+  const auto bits = [](float value) { return __float_as_uint(round_to_tf32(value)); };
+  const uint32_t fragment_a[4] = {bits(a[g * 8 + t]), bits(a[(g + 8) * 8 + t]),
+                                  bits(a[g * 8 + t + 4]), bits(a[(g + 8) * 8 + t + 4])};
+  const uint32_t fragment_b[2] = {bits(b[t * 8 + g]), bits(b[(t + 4) * 8 + g])};
+  float sums[4] = {};
+  mma_m16n8k8_tf32(sums, fragment_a, fragment_b);
+  for (int i = 0; i < 4; ++i) c[fragment_row(i) * 8 + fragment_column(i)] = sums[i];
+}
+
 // The sum of all inputs: a partial sum a block, the last block to finish adds them in order.
 __global__ void last_block_sum_kernel(const int* input,  // [count]
                                       int* partial,      // [gridDim.x]
@@ -204,6 +220,10 @@ void matmul(const bfloat16* a, const bfloat16* b, float* c, int m, int n, int k)
   launch("matmul", matmul_kernel, grid_size(tiles, 1), kThreads, kMatmulShared, nullptr,
          reinterpret_cast<const __nv_bfloat16*>(a), reinterpret_cast<const __nv_bfloat16*>(b), c, m,
          n, k);
+}
+
+void tf32_product(const float* a, const float* b, float* c) {
+  launch("tf32_product", tf32_product_kernel, 1, 32, 0, nullptr, a, b, c);
 }
 
 void last_block_sum(const int* input, int* partial, int* counter, int* output, int64_t count,

@@ -17,6 +17,9 @@ void matmul(const bfloat16* a,  // [m, k]
             const bfloat16* b,  // [k, n]
             float* c,           // [m, n]
             int m, int n, int k);
+void tf32_product(const float* a,      // [16, 8]
+                  const float* b,      // [8, 8]
+                  float* c);           // [16, 8]
 void last_block_sum(const int* input,  // [count]
                     int* partial,      // [blocks]
                     int* counter,      // [1], zero

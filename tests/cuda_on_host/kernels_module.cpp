@@ -27,6 +27,12 @@ void matmul(const py::object& a, const py::object& b, const py::object& c) {
                static_cast<int>(left.size(0)), columns_of(right), columns_of(left));
 }
 
+void tf32_product(const py::object& a, const py::object& b, const py::object& c) {
+  cuda::tf32_product(Tensor(a, "a").expect_shape({16, 8}).data<float>(),
+                     Tensor(b, "b").expect_shape({8, 8}).data<float>(),
+                     Tensor(c, "c").expect_shape({16, 8}).data<float>());
+}
+
 void last_block_sum(const py::object& input, const py::object& partial, const py::object& counter,
                     const py::object& output) {
   const Tensor in(input, "input");
@@ -60,6 +66,7 @@ PYBIND11_MODULE(kernels_on_host, module) {
   module.def("softmax", &softmax);
   module.def("block_sum", &block_sum);
   module.def("matmul", &matmul);
+  module.def("tf32_product", &tf32_product);
   module.def("last_block_sum", &last_block_sum);
   module.def("vote", &vote);
   module.def("fault", &fault);

@@ -85,6 +85,23 @@ def test_matrix_product(kernels: CheckedModule, m: int, n: int, k: int) -> None:
     torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
 
 
+def rounded_to_tf32(values: Tensor) -> Tensor:
+    """The nearest with 10 bits of mantissa, ties away from zero."""
+    mantissa, exponent = values.double().frexp()
+    scaled = mantissa.abs() * 2**11 + 0.5
+    return (mantissa.sign() * scaled.floor() / 2**11).ldexp(exponent)
+
+
+def test_tf32_product(kernels: CheckedModule) -> None:
+    a, b, c = randn(16, 8), randn(8, 8), torch.empty(16, 8)
+    a[:, 0] = 1 + torch.arange(16) / 2**12  # ties among them
+    b[0, 1], b[0, 2] = -1 - 3 / 2**11, 0.0
+    kernels.tf32_product(a, b, c)
+    wanted = rounded_to_tf32(a) @ rounded_to_tf32(b)
+    torch.testing.assert_close(c.double(), wanted, rtol=1e-6, atol=1e-6)
+    assert float((c - a @ b).abs().max()) > 1e-4
+
+
 def test_fence_between_blocks(kernels: CheckedModule) -> None:
     values = torch.arange(1000, dtype=torch.int32)
     partial, counter, total = torch.empty(7).int(), torch.zeros(1).int(), torch.zeros(1).int()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from accuracy import assert_accurate
 from problems import (
     FACTORED,
+    OPERATORS,
     Problem,
     grid_problem,
     make_problem,
@@ -72,6 +75,30 @@ def test_messages_at_the_borders_of_tiles(
     cuda_target: Target, operator: str, name: str, dtype: torch.dtype
 ) -> None:
     check(operator, cuda_target, PROBLEMS[name](), dtype)
+
+
+@pytest.fixture
+def high_precision() -> Iterator[None]:
+    """Torch's own products of float32 may round their operands to TensorFloat32."""
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(former)
+
+
+@pytest.mark.parametrize("operator", ["pairwise_messages", "mean_field"])
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.usefixtures("high_precision")
+def test_float32_messages_by_tensor_float32(cuda_target: Target, operator: str, name: str) -> None:
+    """Each operand is rounded by 2⁻¹¹ at most, and sums are those of float32."""
+    problem = PROBLEMS[name]()
+    with torch.no_grad():
+        result = OPERATORS[operator](
+            cuda_target.functions, problem.to(cuda_target.device, torch.float32)
+        )
+        exact = OPERATORS[operator](reference, problem.to(CPU, torch.float64))
+    error = float((result.cpu() - exact).abs().max() / exact.abs().max())
+    assert 1e-7 < error < 1.5e-3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -135,6 +135,39 @@ void resolve_mma(void* const* payloads) {
   }
 }
 
+float upper_bits(std::uint32_t bits) { return __uint_as_float(bits & ~0x1fffu); }
+
+struct Tf32Payload {
+  float* d;
+  const std::uint32_t* a;
+  const std::uint32_t* b;
+};
+
+void resolve_mma_tf32(void* const* payloads) {
+  require_all_lanes(payloads, "mma_m16n8k8_tf32");
+  float a[16][8];
+  float b[8][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& own = *static_cast<const Tf32Payload*>(payloads[lane]);
+    const int g = lane / 4;
+    const int t = lane % 4;
+    a[g][t] = upper_bits(own.a[0]);
+    a[g + 8][t] = upper_bits(own.a[1]);
+    a[g][t + 4] = upper_bits(own.a[2]);
+    a[g + 8][t + 4] = upper_bits(own.a[3]);
+    b[t][g] = upper_bits(own.b[0]);
+    b[t + 4][g] = upper_bits(own.b[1]);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& own = *static_cast<Tf32Payload*>(payloads[lane]);
+    for (int i = 0; i < 4; ++i) {
+      float sum = 0;
+      for (int k = 0; k < 8; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+      own.d[i] += sum;
+    }
+  }
+}
+
 struct LdmatrixPayload {
   std::uint32_t* registers;
   int count;
@@ -205,6 +238,12 @@ void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
                   const std::uint32_t (&b)[2], Site site) {
   MmaPayload payload = {type, d, a, b};
   warp_rendezvous("mma_m16n8k16", kAllLanes, &payload, &resolve_mma, site);
+}
+
+void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                      Site site) {
+  Tf32Payload payload = {d, a, b};
+  warp_rendezvous("mma_m16n8k8_tf32", kAllLanes, &payload, &resolve_mma_tf32, site);
 }
 
 void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site) {

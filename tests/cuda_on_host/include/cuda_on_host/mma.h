@@ -13,6 +13,10 @@ enum class Half { bfloat16, float16 };
 void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
                   const std::uint32_t (&b)[2], Site site);
 
+// Operands are read as the tensor cores do: without the lower 13 bits of their mantissa.
+void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                      Site site);
+
 // `count` (1, 2 or 4) 8x8 matrices of 16-bit elements; lanes 8i..8i+7 name the rows of matrix i.
 void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site);
 
