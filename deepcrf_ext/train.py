@@ -15,11 +15,10 @@ from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, TrainConfig, from_dict
-from deepcrf_ext.data import SegmentationDataset, check_files, open_dataset
-from deepcrf_ext.data.base import FileDataset, listed
+from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
+from deepcrf_ext.data.base import FileDataset
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
-from deepcrf_ext.progress import Progress
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.training.interrupt import StopRequest
@@ -108,11 +107,11 @@ def train(config: TrainConfig, checkpoint: Path | None = None) -> int:
 def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     begin = time.monotonic()
     train_set, val_set = (
-        open_dataset(config.data, split=split, seed=config.seed)
+        open_dataset(config.data, split=split, seed=config.seed, strict=False)
         for split in (config.data.train_split, config.data.val_split)
     )
-    _refuse_same_images(config, train_set, val_set)
     _refuse_bad_files((train_set, val_set), world)
+    _refuse_same_images(config, train_set, val_set)
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
     for source, result in (
@@ -183,13 +182,15 @@ def _refuse_same_images(
 
 def _refuse_bad_files(datasets: Sequence[SegmentationDataset], world: World) -> None:
     """Raises InputError where a file cannot be used, hours before training would come to it."""
-    problems: list[str] = []
+    problem: str | None = None
     if world.is_main:
-        with Progress(None, "check", "file") as shown:
-            problems = [p for dataset in datasets for p in check_files(dataset, shown.update)]
-    problems = world.from_main(problems)
-    if problems:
-        raise InputError(listed(problems))
+        try:
+            refuse_bad_files(*datasets)
+        except InputError as error:
+            problem = str(error)
+    problem = world.from_main(problem)
+    if problem is not None:
+        raise InputError(problem)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

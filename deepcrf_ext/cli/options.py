@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.config import DataSource, TrainConfig
-from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset
+from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
@@ -94,7 +94,8 @@ def open_split(
 ) -> SegmentationDataset:
     """The split that the options name; what they leave out is filled in from the training.
 
-    Raises InputError when its classes are not those of the checkpoint.
+    Raises InputError when its classes are not those of the checkpoint, and for files that cannot be
+    used, all of them.
     """
     chosen = arguments.data
     name = chosen.dataset or config.data.dataset
@@ -105,13 +106,14 @@ def open_split(
     else:
         source = DataSource(name, classes=tuple(trained) if name == "folder" else None)
         source = replace(source, **given)
-    dataset = open_dataset(source, split=chosen.split, seed=config.seed)
+    dataset = open_dataset(source, split=chosen.split, seed=config.seed, strict=False)
     if list(dataset.classes) != trained:
         raise InputError(
             f"data.dataset: {name} has {dataset.num_classes} classes "
             f"({', '.join(dataset.classes)}); the checkpoint was trained for {len(trained)} "
             f"({', '.join(trained)})"
         )
+    refuse_bad_files(dataset)
     arguments.data.dataset, arguments.data.root = name, source.root
     return dataset
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
 from deepcrf_ext.data.camvid import CamVid
-from deepcrf_ext.data.file_checks import check_files
+from deepcrf_ext.data.file_checks import check_files, refuse_bad_files
 from deepcrf_ext.data.folder import FolderDataset
 from deepcrf_ext.data.images import read_image, read_labels, shrink, write_labels
 from deepcrf_ext.data.labelled_pairs import LabelledPairs
@@ -27,6 +27,7 @@ __all__ = [
     "open_dataset",
     "read_image",
     "read_labels",
+    "refuse_bad_files",
     "register_dataset",
     "shrink",
     "to_tensors",

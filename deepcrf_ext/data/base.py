@@ -72,7 +72,14 @@ class FileDataset(SegmentationDataset):
 
     Reading a sample raises :class:`InputError`, naming the file, when a file cannot be decoded,
     when the label map differs in size from its image or when it holds a value that is no class.
+
+    Attributes:
+        files: what can be read.
+        problems: what does not fit together, a line each; where there is any, the data set was
+            opened with ``strict=False``.
     """
+
+    problems: Sequence[str] = ()
 
     def __init__(
         self, files: Sequence[LabelledFile], classes: tuple[str, ...], palette: np.ndarray

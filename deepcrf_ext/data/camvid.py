@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
+from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
 from deepcrf_ext.data.images import read_labels
 from deepcrf_ext.errors import InputError
 
@@ -32,10 +32,11 @@ class CamVid(FileDataset):
     Label files hold class indices; void (11) becomes 255, the ignored label.
 
     Raises:
-        InputError: a folder is missing or empty, or an image has no label file.
+        InputError: a folder is missing or empty, or images have no label file; unless it is
+            `strict`, these are left out and named in `problems`.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, strict: bool = True) -> None:
         require_folder(root, "the root of CamVid, holding train/, trainannot/ and so on")
         image_folder = require_folder(root / split, f"the folder of {split} images")
         label_folder = require_folder(root / f"{split}annot", f"the folder of {split} labels")
@@ -45,13 +46,16 @@ class CamVid(FileDataset):
         if not images:
             raise InputError(f"{image_folder}: holds no image; must hold .jpg or .png files")
         label_names = {path.name for path in label_folder.iterdir()}
-        for image in images:
-            if f"{image.stem}.png" not in label_names:
-                raise InputError(
-                    f"{image}: image without label; {label_folder / image.stem}.png does not exist"
-                )
+        labelled = [image for image in images if f"{image.stem}.png" in label_names]
+        self.problems = [
+            f"{image}: image without label; {label_folder / image.stem}.png does not exist"
+            for image in images
+            if image not in labelled
+        ]
+        if strict and self.problems:
+            raise InputError(listed(self.problems))
         super().__init__(
-            [LabelledFile(p.stem, p, label_folder / f"{p.stem}.png") for p in images],
+            [LabelledFile(p.stem, p, label_folder / f"{p.stem}.png") for p in labelled],
             tuple(COLOURS),
             np.array(list(COLOURS.values()), np.uint8),
         )

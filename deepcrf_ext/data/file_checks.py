@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from deepcrf_ext.data.base import FileDataset, LabelledFile
+from deepcrf_ext.data.base import FileDataset, LabelledFile, SegmentationDataset, listed
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.progress import Progress
 
 FORMAT = 1  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
@@ -41,7 +42,8 @@ class FileReport:
 def check_files(
     dataset: Dataset[Any], progress: Callable[[int], object] | None = None
 ) -> list[str]:
-    """Reads all files of a data set and lists what cannot be used, each with the file it is about.
+    """Reads all files of a data set and lists what cannot be used, each with the file it is about,
+    after what does not fit together (`FileDataset.problems`).
 
     Files are read in parallel. Good ones are remembered in the user's cache folder by path, size
     and time of change, so that a second call reads only the others. Data sets that are
@@ -52,7 +54,18 @@ def check_files(
             images.
         progress: called with 1 after each file.
     """
-    return [r.problem for r in report_files(dataset, progress) if r.problem is not None]
+    inner = dataset.dataset if isinstance(dataset, Reduced) else dataset
+    apart = inner.problems if isinstance(inner, FileDataset) else ()
+    bad = [r.problem for r in report_files(dataset, progress) if r.problem is not None]
+    return [*apart, *bad]
+
+
+def refuse_bad_files(*datasets: SegmentationDataset) -> None:
+    """Raises InputError naming everything that `check_files` finds, while progress is shown."""
+    with Progress(None, "check", "file") as shown:
+        problems = [p for dataset in datasets for p in check_files(dataset, shown.update)]
+    if problems:
+        raise InputError(listed(list(dict.fromkeys(problems))))
 
 
 def report_files(

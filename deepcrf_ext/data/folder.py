@@ -56,7 +56,7 @@ class FolderDataset(FileDataset):
         source: how the folder is laid out, and what its masks mean; its dataset and root do not
             matter here.
         strict: raise for what does not fit in the folder. If not, only what fits is taken, and
-            `pairing.problems` has the rest.
+            `problems` has the rest.
 
     Attributes:
         source: as given, with classes and labels as plain values instead of files.
@@ -84,8 +84,9 @@ class FolderDataset(FileDataset):
         super().__init__(self.pairing.files, classes.names, classes.palette)
         if labels is None and not (strict and self.pairing.problems):
             self.pairing.problems += self._only_255_beside_0(root)
-        if strict and self.pairing.problems:
-            raise InputError(f"{root}: {listed(self.pairing.problems)}")
+        self.problems = self.pairing.problems
+        if strict and self.problems:
+            raise InputError(f"{root}: {listed(self.problems)}")
 
     @property
     def coding(self) -> str:

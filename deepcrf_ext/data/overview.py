@@ -65,10 +65,11 @@ def survey(source: DataSource, split: str, progress: Progress | None = None) -> 
     dataset: SegmentationDataset
     if source.dataset == "folder" and source.root is not None:
         dataset = FolderDataset(source.root.expanduser(), split, source, strict=False)
-        problems += dataset.pairing.problems
         left_out = dataset.pairing.left_out
     else:
-        dataset = open_dataset(source, split=split)
+        dataset = open_dataset(source, split=split, strict=False)
+    if isinstance(dataset, FileDataset):
+        problems += dataset.problems
     sizes: Counter[tuple[int, int]] = Counter()
     pixels, images = np.zeros((2, dataset.num_classes + 1), np.int64)
     good = []

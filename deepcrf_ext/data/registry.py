@@ -52,7 +52,12 @@ def register_dataset(name: str, factory: Factory, splits: Sequence[str] = ()) ->
 
 
 def open_dataset(
-    dataset: str | DataSource, root: str | Path | None = None, split: str = "train", seed: int = 0
+    dataset: str | DataSource,
+    root: str | Path | None = None,
+    split: str = "train",
+    seed: int = 0,
+    *,
+    strict: bool = True,
 ) -> SegmentationDataset:
     """Open one split of a data set.
 
@@ -64,6 +69,8 @@ def open_dataset(
         split: train, val or test; for voc also trainval and train_aug; for folder any that its
             patterns find. voc's test has no labels: all its pixels are 255.
         seed: what scenes are rendered; the other data sets do not depend on it.
+        strict: raise where images lack labels and the like. If not, they are left out, and
+            `FileDataset.problems`, which `check_files` gives too, names them.
 
     Raises:
         InputError: an unknown data set or split, a missing, empty or incomplete root, or settings
@@ -91,8 +98,10 @@ def open_dataset(
         raise InputError(f"root is not given; must be the folder of the {name} data")
     folder = source.root.expanduser()
     if name == "voc":
-        return Voc(folder, split, source.split_file)
-    return CamVid(folder, split) if name == "camvid" else FolderDataset(folder, split, source)
+        return Voc(folder, split, source.split_file, strict)
+    if name == "camvid":
+        return CamVid(folder, split, strict)
+    return FolderDataset(folder, split, source, strict)
 
 
 def _refuse_foreign_settings(source: DataSource) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from deepcrf_ext.data.base import FileDataset, LabelledFile, require_folder
+from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
 from deepcrf_ext.data.images import read_labels, voc_palette
 from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import existing_pair, pairs, read_lines
@@ -74,28 +74,39 @@ class Voc(FileDataset):
 
     Raises:
         InputError: a folder, list, image or label file is missing, or a line is none of these.
+            Unless it is `strict`, lines that lead nowhere are left out and named in `problems`.
     """
 
-    def __init__(self, root: Path, split: str, split_file: str | None = None) -> None:
+    def __init__(
+        self, root: Path, split: str, split_file: str | None = None, strict: bool = True
+    ) -> None:
         self.root = _find_voc(root)
         self.benchmark = _find_benchmark(self.root)
-        images = require_folder(self.root / "JPEGImages", "the folder of VOC images")
+        require_folder(self.root / "JPEGImages", "the folder of VOC images")
         lines, source = self._lines(split, split_file)
-        files = []
+        files, self.problems = [], []
         for line in lines:
-            pair = existing_pair(self.root, line) if "/" in line else None
-            if pair is not None:
-                files.append(LabelledFile(pair[0].stem, *pair))
-                continue
-            if next(pairs(self.root, line), None) is not None and "/" in line:
-                raise InputError(f"{source}: {line!r} names no image and label below {self.root}")
-            _require_plain(line, source)
-            image = images / f"{line}.jpg"
-            if not image.is_file():
-                raise InputError(f"{image}: no such file, but the split {split} names it")
-            labels = None if split == "test" else self._label_file(line, split)
-            files.append(LabelledFile(line, image, labels))
+            try:
+                files.append(self._find(line, split, source))
+            except InputError as error:
+                self.problems.append(str(error))
+        if strict and self.problems:
+            raise InputError(listed(self.problems))
         super().__init__(files, CLASSES, voc_palette(len(CLASSES)))
+
+    def _find(self, line: str, split: str, source: Path) -> LabelledFile:
+        """The files that a line of a list names. Raises InputError where there are none."""
+        pair = existing_pair(self.root, line) if "/" in line else None
+        if pair is not None:
+            return LabelledFile(pair[0].stem, *pair)
+        if next(pairs(self.root, line), None) is not None and "/" in line:
+            raise InputError(f"{source}: {line!r} names no image and label below {self.root}")
+        _require_plain(line, source)
+        image = self.root / "JPEGImages" / f"{line}.jpg"
+        if not image.is_file():
+            raise InputError(f"{image}: no such file, but the split {split} names it")
+        labels = None if split == "test" else self._label_file(line, split)
+        return LabelledFile(line, image, labels)
 
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read a label PNG or an SBD .mat file as uint8 [H, W]."""

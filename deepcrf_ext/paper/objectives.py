@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from deepcrf_ext.config import ObjectiveName, PhaseConfig, TrainConfig, to_dict
-from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data import open_dataset, refuse_bad_files
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped
 from deepcrf_ext.paper.objectives_report import Curve, plot, read_curve, table
@@ -103,13 +103,13 @@ class Comparison:
     def __init__(self, settings: Settings, stop: StopRequest, command: str) -> None:
         self.settings, self.stop = settings, stop
         data, seed = settings.train.data, settings.train.seed
-        self.train_set = self._open(data.train_split, seed)
-        self.val_set = self._open(data.val_split, seed)
+        self.train_set, self.val_set = (
+            open_dataset(data, split=split, seed=seed, strict=False)
+            for split in (data.train_split, data.val_split)
+        )
+        refuse_bad_files(self.train_set, self.val_set)
         self.folder = settings.folder
         self.steps = Steps(self.folder / "steps", command)
-
-    def _open(self, split: str, seed: int) -> SegmentationDataset:
-        return open_dataset(self.settings.train.data, split=split, seed=seed)
 
     def run(self) -> None:
         """Whatever is not done yet. Raises Stopped when asked to stop."""

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.reduced import Reduced
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF, Variant
@@ -60,14 +60,17 @@ class Reproduction:
             TrainingError: a loss is not finite.
             OSError: a file cannot be written.
         """
+        data = self.plan.train.data
+        used = dict.fromkeys((data.train_split, data.val_split, *self.plan.splits))
+        refuse_bad_files(*map(self._dataset, used))
         training = self.steps.run("train", self._train)
         splits = {split: self._measure_split(split) for split in self.plan.splits}
-        data = self._dataset(self.plan.splits[0])
+        measured = self._dataset(self.plan.splits[0])
         results = {
             "command": self.command,
             "plan": self.plan.as_dict(),
-            "classes": list(data.classes),
-            "palette": data.palette.tolist(),
+            "classes": list(measured.classes),
+            "palette": measured.palette.tolist(),
             "training": training,
             "splits": splits,
         }
@@ -77,7 +80,7 @@ class Reproduction:
     def _dataset(self, split: str) -> SegmentationDataset:
         """A split as this plan uses it."""
         data, plan = self.plan.train.data, self.plan
-        full = open_dataset(data, split=split, seed=plan.train.seed)
+        full = open_dataset(data, split=split, seed=plan.train.seed, strict=False)
         images = plan.train_images if split == data.train_split else plan.eval_images
         return Reduced(full, images, plan.max_side)
 

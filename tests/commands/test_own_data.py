@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from own_data import write, write_blobs
 
-from deepcrf_ext import evaluate, predict, train, tune_dense_crf
+from deepcrf_ext import calibrate, evaluate, predict, train, tune_dense_crf
 from deepcrf_ext.data import read_labels
 from deepcrf_ext.records.checkpoint import load_model
 
@@ -73,6 +73,36 @@ def test_masks_of_0_and_255_without_a_map_stop_training(place, capsys):
     assert error.count("\n") == 1
     assert "--data.labels '{0: background, 255: crack}'" in error
     assert not (place / "run").exists()
+
+
+def test_every_file_that_cannot_be_used_is_listed_at_once(place, capsys):
+    root = write_blobs(place / "data", 1, splits=["train", "val", "test"])
+    places = [f"{split}/série {index % 2}/bild {index}" for index, split in enumerate("ttvvev")]
+    names = {"t": "train", "v": "val", "e": "test"}
+    places = [names[where[0]] + where[1:] for where in places]
+    (root / "masks" / f"{places[0]}.png").write_bytes(b"no picture")
+    write(root / "masks" / f"{places[1]}.png", np.full((40, 56), 9, np.uint8))
+    (root / "masks" / f"{places[2]}.png").unlink()
+    (root / "images" / f"{places[3]}.jpg").unlink()
+    write(root / "masks" / f"{places[4]}.png", np.zeros((3, 3), np.uint8))
+    write(root / "masks" / f"{places[5]}.png", np.full((40, 56), 9, np.uint8))
+    options = ["--data.classes", "[ground, blob]"]
+    assert train_on(root, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 5 problems: ")
+    assert error.count("\n") == 1
+    assert [where in error for where in places] == [True, True, True, True, False, True]
+    for where in places[:2]:
+        write(root / "masks" / f"{where}.png", np.zeros((40, 56), np.uint8))
+    assert train_on(root, *options, "--data.val-split", "train") == 0
+    capsys.readouterr()
+    for split, bad in (("val", [places[2], places[3], places[5]]), ("test", [places[4]])):
+        for command in (evaluate, calibrate, tune_dense_crf):
+            assert command.main(["--checkpoint", "run", "--data.split", split]) == 2
+            error = capsys.readouterr().err
+            assert all(where in error for where in bad)
+            assert error.count("\n") == 1
+        assert not list((place / "run").glob("*-folder-*"))
 
 
 def test_splits_that_are_the_same_files_are_refused(place, capsys):

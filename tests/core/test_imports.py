@@ -119,6 +119,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "before = set(sys.modules)\n"
         f"{code}\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "new -= {'_remote_module_non_scriptable'}  # which torch.distributed writes\n"
         "print(*(new - sys.stdlib_module_names - {'deepcrf_ext', 'torch', 'numpy'}))"
     )
     done = subprocess.run(

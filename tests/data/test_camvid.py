@@ -83,6 +83,11 @@ def test_image_without_label(root: Path) -> None:
     with expect("image without label", root / "train" / "b.jpg") as caught:
         open_dataset("camvid", root, "train")
     assert str(root / "trainannot" / "b.png") in str(caught.value)
+    (root / "trainannot" / "a.png").unlink()
+    with expect("2 problems: ") as caught:
+        open_dataset("camvid", root, "train")
+    assert str(root / "trainannot" / "a.png") in str(caught.value)
+    assert len(open_dataset("camvid", root, "train", strict=False).problems) == 2
 
 
 def test_label_of_another_size(root: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.sparse import csc_matrix
 from voc_lists import TEST, TRAIN, VAL, write_list
 
 from deepcrf_ext.config import DataSource
-from deepcrf_ext.data import open_dataset, write_labels
+from deepcrf_ext.data import check_files, open_dataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.data.voc import read_names, read_sbd_labels
 from deepcrf_ext.errors import InputError
@@ -199,6 +199,13 @@ def test_missing_files_are_named(voc: Path, tmp_path: Path) -> None:
     image.unlink()
     with pytest.raises(InputError, match=f"{image}: no such file, but the split val names it"):
         open_dataset("voc", voc, "val")
+    other = voc / "JPEGImages" / f"{VAL[1]}.jpg"
+    other.unlink()
+    with pytest.raises(InputError, match=f"2 problems: {image}: .*; {other}: no such file"):
+        open_dataset("voc", voc, "val")
+    lenient = open_dataset("voc", voc, "val", strict=False)
+    assert lenient.files == ()
+    assert len(check_files(lenient)) == 2
     with pytest.raises(InputError, match="nowhere: does not exist"):
         open_dataset("voc", tmp_path / "nowhere", "train")
     (tmp_path / "empty").mkdir()
