@@ -24,6 +24,9 @@ DATASETS: dict[str, tuple[str, ...]] = {
 }
 """The splits of every data set; of folder, and of those that are registered without, any."""
 
+BUILT_IN = {"scenes": Scenes, "camvid": CamVid, "voc": Voc, "folder": FolderDataset}
+IN_PYTHON = "python"
+"""What the settings of a run call data that no name stands for."""
 _FACTORIES: dict[str, Factory] = {}
 _FOLDER_ALONE = ("images", "masks", "classes", "labels")
 
@@ -80,6 +83,11 @@ def open_dataset(
         dataset = DataSource(dataset, None if root is None else Path(root))
     source = dataset
     name = source.dataset
+    if name == IN_PYTHON:
+        raise InputError(
+            "data.dataset: the training was given its data in Python; must be given, such as "
+            "folder with data.root and data.labels, or one of register_dataset"
+        )
     if name not in DATASETS:
         raise InputError(f"data.dataset is {name!r}; must be one of {', '.join(DATASETS)}")
     listed = name == "voc" and source.split_file is not None

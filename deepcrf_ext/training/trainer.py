@@ -82,7 +82,7 @@ class Trainer:
         model: DeepCRF | None = None,
         *,
         transform: Transform | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: str | Path | None = None,
         world: World = ALONE,
     ) -> None:
         for name, dataset in (("train_set", train_set), ("val_set", val_set)):
@@ -131,10 +131,8 @@ class Trainer:
         self.model.to(self.device)
         alone = share_batches(self.model, world)
         if alone and world.size > 1 and world.is_main:
-            print(
-                f"batch normalisation of {', '.join(alone)}: by the images of each process alone",
-                file=sys.stderr,
-            )
+            text = f"batch normalisation of {', '.join(alone)}: by the images of each process alone"
+            print(text, file=sys.stderr)
         self.average = WeightAverage(self.model, config.ema)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
         self.optimiser = make_optimiser(self.model, config.optim, self.initialised)
@@ -143,7 +141,7 @@ class Trainer:
         self.folder = Path()
         self.last_saved = time.monotonic()
         if checkpoint is not None:
-            self.restore(checkpoint)
+            self.restore(Path(checkpoint))
 
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
@@ -159,17 +157,18 @@ class Trainer:
         if state.get("class_weights") is not None:
             self.model.class_weights = torch.tensor(state["class_weights"], device=self.device)
 
-    def fit(self, folder: Path, stop: StopRequest) -> bool:
+    def fit(self, folder: str | Path, stop: StopRequest | None = None) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.
 
-        folder: where `records.run_folder` writes, made where it is missing.
+        folder: where `records.run_folder` writes, made where it is missing. stop: None asks never.
 
         Raises TrainingError when a loss is not finite, LostProcessError when another process of
         the run ends, OSError when a checkpoint cannot be written; the newest checkpoint stays whole
         in any case.
         """
         progress, config = self.progress, self.config
-        self.folder = folder
+        self.folder = folder = Path(folder)
+        stop = stop or StopRequest()
         if self.world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             write_config(folder, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from deepcrf_ext import evaluate, train
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
-from deepcrf_ext.data import LabelledPairs, Sample
+from deepcrf_ext.data import LabelledPairs, Sample, registry
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.training.interrupt import StopRequest
@@ -63,12 +65,33 @@ def test_data_sets_a_model_and_a_transform_of_ones_own(tmp_path: Path) -> None:
     assert trainer.model is model
     for name, value in before.items():
         assert model.state_dict()[name].equal(value)
-    assert trainer.fit(tmp_path, StopRequest())
+    assert trainer.fit(str(tmp_path / "run"))
     assert sorted(seen) == sorted(2 * ["0", "1", "2", "3"])
-    loaded, config, metadata = load_model(tmp_path)
+    loaded, config, metadata = load_model(tmp_path / "run")
     assert metadata["classes"] == ["dark", "bright"]
     assert config.model == MODEL
     assert loaded.num_classes == 2
+    assert DeepCRF.from_pretrained(tmp_path / "run" / "weights").classes == ["dark", "bright"]
+    longer = replace(settings(warm_start=0.0), epochs=3)
+    checkpoint = tmp_path / "run" / "last.pt"
+    again = Trainer(longer, data, data, transform=transform, checkpoint=str(checkpoint))
+    assert again.fit(tmp_path / "run", StopRequest())
+    assert (again.progress.epoch, len(seen)) == (3, 12)
+
+
+def test_a_checkpoint_says_that_its_data_were_given_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = LabelledPairs(Halves(), ("dark", "bright"))
+    assert Trainer(replace(settings(), epochs=2), data, data).fit(tmp_path / "run")
+    run = str(tmp_path / "run")
+    for command, arguments in ((evaluate, ["--checkpoint", run]), (train, ["--resume", run])):
+        assert command.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "data.dataset: the training was given its data in Python" in error
+    monkeypatch.setitem(registry._FACTORIES, "halves", lambda root, split: data)
+    monkeypatch.setitem(registry.DATASETS, "halves", ())
+    assert evaluate.main(["--checkpoint", run, "--data.dataset", "halves"]) == 0
 
 
 def test_what_does_not_fit_is_told() -> None:
