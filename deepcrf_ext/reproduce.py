@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     Raises InputError for options that do not fit.
     """
     parser = _parser()
-    first = parsing.parse(parser, argv)
+    first = parsing.parse_values(parser, argv)
     for name, value, known in (("data", first.data, DATASETS), ("budget", first.budget, BUDGETS)):
         if value not in known:
             raise InputError(f"{name} is {value!r}; must be one of {', '.join(known)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config import OPTIMISERS, PRESETS, TrainConfig, from_dict
+from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig, from_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.base import FileDataset
 from deepcrf_ext.errors import InputError, TrainingError
@@ -33,10 +33,11 @@ Ctrl-C and SIGTERM end it after the current step; --resume goes on exactly there
 machines: torchrun --nproc-per-node N -m deepcrf_ext.train, each process on its part of a batch."""
 
 
-def make_parser() -> ArgumentParser:
-    """The options of a new run: every field of `TrainConfig`, and --config."""
+def make_parser(preset: PresetName = "small") -> ArgumentParser:
+    """The options of a new run: every field of `TrainConfig`, as a preset has it, and --config."""
     parser = parsing.make_parser("python -m deepcrf_ext.train", DESCRIPTION)
     parser.add_class_arguments(TrainConfig)
+    parser.set_defaults(PRESETS[preset])
     parser.add_argument(
         "--resume",
         metavar="RUN",
@@ -66,9 +67,9 @@ def parse_new_run(argv: Sequence[str]) -> TrainConfig:
 
     Raises InputError for options that do not fit.
     """
-    parser = make_parser()
-    first = parsing.parse(parser, argv)
-    parser.set_defaults({**PRESETS[first.model.preset], **OPTIMISERS[first.optim.optimiser]})
+    first = parsing.parse_values(make_parser(), argv)
+    parser = make_parser(first.model.preset)
+    parser.set_defaults(OPTIMISERS[first.optim.optimiser])
     values = vars(parsing.parse(parser, argv))
     return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from contextlib import contextmanager
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -33,23 +34,38 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """The parsed arguments with dataclass groups built. Raises InputError in one line.
+    """`parse_values` with dataclass groups built. Raises InputError for what does not fit them."""
+    arguments = parse_values(parser, argv)
+    with _one_line_errors(()):
+        arguments = parser.instantiate(arguments)
+    require("cv2")  # which loads lazily: --help works without, and a run fails before it begins
+    return arguments
+
+
+def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """The parsed arguments, each checked by itself. Raises InputError in one line.
 
     Options are spelt with dashes, as in --data.train-split; underscores are taken too. The settings
     that they stand for, in config files and in the result, have underscores.
     """
     options = _spell_with_dashes(parser)
     given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    with _one_line_errors(options):
+        arguments: Namespace = parser.parse_args(given)
+    return arguments
+
+
+@contextmanager
+def _one_line_errors(options: Collection[str]) -> Iterator[None]:
+    """Errors of a parser with these options as InputErrors."""
     try:
-        arguments = parser.instantiate(parser.parse_args(given))
+        yield
     except ArgumentError as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from error
         message = _plain(" ".join(str(error).split()))
         raise InputError(message + _suggestion(message, options)) from error
-    require("cv2")  # which loads lazily: --help works without, and a run fails before it begins
-    return arguments
 
 
 def _spell_with_dashes(parser: ArgumentParser) -> set[str]:
@@ -82,7 +98,7 @@ def _respell(word: str, options: Set[str]) -> str:
     return word
 
 
-def _suggestion(message: str, options: Set[str]) -> str:
+def _suggestion(message: str, options: Collection[str]) -> str:
     """What an unknown option in a message was probably meant to be, to stand behind it."""
     match = re.search(r"nrecognized arguments: (--[^\s=]+)", message)
     if match is None:

@@ -1,8 +1,8 @@
 """Settings of a run, as plain dataclasses.
 
 The commands turn them into options and config files; a checkpoint carries them as a dictionary
-(`to_dict`, `from_dict`). The defaults of every field are the preset `small`; `preset("paper")`
-gives the paper's and `preset("cvpr16")` those of its later form.
+(`to_dict`, `from_dict`). The commands start from `preset("small")`; `preset("paper")` gives the
+paper's settings and `preset("cvpr16")` those of its later form.
 """
 
 from deepcrf_ext.config.data import DataConfig, DataSource

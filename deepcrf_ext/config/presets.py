@@ -9,6 +9,24 @@ from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig
 from deepcrf_ext.config.train import DataConfig, OptimConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 
+# For images of some hundred pixels a side. A network sees windows of 38 pixels at scale 0.9 and of
+# 113 at scale 0.3, its nodes are 4.4 pixels apart; relations carry context from window to window.
+_SMALL: dict[str, Any] = {
+    "model.widths": (16, 32),
+    "model.convs": (1, 1),
+    "model.pooled_blocks": 2,
+    "model.head_widths": (96,),
+    "model.scales": (0.9, 0.6, 0.3),
+    "model.head_per_scale": True,
+    "model.hidden": 48,
+    "model.pairwise_hidden": 96,
+    "model.iterations": 3,
+    "model.relation_weight": 0.01,
+    "warm_start": 0.5,
+    "batch_size": 4,
+    "ema": 0.99,
+    "validate_every": 3,
+}
 _PAPER: dict[str, Any] = {
     "model.widths": (64, 128, 256, 512, 512),
     "model.convs": (2, 2, 3, 3, 3),
@@ -42,7 +60,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
 }
 """What the commands change from the preset for an optimiser, by dotted option name."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"model.preset": "small"},
+    "small": {"model.preset": "small", **_SMALL},
     "paper": {"model.preset": "paper", **_PAPER},
     "cvpr16": {
         **_PAPER,

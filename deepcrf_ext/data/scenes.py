@@ -8,13 +8,16 @@ colours and textures, and are told apart by context alone:
 - a *tree* has a trunk below its crown; a *bush* is the same green ball without one;
 - a *statue* has a pedestal below it; a *person* of the same look has none.
 
-The camera looks up, ahead or down, so that the height in the picture does not tell them apart
-either: both sky and water can be the top of the picture, nearly all of it or a strip.
+The camera looks up, ahead or down and is held askew, so that the height in the picture does not
+tell them apart either: both sky and water can be the top of the picture, nearly all of it or a
+strip, and what lies below may show in one corner alone. What stands on the ground is near or far,
+and the near ones are large: from a statue's head it is a long way to its pedestal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -147,12 +150,17 @@ class _Canvas:
         self.image = np.zeros((height, width, 3), np.uint8)
         self.labels = np.zeros((height, width), np.uint8)
         self.light = 1 if random.random() < 0.5 else -1  # light from the left, or from the right
+        self.tilt = self.uniform(-40, 40)  # the horizon is this much lower on the right than ahead
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * self.random.random()
 
     def chance(self, probability: float) -> bool:
         return self.random.random() < probability
+
+    def drop(self, x: Any) -> Any:
+        """How much lower at `x`, a number or an array, the horizon is than in the middle."""
+        return self.tilt * (2 * x / self.columns - 1)
 
     def between(self, one: Colour, other: Colour) -> Colour:
         """A random colour on the line between two colours."""
@@ -236,6 +244,7 @@ def _edge(canvas: _Canvas, top: float, waves: tuple[tuple[float, float], ...]) -
     x = np.linspace(0, canvas.columns, 33)
     y = np.full_like(x, top)
     if top > 0:
+        y += canvas.drop(x)
         for length, size in waves:
             turns = x / (length * canvas.uniform(0.7, 1.4)) + canvas.random.random()
             y += canvas.uniform(0.5, 1) * size * np.sin(2 * np.pi * turns)
@@ -284,11 +293,13 @@ def _draw_balls(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
         if label not in (SKY, WATER):
             continue
         for probability in (0.8, 0.35):
-            radius = canvas.uniform(4.5, 9.5)
-            low, high = top + radius + 1, bottom - radius - 4
+            radius, x = canvas.uniform(4.5, 9.5), canvas.uniform(0, canvas.columns)
+            first = max(top + canvas.drop(x), 0) if top > 0 else 0  # rows of the band at x
+            last = min(bottom + canvas.drop(x), 96)
+            low, high = first + radius + 1, last - radius - 4
             if high <= low or not canvas.chance(probability):
                 continue
-            x, y = canvas.uniform(0, canvas.columns), canvas.uniform(low, high)
+            y = canvas.uniform(low, high)
             colour = canvas.between((235, 110, 35), (250, 170, 60))
             canvas.ellipse(x, y, radius, radius, colour, SUN if label == SKY else BUOY)
             for reach, share in ((0.62, 0.25), (0.36, 0.6)):
@@ -309,23 +320,26 @@ def _draw_objects(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> Non
     standing = []
     for _ in range(int(canvas.random.integers(1, 6 if label == GROUND else 3))):
         kind = kinds[int(canvas.random.integers(len(kinds)))]
-        low, high = top + 2, 84.0 if kind in (TREE, BUSH) else 90.0
+        x, size = canvas.uniform(0, canvas.columns), canvas.uniform(0.8, 2.4)
+        low, high = top + canvas.drop(x) + 2, 84.0 if kind in (TREE, BUSH) else 90.0
         if low > high:
             continue
-        end = canvas.uniform(low, high)
+        end = canvas.uniform(max(low, 16 * size), high)
         support = {TREE: canvas.uniform(13, 25), STATUE: canvas.uniform(9, 15)}.get(kind, 0.0)
-        standing.append((end + support, end, canvas.uniform(0, canvas.columns), kind))
-    for base, end, x, kind in sorted(standing):
+        standing.append((end + size * support, end, x, size, kind))
+    for base, end, x, size, kind in sorted(standing):
         draw = _draw_plant if kind in (TREE, BUSH) else _draw_figure
-        draw(canvas, x, end, base, kind)
+        draw(canvas, x, end, base, size, kind)
 
 
-def _draw_plant(canvas: _Canvas, x: float, end: float, base: float, label: int) -> None:
+def _draw_plant(
+    canvas: _Canvas, x: float, end: float, base: float, size: float, label: int
+) -> None:
     """A ball of leaves that ends at row `end`, with a trunk from there down to `base` if lower."""
-    radius = canvas.uniform(8, 14)
+    radius = size * canvas.uniform(8, 14)
     canvas.shadow(x, base, 0.8 * radius)
     if base > end:
-        thick = canvas.uniform(1.6, 2.6)
+        thick = size * canvas.uniform(1.6, 2.6)
         colour = canvas.between((90, 60, 40), (130, 90, 60))
         canvas.box(x - thick, end - radius, x + thick, base, colour, TRUNK)
     y = end - 0.85 * radius
@@ -341,9 +355,11 @@ def _draw_plant(canvas: _Canvas, x: float, end: float, base: float, label: int) 
         canvas.ellipse(x + across * radius, y + down * radius, tuft, tuft, shade, label)
 
 
-def _draw_figure(canvas: _Canvas, x: float, end: float, base: float, label: int) -> None:
+def _draw_figure(
+    canvas: _Canvas, x: float, end: float, base: float, size: float, label: int
+) -> None:
     """A figure with its feet at row `end`, on a pedestal from there down to `base` if lower."""
-    size = canvas.uniform(22, 34)
+    size *= canvas.uniform(22, 34)
     canvas.shadow(x, base, 0.32 * size)
     if base > end:
         half = canvas.uniform(0.28, 0.38) * size

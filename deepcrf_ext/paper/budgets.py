@@ -22,6 +22,7 @@ BUDGETS: dict[str, str] = {
 _TINY: dict[str, Any] = {"train.save_minutes": 1.0, "eval_images": 40, "train.validate_every": 1}
 _TINY_PHOTOS: dict[str, Any] = {
     **_TINY,
+    "train.model.preset": "small-cvpr16",
     "train_images": 240,
     "max_side": 240,
     "train.data.crop": (192, 192),
@@ -30,15 +31,17 @@ _TINY_PHOTOS: dict[str, Any] = {
     "train.warm_start": 0.75,
 }
 _SMALL_PHOTOS: dict[str, Any] = {
+    "train.model.preset": "small-cvpr16",
     "train.model.pooled_blocks": 4,
     "train.data.crop": (320, 320),
     "train.warm_start": 0.75,
     "train.validate_every": 3,
 }
 _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
-    ("tiny", "scenes"): {**_TINY, "train_images": 128, "train.epochs": 6},
+    ("tiny", "scenes"): {**_TINY, "train.epochs": 8, "train.validate_every": 4},
     ("tiny", "camvid"): {
         **_TINY,
+        "train.model.preset": "small-cvpr16",
         "train_images": 184,
         "max_side": 240,
         "train.data.crop": (180, 240),

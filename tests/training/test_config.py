@@ -54,7 +54,7 @@ def test_cvpr16_preset_is_the_later_form_of_the_paper():
     assert first.pooling_windows == ()
     assert {first.share_blocks, first.head_per_scale} == {False}
     narrow = preset("small-cvpr16").model
-    assert narrow.widths == preset("small").model.widths
+    assert max(narrow.widths) < max(model.widths)
     assert narrow.share_blocks
 
 
