@@ -14,8 +14,8 @@ from deepcrf_ext.data import read_labels
 from deepcrf_ext.records.checkpoint import load_model
 
 TINY = """
-model: {widths: [6, 8], convs: [1, 1], pooled_blocks: 2, head_widths: [12], hidden: 8,
-  pairwise_hidden: 16}
+model: {widths: [6, 8], convs: [1, 1], pooled_blocks: 2, head_widths: [12], hidden: 16,
+  pairwise_hidden: 32}
 data: {crop: [40, 56], scale_range: null}
 epochs: 8
 warm_start: 0.5
