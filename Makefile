@@ -10,8 +10,9 @@ CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.c
 
 install: .venv/installed
 
+# With the networks of every row of the paper's ablation, for evaluate --rows all.
 train: install
-	$(BIN)/python -m deepcrf_ext.train
+	$(BIN)/python -m deepcrf_ext.train --model.potentials all
 
 # A process for each core, and so one thread in each. What a change needs; test-all adds the rest.
 test: install

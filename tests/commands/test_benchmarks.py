@@ -340,3 +340,29 @@ def test_every_potential_of_a_model_is_counted() -> None:
     assert list(potentials) == ["unary", "unary_1scale", "surrounding", "above_below"]
     assert 0 < potentials["unary_1scale"].operations < potentials["unary"].operations
     assert potentials["unary"].operations < potentials["surrounding"].operations
+
+
+def test_record_of_the_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import scenes
+
+    monkeypatch.chdir(tmp_path)
+    for seed, mean_iou in ((3, 0.5), (4, 0.75)):
+        row = {**dict.fromkeys(scenes.SCORES, mean_iou), "iou": {"sky": mean_iou}}
+        report = {"command": "c", "commit": "d", "data": {"images": 64}, "rows": {"full": row}}
+        fitted = {"command": "c", "commit": "d", "weights": {}, "nll": {}, "config": {}}
+        for folder in ("", "calibrate-scenes-val/"):
+            for split in ("val", "test"):
+                file = Path(f"runs/scenes-{seed}/{folder}evaluate-scenes-{split}/evaluation.json")
+                file.parent.mkdir(parents=True)
+                file.write_text(json.dumps(report))
+        run = Path(f"runs/scenes-{seed}")
+        (run / "grid.png").touch()
+        (run / "calibrate-scenes-val/calibration.json").write_text(json.dumps(fitted))
+    monkeypatch.setattr(scenes, "run", lambda command, file: file.stat())  # none is run
+    scenes.main(["--seeds", "[3, 4]", "--output", "record.json"])
+    assert "full              62.500 (50.000 to 75.000)" in capsys.readouterr().out
+    record = json.loads(Path("record.json").read_text())
+    assert record["seeds"]["4"]["calibrated"]["test"]["rows"]["full"]["iou"] == {"sky": 0.75}
+    assert record["seeds"]["3"]["train"].endswith("--seed 3 --output runs/scenes-3")

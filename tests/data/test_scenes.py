@@ -127,6 +127,30 @@ def test_context_tells_the_pairs_apart(samples: list) -> None:
     assert "pedestal" in seen["statue"]
 
 
+def test_the_camera_is_held_askew(samples: list) -> None:
+    """Ground begins far lower on one side of the picture than on the other, on either side."""
+    ground = Scenes.classes.index("ground")
+    falls = []
+    for sample in samples:
+        left, right = (
+            np.flatnonzero((sample.labels[:, side] == ground).any(axis=1))
+            for side in (slice(0, 8), slice(-8, None))
+        )
+        if len(left) and len(right):
+            falls.append(int(right[0] - left[0]))
+    assert np.mean(np.abs(falls) > 24) > 0.3
+    assert 0.3 < np.mean(np.array(falls) > 0) < 0.7
+
+
+def test_objects_are_near_or_far(samples: list) -> None:
+    heights = []
+    for sample in samples:
+        rows = np.flatnonzero((sample.labels == Scenes.classes.index("person")).any(axis=1))
+        if len(rows):
+            heights.append(int(rows[-1] - rows[0] + 1))
+    assert np.percentile(heights, 90) > 2 * np.percentile(heights, 10)
+
+
 def test_size_scales_the_scene() -> None:
     small, large = Scenes("val")[2], Scenes("val", size=(192, 256))[2]
     assert large.image.shape == (192, 256, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -61,6 +63,16 @@ def test_cvpr16_preset_is_the_later_form_of_the_paper():
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_by_option_is_the_preset(name):
     assert parse_new_run(["--model.preset", name]) == preset(name)
+
+
+def test_options_are_judged_beside_those_of_their_preset():
+    later = ["--model.preset", "small-cvpr16", "--model.pooled-blocks", "4"]
+    assert parse_new_run(later).model.pooled_blocks == 4
+    with pytest.raises(InputError, match="model.pooled_blocks: 4 must be 0 to 2"):
+        parse_new_run(["--model.pooled-blocks", "4"])
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        parse_new_run(["--help"])
+    assert f"default: {preset('small').model.widths}" in " ".join(text.getvalue().split())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -147,7 +159,7 @@ def test_saved_settings_are_a_config_file(tmp_path):
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "abacus"], "abacus"),
         (["--config", "/not/here.yaml"], "/not/here.yaml"),
-        (["--vgg_weights", "/not/here.pth"], "/not/here.pth"),
+        (["--model.preset", "paper", "--vgg_weights", "/not/here.pth"], "/not/here.pth"),
         (["--resume", "/not/here"], "/not/here"),
         (["--resume", "/not/here", "--optim.lr", "1"], "--optim.lr"),
     ],
