@@ -18,10 +18,15 @@ __host__ __device__ constexpr T round_up(T a, T b) {
 }
 
 // Keeps NaN.
-template <class T>
-__device__ T relu(T value) {
-  return value < T(0) ? T(0) : value;
+__device__ inline float relu(float value) {
+#ifdef __CUDACC__
+  asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(value));
+  return value;
+#else
+  return value < 0 ? 0 : value;
+#endif
 }
+__device__ inline double relu(double value) { return value < 0 ? 0 : value; }
 
 __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }

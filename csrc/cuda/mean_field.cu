@@ -21,12 +21,15 @@ __global__ void softmax_kernel(
   using Element = typename CoefficientLayout<T>::Element;
   const int64_t split_size = num_nodes * num_labels;
   for (int64_t node = first_warp(); node < num_nodes; node += num_warps()) {
-    const auto energy = [&](int label) {
+    const auto sum_energy = [&](int label) {
       const int64_t i = node * num_labels + label;
       A sum = unary[i];
       for (int split = 0; split < num_splits; ++split) sum += messages[split * split_size + i];
       return sum;
     };
+    // Summed once where there are no more labels than lanes.
+    const A own = lane_index() < num_labels ? sum_energy(lane_index()) : A(0);
+    const auto energy = [&](int label) { return label == lane_index() ? own : sum_energy(label); };
     const Partition<A> partition = warp_partition<A>(num_labels, energy);
     for (int slot = lane_index(); slot < layout.columns; slot += kWarpSize) {
       const int k = layout.label(slot);

@@ -6,6 +6,7 @@
 // lattice. Every corner of a simplex then finds its lattice point in a hash table; points are
 // numbered in the order of their first corners, and the corners sorted by point, so that nothing
 // depends on the order of threads.
+#include <algorithm>
 #include <cmath>
 
 #include "core/lattice_embedding.h"
@@ -152,20 +153,16 @@ __global__ void first_corners_kernel(CornerTable table, int64_t num_corners,
   }
 }
 
-// The lattice point of every corner, as such and as the key that its corners are sorted by.
+// The lattice point of every corner.
 __global__ void number_kernel(const int32_t* numbers,  // [P], of points by first corner
                               int64_t num_corners,
                               int32_t* point_corners,  // [M], the first corner of each point
-                              int32_t* vertices,       // [P], first corners, then points
-                              int32_t* keys,           // [P]
-                              int32_t* values) {       // [P]
+                              int32_t* vertices) {     // [P], first corners, then points
   for (int64_t e = first_thread(); e < num_corners; e += num_threads()) {
     const int32_t first = vertices[e];
     const int32_t point = numbers[first];
     if (first == e) point_corners[point] = first;
     vertices[e] = point;
-    keys[e] = point;
-    values[e] = static_cast<int32_t>(e);
   }
 }
 
@@ -205,26 +202,49 @@ __global__ void splat_order_kernel(const int32_t* keys,     // [P], sorted point
   }
 }
 
-struct LatticeWorkspace {
-  CoordinateScratch scratch = {};
-  int32_t* origins;  // [N, d]
-  uint8_t* ranks;    // [N, d + 1]
+// The sort works where the table was, which is not read any more.
+struct TableOrSort {
   int64_t num_slots;
   unsigned long long* slots;  // [num_slots]
-  int32_t* numbers;           // [P]
-  int32_t* point_corners;     // [P]
-  int32_t* tile_sums;
   SortWorkspace sort;
+
+  TableOrSort(Workspace& workspace, int64_t num_pairs)
+      : TableOrSort(num_pairs, workspace.take<char>(bytes(num_pairs))) {}
+
+ private:
+  TableOrSort(int64_t num_pairs, char* memory)
+      : num_slots(2 * num_pairs),
+        slots(reinterpret_cast<unsigned long long*>(memory)),
+        sort(sort_in(memory, num_pairs)) {}
+
+  static SortWorkspace sort_in(char* memory, int64_t num_pairs) {
+    Workspace workspace = memory == nullptr ? Workspace() : Workspace(memory, bytes(num_pairs));
+    return SortWorkspace(workspace, num_pairs);
+  }
+  static int64_t bytes(int64_t num_pairs) {
+    Workspace of_sort;
+    SortWorkspace(of_sort, num_pairs);
+    const int64_t of_table = 2 * num_pairs * static_cast<int64_t>(sizeof(unsigned long long));
+    return std::max(of_sort.used(), of_table);
+  }
+};
+
+struct LatticeWorkspace {
+  CoordinateScratch scratch = {};
+  int32_t* origins;        // [N, d]
+  uint8_t* ranks;          // [N, d + 1]
+  int32_t* numbers;        // [P]
+  int32_t* point_corners;  // [P]
+  int32_t* tile_sums;
+  TableOrSort table_or_sort;
 
   LatticeWorkspace(Workspace& workspace, int64_t N, int64_t d)
       : origins(workspace.take<int32_t>(N * d)),
         ranks(workspace.take<uint8_t>(N * (d + 1))),
-        num_slots(2 * N * (d + 1)),
-        slots(workspace.take<unsigned long long>(num_slots)),
         numbers(workspace.take<int32_t>(N * (d + 1))),
         point_corners(workspace.take<int32_t>(N * (d + 1))),
         tile_sums(workspace.take<int32_t>(num_scan_tiles(N * (d + 1)))),
-        sort(workspace, N * (d + 1)) {
+        table_or_sort(workspace, N * (d + 1)) {
     if (has_static_dims(d)) return;
     scratch.elevated = workspace.take<float>(N * (d + 1));
     scratch.offset = workspace.take<float>(N * (d + 1));
@@ -232,7 +252,9 @@ struct LatticeWorkspace {
   }
 
   CornerTable table(const PermutohedralLattice& lattice) const {
-    return {{static_cast<int>(lattice.num_dims), origins, ranks}, num_slots, slots};
+    return {{static_cast<int>(lattice.num_dims), origins, ranks},
+            table_or_sort.num_slots,
+            table_or_sort.slots};
   }
 };
 
@@ -273,7 +295,7 @@ void permutohedral_points(const float* features, const PermutohedralLattice& lat
   const LatticeWorkspace workspace(memory, lattice.num_values, lattice.num_dims);
   const CornerTable table = workspace.table(lattice);
   const int64_t P = lattice.num_pairs();
-  check(cudaMemsetAsync(workspace.slots, 0xff, workspace.num_slots * sizeof(*workspace.slots),
+  check(cudaMemsetAsync(table.slots, 0xff, table.num_slots * sizeof(*table.slots),
                         static_cast<cudaStream_t>(ctx.stream)),
         "permutohedral_points");
   launch_place(features, lattice, workspace, ctx.stream);
@@ -282,7 +304,7 @@ void permutohedral_points(const float* features, const PermutohedralLattice& lat
                  workspace.numbers);
   exclusive_scan(workspace.numbers, P, workspace.tile_sums, lattice.num_points, ctx.stream);
   launch_threads("number", P, ctx, number_kernel, workspace.numbers, P, workspace.point_corners,
-                 lattice.vertices, workspace.sort.keys[0], workspace.sort.values[0]);
+                 lattice.vertices);
 }
 
 void permutohedral_lattice(const PermutohedralLattice& lattice, const ExecutionContext& ctx) {
@@ -292,11 +314,11 @@ void permutohedral_lattice(const PermutohedralLattice& lattice, const ExecutionC
   launch_threads("neighbours", lattice.max_points * (lattice.num_dims + 1), ctx, neighbours_kernel,
                  workspace.table(lattice), lattice.max_points, lattice.num_points,
                  workspace.point_corners, workspace.numbers, lattice.neighbours);
-  const int sorted = sort_pairs(workspace.sort, P, lattice.max_points, ctx.stream);
-  launch_threads("splat_order", P, ctx, splat_order_kernel, workspace.sort.keys[sorted],
-                 workspace.sort.values[sorted], P, static_cast<int>(lattice.num_dims),
-                 lattice.weights, lattice.splat_points, lattice.splat_positions,
-                 lattice.splat_weights);
+  const SortWorkspace& sort = workspace.table_or_sort.sort;
+  const int sorted = sort_positions(sort, lattice.vertices, P, lattice.max_points, ctx.stream);
+  launch_threads("splat_order", P, ctx, splat_order_kernel, sort.keys[sorted], sort.values[sorted],
+                 P, static_cast<int>(lattice.num_dims), lattice.weights, lattice.splat_points,
+                 lattice.splat_positions, lattice.splat_weights);
 }
 
 }  // namespace deepcrf::cuda

@@ -36,9 +36,10 @@ static __global__ void count_digits_kernel(const int32_t* keys,  // [count]
   }
 }
 
-// Moves every pair to its place. One warp a tile, in order.
+// Moves every pair to its place; without values, that of a key is its position. One warp a tile, in
+// order.
 static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
-                                           const int32_t* values,  // [count]
+                                           const int32_t* values,  // [count], or null
                                            int64_t count, int shift,
                                            const int32_t* offsets,    // [digits, tiles]
                                            int32_t* sorted_keys,      // [count]
@@ -62,7 +63,7 @@ static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
       if (i < count) {
         place = own[digit] + rank;
         sorted_keys[place] = key;
-        sorted_values[place] = values[i];
+        sorted_values[place] = values == nullptr ? static_cast<int32_t>(i) : values[i];
       }
       __syncwarp();
       if (i < count && rank == __popc(same) - 1) own[digit] = place + 1;
@@ -72,7 +73,7 @@ static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
 }
 
 struct SortWorkspace {
-  int32_t* keys[2];    // [count], sorted from the first into one of them
+  int32_t* keys[2];    // [count], sorted from one into the other
   int32_t* values[2];  // [count]
   int32_t* counts;     // [digits, tiles]
   int32_t* tile_sums;
@@ -88,22 +89,26 @@ struct SortWorkspace {
   }
 };
 
-// Sorts the pairs keys[0], values[0] of keys in 0..num_keys-1; returns which arrays hold them then.
-inline int sort_pairs(const SortWorkspace& workspace, int64_t count, int64_t num_keys,
-                      void* stream) {
+// Sorts the pairs of a key, in 0..num_keys-1, and its position; returns which arrays hold them
+// then.
+inline int sort_positions(const SortWorkspace& workspace,
+                          const int32_t* keys,  // [count]
+                          int64_t count, int64_t num_keys, void* stream) {
   const int64_t tiles = ceil_div<int64_t>(count, kSortTile);
   const unsigned int grid = grid_size(tiles, kWarpsPerBlock);
-  int from = 0;
+  const int32_t* values = nullptr;
+  int to = 0;
   for (int shift = 0; shift == 0 || (num_keys - 1) >> shift > 0; shift += kDigitBits) {
-    launch("count_digits", count_digits_kernel, grid, kThreadsPerBlock, 0, stream,
-           workspace.keys[from], count, shift, workspace.counts);
+    launch("count_digits", count_digits_kernel, grid, kThreadsPerBlock, 0, stream, keys, count,
+           shift, workspace.counts);
     exclusive_scan(workspace.counts, kDigits * tiles, workspace.tile_sums, nullptr, stream);
-    launch("place_digits", place_digits_kernel, grid, kThreadsPerBlock, 0, stream,
-           workspace.keys[from], workspace.values[from], count, shift, workspace.counts,
-           workspace.keys[1 - from], workspace.values[1 - from]);
-    from = 1 - from;
+    launch("place_digits", place_digits_kernel, grid, kThreadsPerBlock, 0, stream, keys, values,
+           count, shift, workspace.counts, workspace.keys[to], workspace.values[to]);
+    keys = workspace.keys[to];
+    values = workspace.values[to];
+    to = 1 - to;
   }
-  return from;
+  return 1 - to;
 }
 
 }  // namespace deepcrf::cuda
