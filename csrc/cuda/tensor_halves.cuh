@@ -21,6 +21,10 @@ static_assert(kLaneFeatures == MessageBlock<bfloat16>::kVector);
 template <class T, int kLabels>
 constexpr int kNodePitch = kLabels * kHalfFeatures + 32;
 
+// Where the features of a group of lanes, 16 bytes, stand in a row of A of eight groups: elsewhere
+// for every pair of labels, so that lanes that write different ones use different banks.
+__device__ inline int group_place(int group, int label) { return group ^ (label / 2 % 4 * 2); }
+
 // Eight features of a row from `feature` on, as four pairs; zeros past the end of the row.
 template <bool kVectorised, class T>
 __device__ void load_pairs(const T* row, int64_t feature, int64_t num_features,
@@ -162,8 +166,8 @@ __device__ void aggregate_on_tensor_cores(
       packed.y = pack_pair<T>(scale * sums[1][tile][half], scale * sums[1][tile][half + 2]);
       packed.z = pack_pair<T>(scale * sums[2][tile][half], scale * sums[2][tile][half + 2]);
       packed.w = pack_pair<T>(scale * sums[3][tile][half], scale * sums[3][tile][half + 2]);
-      *reinterpret_cast<uint4*>(aggregates + label * kHalfFeatures + group * kLaneFeatures) =
-          packed;
+      *reinterpret_cast<uint4*>(aggregates + label * kHalfFeatures +
+                                group_place(group, label) * kLaneFeatures) = packed;
     }
   }
 }
@@ -201,8 +205,9 @@ __device__ void contract_on_tensor_cores(const Direction<T>& direction, int64_t 
     if (first_label + j >= num_labels) break;
 #pragma unroll
     for (int part = 0; part < kHalfFeatures / 32; ++part) {
+      const int place = group_place(part * 4 + lane_index() % 4, j);
       const T* row = aggregates + lane_index() / 4 * kNodePitch<T, kLabels> + j * kHalfFeatures +
-                     part * 32 + lane_feature;
+                     place * kLaneFeatures;
       const uint4 upper = *reinterpret_cast<const uint4*>(row);
       const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kNodePitch<T, kLabels>);
       const uint32_t (&w)[4] = weights[i][part];

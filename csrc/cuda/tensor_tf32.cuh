@@ -119,8 +119,8 @@ __device__ void aggregate_on_tensor_cores(
       const float4 rounded = {
           round_to_tf32(sums[0][tile][half]), round_to_tf32(sums[0][tile][half + 2]),
           round_to_tf32(sums[1][tile][half]), round_to_tf32(sums[1][tile][half + 2])};
-      *reinterpret_cast<float4*>(aggregates + label * MessageBlock<tf32>::kFeatures + group * 4) =
-          rounded;
+      *reinterpret_cast<float4*>(aggregates + label * MessageBlock<tf32>::kFeatures +
+                                 group_place(group, label) * 4) = rounded;
     }
   }
 }
@@ -158,8 +158,9 @@ __device__ void contract_on_tensor_cores(const Direction<tf32>& direction, int64
     if (first_label + j >= num_labels) break;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      const tf32* row = aggregates + lane_index() / 4 * kNodePitch<tf32, kLabels> + j * kFeatures +
-                        part * 16 + lane_feature;
+      const int place = group_place(part * 4 + lane_index() % 4, j);
+      const tf32* row =
+          aggregates + lane_index() / 4 * kNodePitch<tf32, kLabels> + j * kFeatures + place * 4;
       const uint4 upper = *reinterpret_cast<const uint4*>(row);
       const uint4 lower = *reinterpret_cast<const uint4*>(row + 8 * kNodePitch<tf32, kLabels>);
       const float (&w)[4] = weights[i][part];
