@@ -8,6 +8,7 @@ from typing import Literal
 
 from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.config.model import ModelConfig
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.errors import InputError
 
 ObjectiveName = Literal["piecewise", "pseudo_likelihood", "end_to_end"]
@@ -85,8 +86,9 @@ class TrainConfig:
             together) by itself.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where to train: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-        amp: Run networks and pairwise terms in bfloat16; losses, marginals and unary energies stay
-            in float32. Null: where the device has instructions for it.
+        amp: Run networks and pairwise terms in bfloat16 (true), or in "float16", with the losses
+            scaled so that gradients stay within it; losses, marginals and unary energies stay in
+            float32. Null: in bfloat16 where the device has instructions for it.
         objective: What training minimises. "piecewise" is the paper's: every potential by its own
             likelihood, without inference. "pseudo_likelihood" (the paper's appendix) is each node's
             label given its neighbours' labels, "end_to_end" each node's label under the marginals
@@ -132,7 +134,7 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
     device: str = "auto"
-    amp: bool | None = None
+    amp: Amp = None
     objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
     warm_start: float = 0.6
     class_balance: (

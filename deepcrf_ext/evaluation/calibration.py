@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional
 
-from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.view_marginals import view_energies
@@ -22,7 +22,7 @@ from deepcrf_ext.progress import progress
 def fit_relation_weights(
     model: DeepCRF,
     dataset: SegmentationDataset,
-    amp: bool | None = None,
+    amp: Amp = None,
     max_images: int | None = None,
     views: Views = ONE_VIEW,
 ) -> Calibration:

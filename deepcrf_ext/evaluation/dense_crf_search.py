@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
@@ -123,7 +124,7 @@ class ModelProblem(Problem):
         variant: whose marginals the dense CRF refines.
         dataset: its classes are those of the model.
         indices: which of its images.
-        amp: run the convolutions in bfloat16; None means where the device is fast at it.
+        amp: the precision of the convolutions, as of `TrainConfig.amp`.
         views: how the networks see each image; the marginals of all views are averaged.
     """
 
@@ -133,7 +134,7 @@ class ModelProblem(Problem):
         variant: Variant,
         dataset: SegmentationDataset,
         indices: Sequence[int],
-        amp: bool | None = None,
+        amp: Amp = None,
         views: Views = ONE_VIEW,
     ) -> None:
         self.num_classes = dataset.num_classes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
 from deepcrf_ext.evaluation.prediction import label_pixels, named_variant
@@ -98,7 +99,7 @@ def evaluate(
     model: DeepCRF,
     dataset: SegmentationDataset,
     variants: Mapping[str, Variant],
-    amp: bool | None = None,
+    amp: Amp = None,
     dense_crf: DenseCRFSettings | None = None,
     world: World = ALONE,
     *,
@@ -113,7 +114,7 @@ def evaluate(
         model: in eval mode, on the device to use.
         dataset: its classes are those of the model; labels are compared at the size of the image.
         variants: by the names that the results get.
-        amp: run the convolutions in bfloat16; None means where the device is fast at it.
+        amp: the precision of the convolutions, as of `TrainConfig.amp`.
         dense_crf: settings of the dense CRF of variants that have one.
         world: each process measures its share of the images; all get the scores of the whole.
         views: how the networks see each image; the marginals of all views are averaged.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.view_marginals import view_marginals
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
@@ -179,7 +180,7 @@ def predict_image(
     image: npt.NDArray[np.uint8],
     variant: str | Variant,
     max_size: int | None = None,
-    amp: bool | None = None,
+    amp: Amp = None,
     dense_crf: DenseCRFSettings | None = None,
     memory: int = MEMORY,
     views: Views = ONE_VIEW,
@@ -191,7 +192,7 @@ def predict_image(
     max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
         its labels grow back to its own size. None never shrinks: memory grows with the square of
         the number of pixels, since neighbourhoods are fractions of the image.
-    amp: run the convolutions in bfloat16; None means where the device is fast at it.
+    amp: the precision of the convolutions, as of `TrainConfig.amp`.
     dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
     memory: bytes to use, about, for what is done at the image's own size, which is done in parts
         that overlap where it would take more (see `label_large`).

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.evaluation.view_statistics import view_statistics
 from deepcrf_ext.evaluation.views import Views, average_views, join_windows
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
@@ -22,7 +23,7 @@ def view_marginals(
     image: npt.NDArray[np.uint8],
     variants: Mapping[str, Variant],
     views: Views,
-    amp: bool | None = None,
+    amp: Amp = None,
     seconds: dict[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Marginals of an image by each of several variants, the mean over all views.
@@ -32,7 +33,7 @@ def view_marginals(
         image: uint8 [H, W, 3], RGB.
         variants: by name. A dense CRF of theirs is not part of it.
         views: how the networks see the image.
-        amp: run the convolutions in bfloat16; None means where the device is fast at it.
+        amp: the precision of the convolutions, as of `TrainConfig.amp`.
         seconds: the time is added to its "networks" and to what it has under the variants' names.
 
     Returns float32 [K, h, w] on the grid of nodes of the largest view, by name.
@@ -64,7 +65,7 @@ def view_energies(
     labels: Tensor,
     names: Iterable[str],
     views: Views,
-    amp: bool | None = None,
+    amp: Amp = None,
 ) -> Iterator[tuple[CRFEnergies, Tensor]]:
     """Energies of the named potentials in every window of every view, with the labels of the nodes.
 

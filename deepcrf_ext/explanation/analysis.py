@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.evaluation.view_marginals import view_energies
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
@@ -60,14 +60,14 @@ def compatibility(
     model: DeepCRF,
     dataset: SegmentationDataset,
     relations: Sequence[str],
-    amp: bool | None = None,
+    amp: Amp = None,
     views: Views = ONE_VIEW,
 ) -> dict[str, Compatibility]:
     """`Compatibility` of each relation, averaged over the edges of all images of a data set.
 
-    model: in eval mode, on the device to use. amp: run the convolutions in bfloat16; None means
-    where the device is fast at it. views: how the networks see each image; the edges of all views
-    count. Raises InputError for a sample that cannot be read.
+    model: in eval mode, on the device to use. amp: the precision of the convolutions, as of
+    `TrainConfig.amp`. views: how the networks see each image; the edges of all views count.
+    Raises InputError for a sample that cannot be read.
     """
     device = model.device
     size = (model.num_classes, model.num_classes)

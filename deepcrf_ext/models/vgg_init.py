@@ -93,8 +93,8 @@ def initialise_from_vgg16(model: DeepCRF, source: str) -> Loaded:
 
     Raises InputError naming `source` and what is missing or of another shape.
     """
-    places = list(_places(model))
     state = load_vgg16(source)
+    places = list(_places(model))
     layers = _read_convs(state, source)
     fc6 = _read_fc6(state)
     names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}

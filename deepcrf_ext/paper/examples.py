@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.evaluation.evaluation import evaluate
 from deepcrf_ext.evaluation.prediction import predict_image
@@ -36,7 +36,7 @@ def measure(
     dataset: SegmentationDataset,
     name: str,
     variant: Variant,
-    amp: bool | None,
+    amp: Amp,
     dense_crf: DenseCRFSettings,
 ) -> dict[str, Any]:
     """A variant's scores over a data set and on each image, as plain values.
@@ -95,7 +95,7 @@ def draw(
     variants: Mapping[str, Variant],
     chosen: Mapping[str, Sequence[int]],
     folder: Path,
-    amp: bool | None,
+    amp: Amp,
     dense_crf: DenseCRFSettings,
 ) -> list[dict[str, Any]]:
     """Writes the pictures of chosen images into a folder; returns what they show.

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation.prediction import predict_image
@@ -23,7 +24,7 @@ def write_archive(
     folder: str,
     path: Path,
     views: Views = ONE_VIEW,
-    amp: bool | None = None,
+    amp: Amp = None,
     dense_crf: DenseCRFSettings | None = None,
 ) -> None:
     """Segments every image of a data set into a .tgz of palette PNGs.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.errors import InputError
 
 
@@ -43,10 +44,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def autocast(device: torch.device, enabled: bool | None) -> AbstractContextManager[None]:
-    """bfloat16 autocast; `enabled` None means where the device is fast at it."""
-    on = has_fast_bfloat16(device) if enabled is None else enabled
-    context: AbstractContextManager[None] = torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=on
-    )
+def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:
+    """Autocast to what `amp` says: bfloat16, float16 or neither."""
+    on = has_fast_bfloat16(device) if amp is None else bool(amp)
+    dtype = torch.float16 if amp == "float16" else torch.bfloat16
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, enabled=on)
     return context

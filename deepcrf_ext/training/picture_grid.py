@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.evaluation.evaluation import before_and_after
 from deepcrf_ext.evaluation.prediction import predict_image
@@ -14,7 +15,7 @@ from deepcrf_ext.pictures.labels import colour, picture_grid
 
 
 def write_picture_grid(
-    model: DeepCRF, dataset: SegmentationDataset, amp: bool | None, path: Path, count: int = 6
+    model: DeepCRF, dataset: SegmentationDataset, amp: Amp, path: Path, count: int = 6
 ) -> None:
     """Image, truth and the variants of `before_and_after`, for images spread over a data set."""
     model.eval()

@@ -87,3 +87,10 @@ class StepLog:
         if not self.quiet:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+
+def epoch_summary(epoch: int, losses: Mapping[str, float], mean_iou: Mapping[str, float]) -> str:
+    """The line that ends an epoch: its mean losses, and what validation measured."""
+    parts = [f"{name} {value:.3f}" for name, value in losses.items()]
+    scores = [f"{title} {100 * value:.2f}" for title, value in mean_iou.items()]
+    return f"epoch {epoch}: loss {', '.join(parts)}; validation mIoU {', '.join(scores)}"

@@ -40,7 +40,7 @@ from deepcrf_ext.training.optimiser import (
 from deepcrf_ext.training.plain_settings import plain_settings
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.starting_weights import StartingWeights, take_weights
-from deepcrf_ext.training.step_log import StepLog
+from deepcrf_ext.training.step_log import StepLog, epoch_summary
 from deepcrf_ext.training.weight_average import WeightAverage
 
 
@@ -136,6 +136,7 @@ class Trainer:
         self.average = WeightAverage(self.model, config.ema)
         self.per_epoch = batches_per_epoch(len(train_set), config.batch_size)
         self.optimiser = make_optimiser(self.model, config.optim, self.initialised)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "float16")
         self.stages = plan_stages(self.config, self.model)
         self.progress = Progress()
         self.folder = Path()
@@ -151,6 +152,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
         try:
             self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
             self.progress = Progress(**state["progress"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is of a version whose runs cannot be continued") from error
@@ -207,6 +209,7 @@ class Trainer:
                 "step": self.progress.step,
                 **self.average.state(),
                 "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "progress": asdict(self.progress),
                 "initialised": sorted(self.initialised),
                 "class_weights": None if weights is None else weights.tolist(),
@@ -265,7 +268,7 @@ class Trainer:
                     progress.step,
                     {"epoch": progress.epoch + 1, "train_loss": means, **by_score},
                 )
-                bar.write(_summary(progress.epoch + 1, means, by_score["mean_iou"]))
+                bar.write(epoch_summary(progress.epoch + 1, means, by_score["mean_iou"]))
             if trained == self.model.potential_names:
                 final = list(scores.values())[-1]["mean_iou"]
                 improved = final > progress.best
@@ -364,7 +367,7 @@ class Trainer:
                 with autocast(self.device, config.amp):
                     mean = loss.mean(self.model, leaves, part_labels)
                 weighted = weights[index, part] * mean
-                weighted.backward()
+                self.scaler.scale(weighted).backward()
                 results[index] += weighted.detach()
                 if part + 1 == len(parts):
                     gradients.start(self.model.parameters_of(loss.potentials))
@@ -384,16 +387,11 @@ class Trainer:
                 )
         factor = learning_rate_factor(config.optim, progress.step / self.per_epoch, config.epochs)
         set_learning_rate(self.optimiser, stage.lr_factor * factor)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.average.update()
         progress.step += 1
         progress.batch += 1
         for name, value in losses.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
         return losses
-
-
-def _summary(epoch: int, losses: dict[str, float], mean_iou: dict[str, float]) -> str:
-    parts = [f"{name} {value:.3f}" for name, value in losses.items()]
-    scores = [f"{title} {100 * value:.2f}" for title, value in mean_iou.items()]
-    return f"epoch {epoch}: loss {', '.join(parts)}; validation mIoU {', '.join(scores)}"

@@ -95,7 +95,7 @@ def test_from_dict_names_what_does_not_fit():
     [
         ("epochs", 2.5, "epochs: got 2.5, must be int"),
         ("epochs", True, "epochs: got True, must be int"),
-        ("amp", "yes", "amp: got 'yes', must be bool or null"),
+        ("amp", "yes", "amp: got 'yes', must be bool or one of bfloat16, float16 or null"),
         ("batch_size", 0, "batch_size"),
         ("data.palette_masks", "grey", "data.palette_masks: got 'grey', must be one of indices"),
         ("data.classes", [1], "data.classes: got [1], must be a list of str or a mapping or str"),
