@@ -24,7 +24,7 @@ set(DEEPCRF_CPU_SOURCES
 set(DEEPCRF_CUDA_SOURCES
     cuda/range_box_edges.cu
     cuda/pairwise_messages.cu
-    cuda/pairwise_messages_backward.cu
+    cuda/pairwise_messages_block.cu
     cuda/mean_field.cu
     cuda/pairwise_nll.cu
     cuda/permutohedral_lattice.cu

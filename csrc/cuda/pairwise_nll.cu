@@ -48,7 +48,7 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
     __syncwarp();  // every lane has read the energy of the truth
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
       const A probability = partition.probability(energy(pair));
-      out[pair] = T(weight * ((pair == truth ? A(1) : A(0)) - probability));
+      out[pair] = narrowed<T>(weight * ((pair == truth ? A(1) : A(0)) - probability));
     }
     for (int pair = pairs + lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
   }

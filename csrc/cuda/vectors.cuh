@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/dtypes.h"
 
@@ -40,6 +41,22 @@ __device__ void load_values(const T* pointer, int64_t valid, bool aligned,
   }
 }
 
+// The value rounded to T, on a device by one instruction.
+template <class T>
+__device__ T narrowed(Accumulator<T> value) {
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    T rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+    return rounded;
+  } else {
+    return T(value);
+  }
+#else
+  return T(value);
+#endif
+}
+
 // pointer[i] = values[i] for i < valid.
 template <class T, int kCount>
 __device__ void store_values(T* pointer, int64_t valid, bool aligned,
@@ -47,12 +64,12 @@ __device__ void store_values(T* pointer, int64_t valid, bool aligned,
   if (aligned) {
     Packed<T, kCount> packed;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) packed.values[i] = T(values[i]);
+    for (int i = 0; i < kCount; ++i) packed.values[i] = narrowed<T>(values[i]);
     *reinterpret_cast<Packed<T, kCount>*>(pointer) = packed;
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (i < valid) pointer[i] = T(values[i]);
+      if (i < valid) pointer[i] = narrowed<T>(values[i]);
     }
   }
 }

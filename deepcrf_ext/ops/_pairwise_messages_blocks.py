@@ -1,7 +1,7 @@
 """The gradient of messages in a factored potential on CUDA, a block of nodes at a time.
 
 With c_q = (Q_q, grad_q), the 2K coefficients that a neighbour brings, and (grad_p, Q_p) those of a
-node's own end, it is made of (csrc/cuda/pairwise_messages_backward.cu)
+node's own end, it is made of (csrc/cuda/pairwise_messages_block.cu)
 
     A_p[c] = Σ_q c_q[c] h_pq,            dL/dW = (grad, Q)ᵀ A,
     B_p    = (grad_p, Q_p) W,            dL/dh_pq = Σ_c c_q[c] B_p[c].

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
       BlockElement<T>* out = aggregates + (row + c) * D + features.feature;
 #pragma unroll
       for (int v = 0; v < kVector<T>; ++v) {
-        if (v < features.valid) out[v] = BlockElement<T>(sums[c][v]);
+        if (v < features.valid) out[v] = narrowed<BlockElement<T>>(sums[c][v]);
       }
     }
   }
