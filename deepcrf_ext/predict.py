@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from deepcrf_ext.cli.options import (
 )
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import read_image, write_labels
+from deepcrf_ext.data.file_patterns import walk
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image, side_in_memory
@@ -42,22 +43,29 @@ _DESCRIPTION = """Segment images with a trained model.
 Writes below the output folder: labels/NAME.png (class indices with a palette), overlays/NAME.png
 (the image tinted with its labels), legend.png (the colours of the classes) and, with --marginals,
 marginals/NAME.npz. NAME is the name of the image without its suffix, or with it where two images
-would share a name. An image that cannot be read is reported and left out; the exit code is then 1,
-or 2 if none could be read."""
+would share a name. A folder stands for the images in it; where it holds none, for those in its
+sub-folders, whose results go to sub-folders of the same names. An image that cannot be read is
+reported and left out; the exit code is then 1, or 2 if none could be read."""
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """The image files that the arguments name, each once; a folder stands for the images in it.
+def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
+    """The image files that the arguments name, each once, with the sub-folders they are from.
 
-    Folders are not searched further down. Raises InputError for a path that does not exist and for
-    a folder without images.
+    A folder stands for the images in it; where it holds none, for those in its sub-folders, those
+    below `output` apart. Raises InputError for a path that does not exist and for a folder without
+    images.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, str] = {}
+    seen: set[Path] = set()
     for path in inputs:
         if path.is_dir():
             files = sorted(
                 p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
             )
+            if not files:
+                results = None if output is None else output.resolve()
+                below = (p for p in walk(path) if p.suffix.lower() in IMAGE_SUFFIXES)
+                files = [p for p in below if results not in p.resolve().parents]
             if not files:
                 raise InputError(
                     f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
@@ -67,8 +75,11 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         else:
             raise InputError(f"{path}: no such file or folder")
         for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                folder = file.parent.relative_to(path) if path.is_dir() else Path()
+                found[file] = folder.as_posix()
+    return found
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -102,16 +113,25 @@ class _Targets:
         return [p for p in (self.labels, self.overlay, self.marginals) if p is not None]
 
 
-def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool) -> list[_Targets]:
-    """The files to write for each image; raises InputError where one must not be written."""
-    targets = [
-        _Targets(
-            output / "labels" / f"{name}.png",
-            output / "overlays" / f"{name}.png",
-            output / "marginals" / f"{name}.npz" if marginals else None,
+def _plan(
+    images: Mapping[Path, str], output: Path, marginals: bool, overwrite: bool
+) -> dict[Path, _Targets]:
+    """The files to write for each image, which `find_images` found; raises InputError where one
+    must not be written."""
+    names: dict[Path, str] = {}
+    for below in dict.fromkeys(images.values()):
+        paths = [path for path, folder in images.items() if folder == below]
+        prefix = "" if below == "." else f"{below}/"
+        names |= {p: prefix + name for p, name in zip(paths, output_names(paths), strict=True)}
+    by_image = {
+        path: _Targets(
+            output / "labels" / f"{names[path]}.png",
+            output / "overlays" / f"{names[path]}.png",
+            output / "marginals" / f"{names[path]}.npz" if marginals else None,
         )
-        for name in output_names(images)
-    ]
+        for path in images
+    }
+    targets = by_image.values()
     inputs = {path.resolve() for path in images}
     for path in (path for target in targets for path in target.paths()):
         if path.resolve() in inputs:
@@ -126,7 +146,7 @@ def _plan(images: Sequence[Path], output: Path, marginals: bool, overwrite: bool
         )
     for folder in {path.parent for target in targets for path in target.paths()}:
         folder.mkdir(parents=True, exist_ok=True)
-    return targets
+    return by_image
 
 
 def _write_legend(
@@ -188,7 +208,7 @@ def _parser() -> ArgumentParser:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parsing.parse(_parser(), argv)
     views = views_of(arguments)
-    images = find_images(arguments.inputs)
+    images = find_images(arguments.inputs, arguments.output)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
     variant = named_variant(model, arguments.row)
     variant = replace(variant, dense_crf=variant.dense_crf or arguments.dense_crf)
@@ -198,9 +218,8 @@ def _run(argv: Sequence[str] | None) -> int:
     _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
     memory = int(1e9 * arguments.memory)
     failed = 0
-    pairs = zip(images, targets, strict=True)
     quiet = len(images) == 1
-    for path, target in progress(pairs, len(images), "predict", "image", quiet):
+    for path, target in progress(targets.items(), len(images), "predict", "image", quiet):
         try:
             image = read_image(path)
         except InputError as error:

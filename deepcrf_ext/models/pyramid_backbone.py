@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -246,8 +246,13 @@ def _library(module: str) -> Any:
     except Exception as error:  # a library that does not fit its torch raises whatever it meets
         package = module.partition(".")[0]
         reason = " ".join(str(error).split())
+        advice = f"pip install {package}"
+        if importlib.util.find_spec(package) is not None:
+            advice = f"it is installed, but does not fit torch {torch.__version__}"
+            if "torchvision" in reason:
+                advice += "; torchvision must be the one built for it"
         raise InputError(
-            f"model.backbone: {package} cannot be imported ({reason}); pip install {package}"
+            f"model.backbone: {package} cannot be imported ({reason}); {advice}"
         ) from error
 
 

@@ -294,6 +294,29 @@ def test_find_images_takes_each_file_once(pictures):
     assert [p.name for p in found] == ["dot.png", "a.jpg", "a.png", "rgba.PNG", "wide.png"]
 
 
+def test_a_folder_of_folders(run, pictures, tmp_path, capsys):
+    """Names, folders and all, are those of the images; earlier results are no images."""
+    root = tmp_path / "series"
+    for name in ("été 1", "deep/b"):
+        (root / name).mkdir(parents=True)
+        (root / name / "a.jpg").write_bytes((pictures / "a.jpg").read_bytes())
+        (root / name / "dot.png").write_bytes((pictures / "dot.png").read_bytes())
+    arguments = [str(root), "--checkpoint", str(run), "--output", str(root / "out"), "--marginals"]
+    for more in ([], ["--overwrite"]):
+        assert main([*arguments, *more]) == 0
+        assert "4 of 4 images" in capsys.readouterr().out
+    for folder, suffix in (("labels", "png"), ("overlays", "png"), ("marginals", "npz")):
+        found = sorted(
+            p.relative_to(root / "out" / folder) for p in (root / "out" / folder).rglob("*.*")
+        )
+        names = ("deep/b/a", "deep/b/dot", "été 1/a", "été 1/dot")
+        assert found == [Path(f"{name}.{suffix}") for name in names]
+    # Sub-folders do not matter where a folder holds images.
+    assert list(find_images([root / "deep" / "b"]).values()) == [".", "."]
+    (root / "one.png").write_bytes((pictures / "dot.png").read_bytes())
+    assert [path.name for path in find_images([root], root / "out")] == ["one.png"]
+
+
 NAME = st.sampled_from(["a.jpg", "a.png", "A.png", "a.jpg.png", "b.png", "a.png-2.png", "a.jpg-2"])
 
 
