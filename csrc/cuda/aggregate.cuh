@@ -3,119 +3,9 @@
 // in registers, each lane with its own features.
 #pragma once
 
-#include "cuda/async_copy.cuh"
-#include "cuda/label_blocks.cuh"
-#include "cuda/message_directions.cuh"
+#include "cuda/edge_stages.cuh"
 
 namespace deepcrf::cuda {
-
-// Features of one warp.
-template <class T>
-constexpr int kFeatureBlock = kVector<T> * kWarpSize;
-
-// The feature-wise view of one lane: kVector features from `feature` on.
-template <class T, bool kVectorised>
-struct LaneFeatures {
-  int64_t feature;
-  int64_t valid;  // features left in the row, not positive past its end
-
-  __device__ LaneFeatures(const Direction<T>& direction, int64_t block)
-      : feature(block * kFeatureBlock<T> + lane_index() * kVector<T>),
-        valid(direction.num_features - feature) {}
-
-  __device__ void load(const T* row, Accumulator<T> (&values)[kVector<T>]) const {
-    if constexpr (kVectorised) {
-      Packed<T, kVector<T>> packed = {};
-      if (valid > 0) packed = *reinterpret_cast<const Packed<T, kVector<T>>*>(row + feature);
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) values[i] = packed.values[i];
-    } else {
-      load_values(row + feature, valid, false, values);
-    }
-  }
-  __device__ void store(Accumulator<T>* row, const Accumulator<T> (&values)[kVector<T>]) const {
-    store_values(row + feature, valid, kVectorised && valid > 0, values);
-  }
-};
-
-// Edges whose rows are on their way to shared memory together; while they come, the warp works on
-// as many that came before.
-constexpr int kStageEdges = 8;
-
-template <class T, int kLabels>
-struct Stage {
-  Packed<T, kVector<T>> rows[kStageEdges][kWarpSize];
-  alignas(16) Accumulator<T> coefficients[kStageEdges][kLabels];
-};
-
-// Shared memory of one warp.
-template <class T, int kLabels>
-constexpr int kStageBytes = 2 * sizeof(Stage<T, kLabels>);
-
-// Rows of one pitch, below 4 GB, addressed by one multiplication.
-struct ByteRows {
-  const char* first;
-  uint32_t pitch;
-
-  template <class T>
-  __device__ ByteRows(const T* first, int64_t columns)
-      : first(reinterpret_cast<const char*>(first)),
-        pitch(static_cast<uint32_t>(columns * sizeof(T))) {}
-
-  __device__ const char* operator[](int32_t row) const {
-    return first + static_cast<uint64_t>(static_cast<uint32_t>(row)) * pitch;
-  }
-};
-
-// Starts copying the rows and coefficients of a stage of edges, `count` of which exist.
-// `neighbours` are those of 32 edges, a lane each, the stage's from `first` on. Lanes past the end
-// of a row, not `valid`, get zeros.
-template <int kLabels, class T>
-__device__ void copy_stage(const ByteRows& rows,  // of this lane
-                           bool valid, const ByteRows& coefficients, int32_t neighbours, int first,
-                           int64_t count, Stage<T, kLabels>& stage) {
-#pragma unroll
-  for (int i = 0; i < kStageEdges; ++i) {
-    const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
-    if (i < count) {
-      cp_async<sizeof(stage.rows[0][0])>(&stage.rows[i][lane_index()], rows[neighbour], valid);
-    }
-  }
-  constexpr int kPieces = sizeof(stage.coefficients[0]) / 16;  // of a row of coefficients
-#pragma unroll
-  for (int first_piece = 0; first_piece < kStageEdges * kPieces; first_piece += kWarpSize) {
-    const int piece = first_piece + lane_index();
-    const int i = piece / kPieces;
-    const int offset = piece % kPieces * 16;
-    const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
-    if (i < kStageEdges && i < count) {
-      char* to = reinterpret_cast<char*>(stage.coefficients[i]) + offset;
-      cp_async<16>(to, coefficients[neighbour] + offset, true);
-    }
-  }
-  cp_async_commit();
-}
-
-template <int kLabels, class T>
-__device__ void add_edge(const Accumulator<T> (&self)[kVector<T>],
-                         const Accumulator<T> (&other)[kVector<T>],
-                         const Accumulator<T>* coefficients,  // [kLabels]
-                         Accumulator<T> (&sums)[kLabels][kVector<T>]) {
-  using A = Accumulator<T>;
-  A hidden[kVector<T>];
-#pragma unroll
-  for (int v = 0; v < kVector<T>; ++v) hidden[v] = relu(self[v] + other[v]);
-#pragma unroll
-  for (int j = 0; j < kLabels; j += kVector<A>) {
-    A coefficient[kVector<A>];
-    load_values(coefficients + j, kVector<A>, true, coefficient);
-#pragma unroll
-    for (int i = 0; i < kVector<A>; ++i) {
-#pragma unroll
-      for (int v = 0; v < kVector<T>; ++v) sums[j + i][v] += coefficient[i] * hidden[v];
-    }
-  }
-}
 
 // sums = A of `node` for a block of labels. Returns the sum of the neighbours' coefficients of
 // label lane_index(), of lanes that have one.
@@ -134,63 +24,24 @@ __device__ Accumulator<T> aggregate(const Direction<T>& direction, int64_t node,
     for (int v = 0; v < kVector<T>; ++v) sums[j][v] = 0;
   }
   A coefficient_sum = 0;
-  const int own_label = lane_index() < kLabels ? lane_index() : 0;
-  const int64_t begin = direction.row_offsets[node];
-  const int64_t end = direction.row_offsets[node + 1];
-  if constexpr (kVectorised) {
-    auto* stages = static_cast<Stage<T, kLabels>*>(shared);
-    const bool valid = features.valid > 0;
-    const ByteRows rows(direction.other + (valid ? features.feature : 0), direction.num_features);
-    const ByteRows coefficient_rows(coefficients, columns);
-    const auto load_neighbours = [&](int64_t first) {
-      const int64_t edge = first + lane_index();
-      return edge < end ? direction.neighbours[edge] : 0;
-    };
-    int32_t neighbours = 0;
-    int32_t next_neighbours = load_neighbours(begin);
-    const auto copy = [&](int64_t edge) {  // edge - begin is a multiple of kStageEdges
-      const int first = static_cast<int>((edge - begin) % kWarpSize);
-      if (first == 0) {
-        neighbours = next_neighbours;
-        next_neighbours = load_neighbours(edge + kWarpSize);
-      }
-      copy_stage<kLabels, T>(rows, valid, coefficient_rows, neighbours, first, end - edge,
-                             stages[(edge - begin) / kStageEdges % 2]);
-    };
-    const auto add = [&](const Stage<T, kLabels>& stage, int i) {
-      A other[kVector<T>];
+  const int label = lane_index() < kLabels ? lane_index() : 0;
+  const auto add = [&](const A(&other)[kVector<T>], const A* of_neighbour) {
+    A hidden[kVector<T>];
 #pragma unroll
-      for (int v = 0; v < kVector<T>; ++v) other[v] = stage.rows[i][lane_index()].values[v];
-      add_edge<kLabels, T>(self, other, stage.coefficients[i], sums);
-      coefficient_sum += stage.coefficients[i][own_label];
-    };
-    if (begin < end) copy(begin);
-    for (int64_t edge = begin; edge < end; edge += kStageEdges) {
-      if (edge + kStageEdges < end) {
-        copy(edge + kStageEdges);
-        cp_async_wait<1>();
-      } else {
-        cp_async_wait<0>();
+    for (int v = 0; v < kVector<T>; ++v) hidden[v] = relu(self[v] + other[v]);
+#pragma unroll
+    for (int j = 0; j < kLabels; j += kVector<A>) {
+      A coefficient[kVector<A>];
+      load_values(of_neighbour + j, kVector<A>, true, coefficient);
+#pragma unroll
+      for (int i = 0; i < kVector<A>; ++i) {
+#pragma unroll
+        for (int v = 0; v < kVector<T>; ++v) sums[j + i][v] += coefficient[i] * hidden[v];
       }
-      __syncwarp();  // what the other lanes copied
-      const Stage<T, kLabels>& stage = stages[(edge - begin) / kStageEdges % 2];
-      if (edge + kStageEdges <= end) {
-#pragma unroll 4
-        for (int i = 0; i < kStageEdges; ++i) add(stage, i);
-      } else {
-        for (int i = 0; i < end - edge; ++i) add(stage, i);
-      }
-      __syncwarp();  // all lanes have read it
     }
-  } else {
-    for (int64_t e = begin; e < end; ++e) {
-      const int64_t neighbour = direction.neighbours[e];
-      A other[kVector<T>];
-      features.load(direction.other + neighbour * direction.num_features, other);
-      add_edge<kLabels, T>(self, other, coefficients + neighbour * columns, sums);
-      coefficient_sum += coefficients[neighbour * columns + own_label];
-    }
-  }
+    coefficient_sum += of_neighbour[label];
+  };
+  for_each_edge<kLabels>(direction, node, features, coefficients, columns, shared, add);
   return coefficient_sum;
 }
 

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 // dL/dself of a block of nodes: the sum of dL/dh over the edges where h > 0. One warp a node and
 // block of features.
 template <int kLabels, bool kVectorised, class T>
-__global__ void __launch_bounds__(kThreadsPerBlock)
+__global__ void __launch_bounds__(kThreadsPerBlock, 3)
     node_gradient_kernel(const __grid_constant__ BlockTask<T> task,
                          const BlockElement<T>* projections,  // [block, 2K, D]
                          Accumulator<T>* gradient) {          // [N, D]
@@ -75,6 +75,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int64_t D = direction.num_features;
   const int64_t num_nodes = task.block.count;
   const int64_t feature_blocks = ceil_div<int64_t>(D, kFeatureBlock<T>);
+  unsigned char* shared =
+      dynamic_shared<unsigned char>() + threadIdx.x / kWarpSize * kStageBytes<T, kLabels>;
   for (int64_t i = first_warp(); i < feature_blocks * num_nodes; i += num_warps()) {
     const int64_t node = i % num_nodes;
     const int64_t p = task.block.first + node;
@@ -94,17 +96,12 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
           projected[c][v] = valid ? A(row[v]) : A(0);
         }
       }
-      const int64_t end = direction.row_offsets[p + 1];
-      for (int64_t e = direction.row_offsets[p]; e < end; ++e) {
-        const int64_t neighbour = direction.neighbours[e];
-        A other[kVector<T>];
-        features.load(direction.other + neighbour * D, other);
+      const auto add = [&](const A(&other)[kVector<T>], const A* of_neighbour) {
         A sum[kVector<T>] = {};
 #pragma unroll
         for (int c = 0; c < kLabels; c += kVector<A>) {
           A coefficient[kVector<A>];
-          load_values(task.coefficients + neighbour * task.columns + first + c, kVector<A>, true,
-                      coefficient);
+          load_values(of_neighbour + c, kVector<A>, true, coefficient);
 #pragma unroll
           for (int j = 0; j < kVector<A>; ++j) {
 #pragma unroll
@@ -115,7 +112,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
         for (int v = 0; v < kVector<T>; ++v) {
           if (self[v] + other[v] > 0) total[v] += sum[v];
         }
-      }
+      };
+      for_each_edge<kLabels>(direction, p, features, task.coefficients + first, task.columns,
+                             shared, add);
     }
     features.store(gradient + p * D, total);
   }
@@ -168,15 +167,16 @@ void message_node_gradient(const GraphView& graph, const AnyFactoredPotential& p
     const Direction<T> direction =
         of_targets ? against(graph, factored, kVector<T>) : along(graph, factored, kVector<T>);
     const BlockTask<T> task = block_task(direction, block, potential.num_labels, coefficients);
-    dispatch_kernel<T>(
-        2 * potential.num_labels, direction.vectorised, [&](auto labels, auto vectorised) {
-          const int64_t feature_blocks =
-              ceil_div(potential.num_features, int64_t{kFeatureBlock<T>});
-          launch("node_gradient", node_gradient_kernel<labels(), vectorised(), T>,
-                 grid_size(feature_blocks * block.count, kWarpsPerBlock), kThreadsPerBlock, 0,
-                 ctx.stream, task, static_cast<const BlockElement<T>*>(projections),
-                 static_cast<Accumulator<T>*>(gradient));
-        });
+    dispatch_kernel<T>(2 * potential.num_labels, direction.vectorised,
+                       [&](auto labels, auto vectorised) {
+                         const int64_t feature_blocks =
+                             ceil_div(potential.num_features, int64_t{kFeatureBlock<T>});
+                         launch("node_gradient", node_gradient_kernel<labels(), vectorised(), T>,
+                                grid_size(feature_blocks * block.count, kWarpsPerBlock),
+                                kThreadsPerBlock, kWarpsPerBlock * kStageBytes<T, labels()>,
+                                ctx.stream, task, static_cast<const BlockElement<T>*>(projections),
+                                static_cast<Accumulator<T>*>(gradient));
+                       });
   });
 }
 
