@@ -134,6 +134,7 @@ def _parser() -> ArgumentParser:
         help="How many images to search on, spread evenly over the split; all if it has fewer.",
     )
     parser.add_argument(
+        "--dense-crf-iterations",
         "--iterations",
         type=NonNegativeInt,
         default=DenseCRFSettings.iterations,
@@ -218,7 +219,7 @@ def _run(argv: Sequence[str]) -> None:
     before, trials = search(
         problem,
         arguments.trials,
-        arguments.iterations,
+        arguments.dense_crf_iterations,
         objective,
         arguments.seed,
         lambda before, trials: _write(folder, record, objective, before, trials),

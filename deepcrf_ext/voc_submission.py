@@ -40,12 +40,18 @@ def _parser() -> ArgumentParser:
     parser = parsing.make_parser("python -m deepcrf_ext.voc_submission", _DESCRIPTION)
     add_checkpoint_option(parser)
     parser.add_argument(
-        "--root", type=Path, required=True, help="VOC2012, VOCdevkit, or the folder above."
+        "--data.root",
+        "--root",
+        type=Path,
+        required=True,
+        help="VOC2012, VOCdevkit, or the folder above.",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("results.tgz"), help="The archive to write."
     )
-    parser.add_argument("--split", default="test", help="Split to segment: test, val, ...")
+    parser.add_argument(
+        "--data.split", "--split", default="test", help="Split to segment: test, val, ..."
+    )
     competitions = "; ".join(f"{name}: {text}" for name, text in COMPETITIONS.items())
     parser.add_argument("--competition", default="comp6", help=f"Which one ({competitions}).")
     add_row_option(parser, "the last row that the checkpoint offers")
@@ -68,7 +74,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if output.exists() and not arguments.overwrite:
         raise InputError(f"output: {output} exists; choose another file, or give --overwrite")
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
-    dataset = open_dataset("voc", arguments.root, arguments.split)
+    dataset = open_dataset("voc", arguments.data.root, arguments.data.split)
     if list(metadata["classes"]) != list(dataset.classes):
         raise InputError(
             f"checkpoint: {arguments.checkpoint} was trained for {len(metadata['classes'])} "
@@ -78,7 +84,7 @@ def _run(argv: Sequence[str] | None) -> None:
     variant = named_variant(model, name)
     dense_crf = dense_crf_settings(arguments, variant.dense_crf, "--row full")
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.split}_cls"
+    folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.data.split}_cls"
     write_archive(
         model, variant, dataset, folder, output, views_of(arguments), config.amp, dense_crf
     )

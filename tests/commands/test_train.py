@@ -20,20 +20,13 @@ import pytest
 import torch
 import yaml
 from tiny_run import lines, write_learnable_camvid
-from vgg_weights import vgg_state
 
 from deepcrf_ext import train as command
-from deepcrf_ext.config import OptimConfig, from_dict, preset
+from deepcrf_ext.config import from_dict
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.vgg_init import initialise_from_vgg16
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 from deepcrf_ext.records.provenance import package_commit
 from deepcrf_ext.records.run_folder import MetricsLog
-from deepcrf_ext.training.optimiser import (
-    learning_rate_factor,
-    make_optimiser,
-    set_learning_rate,
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -365,44 +358,6 @@ def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
     arguments = options(tmp_path, data, tmp_path / "run", "--data.crop", "null")
     assert command.main(arguments) == 2
     assert "data.crop" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_learning_rate_groups_and_schedules(tmp_path):
-    config = preset("paper").model
-    config.widths, config.head_widths = (2, 3, 4, 5, 6), (7, 4)
-    config.potentials = ("unary", "surrounding")
-    model = DeepCRF(config, 3)
-    optim = OptimConfig(lr=1e-3, lr_initialised=1e-4, schedule="exponential", decay=0.97)
-    torch.save(vgg_state(), tmp_path / "vgg16.pth")
-    names = set(initialise_from_vgg16(model, str(tmp_path / "vgg16.pth")).taken)
-    optimiser = make_optimiser(model, optim, names)
-    new, initialised, logs = optimiser.param_groups
-    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-4, 1e-3]
-    assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 5e-4, 0]
-    assert logs["params"] == [model.potentials["surrounding"].log_weight]
-    slow = {id(p) for p in initialised["params"]}
-    for network in model.potentials.values():
-        features = network.features
-        vgg = {id(p) for p in [*features.blocks.parameters(), *features.head[0].parameters()]}
-        assert vgg <= slow
-        assert not slow & ({id(p) for p in network.parameters()} - vgg)
-    assert len(slow) + len(new["params"]) + 1 == len(list(model.parameters()))
-    rates = []
-    for step in range(20):
-        set_learning_rate(optimiser, learning_rate_factor(optim, step / 5, epochs=4))
-        rates.append([group["lr"] for group in optimiser.param_groups])
-    expected = [[rate * 0.97 ** (step // 5) for rate in (1e-3, 1e-4, 1e-3)] for step in range(20)]
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    poly = OptimConfig(schedule="poly")
-    for step in range(21):
-        factor = learning_rate_factor(poly, step / 5, epochs=4)
-        assert factor == pytest.approx((1 - step / 20) ** 0.9)
-    cosine = OptimConfig(schedule="cosine", warm_up=2)
-    factors = [learning_rate_factor(cosine, epoch, epochs=8) for epoch in range(9)]
-    assert factors[0] == pytest.approx(0.01)
-    assert factors[1] == pytest.approx(0.505 * (1 + np.cos(np.pi / 8)) / 2)
-    assert factors[4] == pytest.approx(0.5)
-    assert factors[8] == pytest.approx(0)
 
 
 def test_adamw_has_defaults_of_its_own_and_continues(data, tmp_path):

@@ -127,7 +127,7 @@ def test_command_writes_what_evaluate_reads(
 
 
 def test_objective_chooses_the_best(run: Path, tmp_path: Path) -> None:
-    arguments = ["--checkpoint", str(run), "--trials", "6", "--iterations", "2"]
+    arguments = ["--checkpoint", str(run), "--trials", "6", "--dense-crf-iterations", "2"]
     assert main([*arguments, "--objective", "boundary_f1", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "trials.json").read_text())
     assert record["best"]["boundary_f1"] == max(t["boundary_f1"] for t in record["trials"])

@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, voc: Path) -> Path:
 
 
 def submit(run: Path, voc: Path, output: Path, *more: str) -> int:
-    arguments = ["--checkpoint", str(run), "--root", str(voc), "--output", str(output)]
+    arguments = ["--checkpoint", str(run), "--data.root", str(voc), "--output", str(output)]
     return main([*arguments, "--device", "cpu", *more])
 
 
@@ -133,7 +133,7 @@ def test_a_failing_image_leaves_no_archive(run, voc, tmp_path, capsys):
     [
         (["--competition", "comp7"], "'comp7'"),
         (["--row", "nope"], "'nope'"),
-        (["--split", "nope"], "'nope'"),
+        (["--data.split", "nope"], "'nope'"),
     ],
 )
 def test_bad_options(run, voc, tmp_path, capsys, more, message):
