@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -310,12 +310,6 @@ class EdgeGraph:
     def num_edges(self) -> int:
         """E."""
         return self.targets.shape[0]
-
-    @property
-    def num_bytes(self) -> int:
-        """What the graph's tensors take."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     @property
     def device(self) -> torch.device:
