@@ -282,6 +282,8 @@ def _steps(model: nn.Module, mine: slice) -> None:
 def _train_process(rank: int, output: Path) -> int:
     torch.distributed.init_process_group("gloo")
     _steps(DistributedDataParallel(make().train()), slice(rank, rank + 1))
+    every = make(potentials="all").train()  # forward runs all but "unary_1scale"
+    _steps(DistributedDataParallel(every, find_unused_parameters=True), slice(rank, rank + 1))
     model = DistributedDataParallel(make(batch_norm=False))
     _steps(model, slice(rank, rank + 1))
     torch.save(model.module.state_dict(), output / f"{rank}.pt")
