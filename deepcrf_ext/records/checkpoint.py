@@ -128,6 +128,11 @@ def load_model(
     file = find_trained(Path(path))
     state = load_checkpoint(file)
     config = from_dict(state["config"])
+    if any(name.startswith("backbone.") for name in state["model"]):
+        raise InputError(
+            f"{file}: its model has a backbone made in Python, which only Python can make again: "
+            f"DeepCRF.from_pretrained({str(file.parent / 'weights')!r}, backbone)"
+        )
     model = DeepCRF(config.model, len(state["classes"]))
     load_weights(model, state, file)
     model.classes, model.palette = state["classes"], state["palette"]

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from deepcrf_ext import evaluate, train
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
 from deepcrf_ext.data import LabelledPairs, Sample, registry
+from deepcrf_ext.evaluation.evaluation import before_and_after
+from deepcrf_ext.evaluation.evaluation import evaluate as evaluate_model
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.training.interrupt import StopRequest
@@ -92,6 +95,31 @@ def test_a_checkpoint_says_that_its_data_were_given_in_python(
     monkeypatch.setitem(registry._FACTORIES, "halves", lambda root, split: data)
     monkeypatch.setitem(registry.DATASETS, "halves", ())
     assert evaluate.main(["--checkpoint", run, "--data.dataset", "halves"]) == 0
+
+
+def test_a_backbone_of_ones_own_is_trained_and_read_again(tmp_path: Path, capsys) -> None:
+    data = LabelledPairs(Halves(), ("dark", "bright"))
+    config = settings(warm_start=0.0)
+
+    def backbone() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.BatchNorm2d(5), nn.ReLU())
+
+    trainer = Trainer(config, data, data, DeepCRF(MODEL, 2, backbone()))
+    assert trainer.fit(tmp_path / "run")
+    model = DeepCRF.from_pretrained(tmp_path / "run" / "weights", backbone())
+    assert evaluate_model(model, data, before_and_after(model), amp=False).images == 4
+    assert evaluate.main(["--checkpoint", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "backbone made in Python" in error.splitlines()[-1]
+    assert f"from_pretrained('{tmp_path}/run/weights', backbone)" in error
+    again = Trainer(
+        replace(config, epochs=3),
+        data,
+        data,
+        DeepCRF(MODEL, 2, backbone()),
+        checkpoint=tmp_path / "run" / "last.pt",
+    )
+    assert again.fit(tmp_path / "run")
 
 
 def test_what_does_not_fit_is_told() -> None:
