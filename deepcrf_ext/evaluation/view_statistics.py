@@ -33,9 +33,9 @@ def view_statistics(model: nn.Module, share: float) -> Iterator[None]:
         assert isinstance(module, _BatchNorm)
         if module.training or module.running_mean is None or module.running_var is None:
             return
-        maps = inputs[0]
-        axes = [axis for axis in range(maps.dim()) if axis != 1]
-        variance, mean = torch.var_mean(maps.float(), axes, correction=0)
+        # Many times as fast as torch.var_mean on a CPU.
+        unused = torch.zeros_like(module.running_mean)
+        mean, variance = torch.batch_norm_update_stats(inputs[0], unused, unused.clone(), 0.0)
         running[module] = module.running_mean, module.running_var
         module.running_mean = module.running_mean.lerp(mean, share)
         module.running_var = module.running_var.lerp(variance, share)
