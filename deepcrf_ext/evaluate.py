@@ -42,6 +42,10 @@ compared at the full size of each image. Started by torchrun, every process meas
 the images."""
 
 
+UNTRAINED = "unary-1scale"
+"""The row whose network `deepcrf_ext.train` leaves out unless it is asked for."""
+
+
 def format_table(result: Evaluation, classes: Sequence[str]) -> str:
     """Per-class IoU and the other scores, a column for each variant; all but the NLL in percent."""
     heads = [
@@ -154,6 +158,8 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     times = [f"networks {1000 * result.network_seconds:.1f}"]
     times += [f"{name} {1000 * seconds:.1f}" for name, seconds in result.variant_seconds.items()]
     print(f"\n{result.images} images, ms per image on {device}: {', '.join(times)}")
+    if "all" in (arguments.rows or ()) and UNTRAINED not in variants:
+        print(f"Without {UNTRAINED}, whose network train --model.potentials all adds")
     print(f"Results: {folder}")
 
 

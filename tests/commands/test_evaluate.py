@@ -244,6 +244,8 @@ def test_unary_of_one_scale_is_a_row_where_it_was_trained(tmp_path, capsys):
     assert "Train with --model.potentials all" in error
     assert error.count("\n") == 1
     assert list(choose_variants(load_model(run)[0], ["all"])) == list(VARIANTS)[1:]
+    assert main([*arguments, "all"]) == 0
+    assert "Without unary-1scale, whose network train --model.pot" in capsys.readouterr().out
 
 
 def test_unreadable_files_are_named(tmp_path, capsys):
