@@ -23,6 +23,7 @@ from deepcrf_ext.records.environment import environment
 
 SPLITS = ("val", "test")
 SCORES = ("mean_iou", "pixel_accuracy", "mean_boundary_f1", "nll", "calibration_error")
+FACTS = ("torch", "CPU", "threads", "instruction set")
 RESULT = Path(__file__).parent / "results" / "scenes-small.json"
 
 
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULT, help="The record.")
     arguments = parser.parse_args(argv)
     seeds = {seed: measure_seed(seed) for seed in arguments.seeds}
-    record = {"environment": environment(), "seeds": seeds}
+    facts, _ = environment()
+    record = {"environment": {name: facts[name] for name in FACTS}, "seeds": seeds}
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
     for state in ("trained", "calibrated"):
         for score, factor in (("mean_iou", 100), ("pixel_accuracy", 100), ("nll", 1)):
