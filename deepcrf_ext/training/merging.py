@@ -28,8 +28,6 @@ class _Run:
         if "stage" not in self.state.get("progress", {}):
             raise InputError(f"{self.path} is of a version whose runs cannot be merged")
         self.config = from_dict(self.state["config"])
-        if self.config.ema:
-            raise InputError(f"{self.path}: averages its weights (ema), and cannot be merged")
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
         self.initialised: list[str] = self.state.get("initialised", [])
@@ -48,6 +46,7 @@ class _Run:
             ("classes", lambda run: run.state["classes"]),
             ("model settings", lambda run: replace(run.config.model, potentials=None)),
             ("steps", lambda run: run.state["step"]),
+            ("averages of the weights (ema)", lambda run: run.config.ema),
         ):
             if of(self) != of(other):
                 raise InputError(
@@ -101,12 +100,21 @@ def merge(paths: Sequence[Path]) -> tuple[TrainConfig, dict[str, Any]]:
                 optimiser.state[target] = run.optimiser.state[source]
         if name in run.state["progress"]["loss_sums"]:
             loss_sums[name] = run.state["progress"]["loss_sums"][name]
+    weights = model.state_dict()
+    averaged: dict[str, Any] = {}
+    if config.ema:  # these are the averages; what trains on is beside them (`WeightAverage`)
+        lives = {name: run.state["live"] for name, run in sources.items()}
+        averaged["live"] = {
+            "model": {key: lives[key.split(".")[1]]["model"][key] for key in weights},
+            "steps": min(live["steps"] for live in lives.values()),
+        }
     epoch = first.state["epoch"]
     begun = [stage.first_epoch < epoch for stage in plan_stages(config, model)]
     state = {
         **first.state,
         "config": to_dict(config),
-        "model": model.state_dict(),
+        "model": weights,
+        **averaged,
         "optimiser": optimiser.state_dict(),
         "initialised": initialised,
         "progress": {

@@ -186,5 +186,12 @@ def test_what_does_not_go_with_it(
     assert "ema: 1.0 must be at least 0 and below 1" in capsys.readouterr().err
     assert command.main(["--resume", str(finished), "--ema", "0.5"]) == 2
     assert "--ema" in capsys.readouterr().err
-    assert merge([str(finished), "--output", str(tmp_path / "merged")]) == 2
-    assert "averages its weights (ema), and cannot be merged" in capsys.readouterr().err
+
+
+def test_a_merged_run_keeps_both_kinds_of_weights(finished: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    assert merge([str(finished), "--output", str(merged)]) == 0
+    one, other = (load_checkpoint(folder / "last.pt") for folder in (finished, merged))
+    assert equal(one["model"], other["model"])
+    assert equal(one["live"]["model"], other["live"]["model"])
+    assert one["live"]["steps"] == other["live"]["steps"]
