@@ -268,8 +268,9 @@ def draw(record: Path, picture: Path, split: str = "test") -> None:
     places = np.arange(len(classes) + 1.0)
     places[-1] += 0.5
     for index, (title, row) in enumerate(shown.items()):
-        values = [rows[row]["gains"][name] or 0.0 for name in classes]
-        bars = axes.bar(places + 0.4 * (index - 0.5), [*values, np.mean(values)], 0.4, label=title)
+        gains = [rows[row]["gains"][name] or 0.0 for name in classes]
+        heights = np.round([*gains, np.mean(gains)], 1) + 0.0  # no -0.0
+        bars = axes.bar(places + 0.4 * (index - 0.5), heights, 0.4, label=title)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     unary = [rows["unary"]["scores"]["iou"][name] or 0.0 for name in classes]
     below = [f"{100 * value:.0f}" for value in [*unary, np.mean(unary)]]
