@@ -80,7 +80,7 @@ def main(
         labels: numbers of labels.
         iterations: numbers of iterations.
     """
-    files = find_images([photos])
+    files = list(find_images([photos]))
     images = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     facts: list[dict[str, Any]] = []
     presets = {params: name for name, params in reversed(PRESETS.items())}  # equal ones once
