@@ -6,16 +6,42 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+Shown = TypeVar("Shown", bound="Display")
 SECONDS = 5.0
 """At least between two lines."""
 
 
-class Progress:
+class Display:
+    """A bar on stderr where that is a terminal, lines elsewhere, nothing if quiet; a context.
+
+    Attributes:
+        bar: takes the arguments given; shows nothing unless stderr is a terminal.
+        lines: whether lines are shown.
+    """
+
+    def __init__(self, quiet: bool, **bar: Any) -> None:
+        terminal = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(disable=not terminal, **bar)
+        self.lines = not terminal and not quiet
+
+    def __enter__(self: Shown) -> Shown:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+
+class Progress(Display):
     """Shows how much of some work is done; a context.
 
     Args:
@@ -26,23 +52,10 @@ class Progress:
     """
 
     def __init__(self, total: int | None, verb: str, unit: str, quiet: bool = False) -> None:
-        terminal = sys.stderr.isatty() and not quiet
-        self.bar = tqdm(total=total, desc=verb, unit=unit, leave=False, disable=not terminal)
-        self.lines = not terminal and not quiet
+        super().__init__(quiet, total=total, desc=verb, unit=unit, leave=False)
         self.total, self.verb, self.unit = total, verb, unit
         self.done, self.note = 0, ""
         self.start = self.shown = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bar.close()
 
     def update(self, count: int = 1) -> None:
         """Counts units that are done."""

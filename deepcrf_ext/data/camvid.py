@@ -50,7 +50,7 @@ class CamVid(FileDataset):
         self.problems = [
             f"{image}: image without label; {label_folder / image.stem}.png does not exist"
             for image in images
-            if image not in labelled
+            if f"{image.stem}.png" not in label_names
         ]
         if strict and self.problems:
             raise InputError(listed(self.problems))

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from deepcrf_ext.data.base import FileDataset, LabelledFile, SegmentationDataset, listed
-from deepcrf_ext.data.reduced import Reduced
+from deepcrf_ext.data.reduced import Reduced, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.progress import Progress
 
@@ -54,7 +54,7 @@ def check_files(
             images.
         progress: called with 1 after each file.
     """
-    inner = dataset.dataset if isinstance(dataset, Reduced) else dataset
+    inner = whole(dataset)
     apart = inner.problems if isinstance(inner, FileDataset) else ()
     bad = [r.problem for r in report_files(dataset, progress) if r.problem is not None]
     return [*apart, *bad]
@@ -72,14 +72,12 @@ def report_files(
     dataset: Dataset[Any], progress: Callable[[int], object] | None = None
 ) -> list[FileReport]:
     """`check_files` with sizes and labels of the files that can be used."""
-    files: Sequence[LabelledFile]
-    if isinstance(dataset, Reduced) and isinstance(dataset.dataset, FileDataset):
-        inner = dataset.dataset
-        files = [inner.files[index] for index in dataset.indices]
-    elif isinstance(dataset, FileDataset):
-        inner, files = dataset, dataset.files
-    else:
+    inner = whole(dataset)
+    if not isinstance(inner, FileDataset):
         return []
+    files: Sequence[LabelledFile] = inner.files
+    if isinstance(dataset, Reduced):
+        files = [files[index] for index in dataset.indices]
     memory = _Memory(inner.coding)
     reports = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
 from deepcrf_ext.data.images import shrink
 from deepcrf_ext.libraries import cv2
+
+Data = TypeVar("Data")
 
 
 class Reduced(SegmentationDataset):
@@ -46,3 +50,8 @@ class Reduced(SegmentationDataset):
         size = (image.shape[1], image.shape[0])
         labels = cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return Sample(image, np.asarray(labels, np.uint8), sample.name)
+
+
+def whole(dataset: Data) -> Data | SegmentationDataset:
+    """What a `Reduced` data set takes from; any other as it is."""
+    return dataset.dataset if isinstance(dataset, Reduced) else dataset

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.data.reduced import Reduced
+from deepcrf_ext.data.reduced import whole
 from deepcrf_ext.data.registry import BUILT_IN, IN_PYTHON
 from deepcrf_ext.training.class_balance import plain_balance
 
@@ -18,7 +18,7 @@ def plain_settings(config: TrainConfig, dataset: SegmentationDataset) -> TrainCo
     """
     balance = plain_balance(config.class_balance, dataset.classes)
     config = replace(config, class_balance=balance)
-    data = dataset.dataset if isinstance(dataset, Reduced) else dataset
+    data = whole(dataset)
     if not isinstance(data, BUILT_IN.get(config.data.dataset, object)):
         return replace(config, data=replace(config.data, dataset=IN_PYTHON, root=None))
     if dataset.source is None:

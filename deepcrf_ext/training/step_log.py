@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 
 from tqdm import tqdm
 
-from deepcrf_ext.progress import SECONDS
+from deepcrf_ext.progress import SECONDS, Display
 
 
-class StepLog:
+class StepLog(Display):
     """Shows steps as they are done; a context.
 
     Args:
@@ -25,26 +24,11 @@ class StepLog:
     """
 
     def __init__(self, total: int, done: int, images: int, quiet: bool = False) -> None:
+        super().__init__(quiet, total=total, initial=done, unit="step", smoothing=0.05)
         self.total, self.done, self.images, self.quiet = total, done, images, quiet
         self.first, self.last_line = done, done
         self.since, self.aside_seconds = time.monotonic(), 0.0
-        terminal = sys.stderr.isatty() and not quiet
-        self.bar = tqdm(
-            total=total, initial=done, unit="step", smoothing=0.05, disable=not terminal
-        )
-        self.lines = not terminal and not quiet
         self.doing = ""
-
-    def __enter__(self) -> StepLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bar.close()
 
     def describe(self, doing: str) -> None:
         """Says what is being done, as `epoch 3/12`."""

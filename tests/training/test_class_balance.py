@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import write_camvid
+from tiny_run import TINY_MODEL, write_camvid
 from torch.nn import functional
 
 import deepcrf_ext as dc
-from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
+from deepcrf_ext.config import DataConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
@@ -25,9 +25,6 @@ from deepcrf_ext.training.objectives import make_losses
 from deepcrf_ext.training.trainer import Trainer
 
 K = 4
-MODEL = ModelConfig(
-    widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=3, pairwise_hidden=8
-)
 
 
 class FewLabels(SegmentationDataset):
@@ -52,7 +49,7 @@ def test_weights_are_the_median_frequency_over_each() -> None:
 @pytest.fixture
 def model() -> DeepCRF:
     torch.manual_seed(0)
-    return DeepCRF(MODEL, K).eval()
+    return DeepCRF(TINY_MODEL, K).eval()
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +112,7 @@ def test_all_ignored_is_zero_loss(model: DeepCRF) -> None:
 def make_trainer(root: Path, accumulate: int = 1) -> Trainer:
     config = TrainConfig(
         DataConfig("camvid", root, crop=(32, 40)),
-        MODEL,
+        TINY_MODEL,
         epochs=2,
         batch_size=3,
         accumulate=accumulate,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_camvid
+from tiny_run import TINY_MODEL, write_camvid
 
-from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.nn.node_losses import node_labels, node_nll
@@ -19,9 +18,6 @@ from deepcrf_ext.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 K = 4
-MODEL = ModelConfig(
-    widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=3, pairwise_hidden=8
-)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -43,7 +39,7 @@ def test_a_share_of_each_label_is_spread_over_all_classes(weighted: bool) -> Non
 
 def test_relations_take_labels_as_they_are() -> None:
     torch.manual_seed(0)
-    model = DeepCRF(MODEL, K).eval()
+    model = DeepCRF(TINY_MODEL, K).eval()
     images, labels = torch.rand(2, 3, 30, 26) * 255, torch.randint(0, K, (2, 30, 26))
     plain = model.losses(images, labels)
     model.label_smoothing = 0.2

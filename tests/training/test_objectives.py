@@ -10,11 +10,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from tiny_run import write_camvid
+from tiny_run import TINY_MODEL, write_camvid
 from torch.nn.functional import nll_loss
 
 from deepcrf_ext import EdgeGraph, TablePotential, mean_field, reference
-from deepcrf_ext.config import DataConfig, ModelConfig, ObjectiveName, TrainConfig
+from deepcrf_ext.config import DataConfig, ObjectiveName, TrainConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS, DeepCRF
@@ -22,16 +22,7 @@ from deepcrf_ext.training.objectives import make_losses, mean_field_nll
 from deepcrf_ext.training.trainer import Trainer
 
 K = 11
-MODEL = ModelConfig(
-    widths=(4, 6),
-    convs=(1, 1),
-    pooled_blocks=2,
-    head_widths=(5,),
-    hidden=3,
-    pairwise_hidden=8,
-    batch_norm=False,
-    potentials="all",
-)
+MODEL = replace(TINY_MODEL, batch_norm=False, potentials="all")
 
 
 @pytest.fixture(scope="module")

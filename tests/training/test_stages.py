@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_camvid
+from tiny_run import TINY_MODEL, write_camvid
 
 from deepcrf_ext.config import (
     DataConfig,
-    ModelConfig,
     OptimConfig,
     PhaseConfig,
     TrainConfig,
@@ -29,15 +29,7 @@ from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.stages import plan_stages
 from deepcrf_ext.training.trainer import Trainer
 
-MODEL = ModelConfig(
-    widths=(4, 6),
-    convs=(1, 1),
-    pooled_blocks=2,
-    head_widths=(5,),
-    hidden=3,
-    pairwise_hidden=8,
-    potentials="all",
-)
+MODEL = replace(TINY_MODEL, potentials="all")
 PHASES = (
     PhaseConfig("piecewise"),
     PhaseConfig("pseudo_likelihood"),

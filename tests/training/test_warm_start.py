@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_camvid
+from tiny_run import TINY_MODEL, write_camvid
 
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
 from deepcrf_ext.data import open_dataset
@@ -16,15 +17,7 @@ from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.trainer import Trainer
 
-MODEL = ModelConfig(
-    widths=(4, 6),
-    convs=(1, 1),
-    pooled_blocks=2,
-    head_widths=(5,),
-    hidden=3,
-    pairwise_hidden=8,
-    potentials="all",
-)
+MODEL = replace(TINY_MODEL, potentials="all")
 
 
 def test_relations_start_as_the_product_of_two_unaries() -> None:
