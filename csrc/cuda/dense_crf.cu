@@ -49,14 +49,6 @@ __device__ T group_max(T value) {
   }
   return value;
 }
-template <class T, int kGroup>
-__device__ T group_sum(T value) {
-#pragma unroll
-  for (int offset = kGroup / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, offset);
-  }
-  return value;
-}
 
 // One vector of the logits of a position.
 template <class T>
@@ -124,7 +116,7 @@ __global__ void update_kernel(const __grid_constant__ SliceTasks<T> tasks, Updat
       }
       if (!kOneVector) store_vector(row, v, values);
     }
-    total = group_sum<T, kGroup>(total);
+    total = warp_sum<kGroup>(total);
     const T factor = rows.log ? 1 : 1 / total;
     const T shift = rows.log ? logarithm(total) : 0;
 

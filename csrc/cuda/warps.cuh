@@ -10,10 +10,11 @@ namespace deepcrf::cuda {
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-template <class T>
+// Over the lanes of a warp, or of each group of kLanes of them.
+template <int kLanes = kWarpSize, class T>
 __device__ T warp_sum(T value) {
 #pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(kAllLanes, value, offset);
   }
   return value;
