@@ -14,14 +14,15 @@ inline void expect_count(const py::tuple& tensors, size_t count, const char* nam
                 count);
 }
 
-// (row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges)
+// (row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges, sources)
 inline GraphView graph_view(const py::tuple& tensors, const Device& device) {
-  expect_count(tensors, 5, "graph");
+  expect_count(tensors, 6, "graph");
   const Tensor row_offsets(tensors[0], "row_offsets");
   const Tensor targets(tensors[1], "targets");
   const Tensor reverse_row_offsets(tensors[2], "reverse_row_offsets");
   const Tensor reverse_sources(tensors[3], "reverse_sources");
   const Tensor reverse_edges(tensors[4], "reverse_edges");
+  const Tensor sources(tensors[5], "sources");
   row_offsets.expect_device(device).expect_shape({-1});
   targets.expect_device(device).expect_shape({-1});
   const int64_t num_offsets = row_offsets.size(0);
@@ -30,13 +31,15 @@ inline GraphView graph_view(const py::tuple& tensors, const Device& device) {
   reverse_row_offsets.expect_device(device).expect_shape({num_offsets});
   reverse_sources.expect_device(device).expect_shape({num_edges});
   reverse_edges.expect_device(device).expect_shape({num_edges});
+  sources.expect_device(device).expect_shape({num_edges});
   return {num_offsets - 1,
           num_edges,
           row_offsets.data<int64_t>(),
           targets.data<int32_t>(),
           reverse_row_offsets.data<int64_t>(),
           reverse_sources.data<int32_t>(),
-          reverse_edges.data<int64_t>()};
+          reverse_edges.data<int64_t>(),
+          sources.data<int32_t>()};
 }
 
 // A tensor of a dtype, device and shape, as an untyped pointer.

@@ -9,7 +9,8 @@ namespace {
 void range_box_edges(int64_t height, int64_t width, int64_t top, int64_t bottom, int64_t left,
                      int64_t right, const py::object& row_offsets, const py::object& targets,
                      const py::object& reverse_row_offsets, const py::object& reverse_sources,
-                     const py::object& reverse_edges, int num_threads, uintptr_t stream) {
+                     const py::object& reverse_edges, const py::object& sources, int num_threads,
+                     uintptr_t stream) {
   DEEPCRF_CHECK(height >= 0 && width >= 0, "height and width must not be negative, got ", height,
                 " and ", width);
   DEEPCRF_CHECK(top <= bottom && left <= right, "box must not be inverted, got rows ", top, "..",
@@ -29,6 +30,7 @@ void range_box_edges(int64_t height, int64_t width, int64_t top, int64_t bottom,
       output(reverse_row_offsets, "reverse_row_offsets", num_nodes + 1).data<int64_t>(),
       output(reverse_sources, "reverse_sources", num_edges).data<int32_t>(),
       output(reverse_edges, "reverse_edges", num_edges).data<int64_t>(),
+      output(sources, "sources", num_edges).data<int32_t>(),
   };
   DEEPCRF_LAUNCH(device, range_box_edges, grid, edges, execution_context(num_threads, stream));
 }
@@ -39,8 +41,8 @@ void bind_range_box_edges(py::module_& module) {
   module.def("range_box_edges", &range_box_edges, py::arg("height"), py::arg("width"),
              py::arg("top"), py::arg("bottom"), py::arg("left"), py::arg("right"),
              py::arg("row_offsets"), py::arg("targets"), py::arg("reverse_row_offsets"),
-             py::arg("reverse_sources"), py::arg("reverse_edges"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("reverse_sources"), py::arg("reverse_edges"), py::arg("sources"),
+             py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

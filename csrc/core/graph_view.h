@@ -13,6 +13,7 @@ struct GraphView {
   const int64_t* reverse_row_offsets;  // [N + 1]
   const int32_t* reverse_sources;      // [E], sorted by (target, source)
   const int64_t* reverse_edges;        // [E], position of each in-edge in targets
+  const int32_t* sources;              // [E], the other end of each of targets
 };
 
 }  // namespace deepcrf

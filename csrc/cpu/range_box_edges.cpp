@@ -1,5 +1,7 @@
 #include "ops/range_box_edges.h"
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -61,6 +63,8 @@ void range_box_edges(const RangeBoxGrid& grid, const RangeBoxEdges& edges,
           write_run(target, static_cast<int32_t>(y * width + grid.columns.first(column)),
                     static_cast<int32_t>(grid.columns.count(column)), static_cast<int32_t>(node));
     }
+    std::fill(edges.sources + edges.row_offsets[node], edges.sources + (target - edges.targets),
+              static_cast<int32_t>(node));
 
     edges.reverse_row_offsets[node] = reverse.row_offset(row, column);
     const int64_t first_in = edges.reverse_row_offsets[node];

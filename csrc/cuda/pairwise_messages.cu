@@ -2,7 +2,6 @@
 
 #include "core/workspace.h"
 #include "cuda/messages.cuh"
-#include "cuda/rows.cuh"
 #include "cuda/sum_splits.cuh"
 #include "ops/table_potential.h"
 
@@ -97,7 +96,7 @@ __global__ void table_gradient_kernel(GraphView graph, int num_labels,
   const int K = num_labels;
   const int pairs = K * K;
   for (int64_t e = first_warp(); e < graph.num_edges; e += num_warps()) {
-    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, e) * K;
+    const int64_t p = static_cast<int64_t>(graph.sources[e]) * K;
     const int64_t q = static_cast<int64_t>(graph.targets[e]) * K;
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
       const int k = pair / K;

@@ -5,7 +5,6 @@
 #include "core/workspace.h"
 #include "cuda/launch.cuh"
 #include "cuda/log_sum_exp.cuh"
-#include "cuda/rows.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 #include "ops/pairwise_nll_chunk.h"
@@ -27,7 +26,7 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
   const int pairs = num_labels * num_labels;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
     const int64_t e = chunk.first + i;
-    const int64_t first = labels.labels[row_of(graph.row_offsets, graph.num_nodes, e)];
+    const int64_t first = labels.labels[graph.sources[e]];
     const int64_t second = labels.labels[graph.targets[e]];
     T* out = gradient == nullptr ? nullptr : gradient + i * pitch;
     if (first == labels.ignore_index || second == labels.ignore_index) {
@@ -75,7 +74,7 @@ __global__ void hidden_kernel(GraphView graph, EdgeChunk chunk,
   using A = Accumulator<T>;
   constexpr int V = kVector<T>;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
-    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, chunk.first + i);
+    const int64_t p = graph.sources[chunk.first + i];
     const int64_t q = graph.targets[chunk.first + i];
     T* row = hidden + i * pitch;
     for (int64_t d = lane_index() * V; d < num_features; d += kWarpSize * V) {
@@ -224,9 +223,8 @@ __global__ void partial_reduction_kernel(GraphView graph, EdgeLabels labels,
   double sum = 0;
   int64_t valid = 0;
   for (int64_t e = first_thread(); e < graph.num_edges; e += num_threads()) {
-    const int64_t p = row_of(graph.row_offsets, graph.num_nodes, e);
     sum += losses[e];
-    valid += labels.labels[p] != labels.ignore_index &&
+    valid += labels.labels[graph.sources[e]] != labels.ignore_index &&
              labels.labels[graph.targets[e]] != labels.ignore_index;
   }
   block_sum(sum, valid);

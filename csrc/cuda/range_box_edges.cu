@@ -33,7 +33,9 @@ __global__ void range_box_edges_kernel(RangeBoxGrid grid, RangeBoxEdges edges) {
                              grid.columns.first(column) + i % out_columns;
       if (target == node) continue;
       const bool after_origin = grid.contains_origin() && target > node;
-      edges.targets[out_offset + i - (after_origin ? 1 : 0)] = static_cast<int32_t>(target);
+      const int64_t position = out_offset + i - (after_origin ? 1 : 0);
+      edges.targets[position] = static_cast<int32_t>(target);
+      edges.sources[position] = static_cast<int32_t>(node);
     }
 
     const int64_t in_columns = reverse.columns.count(column);

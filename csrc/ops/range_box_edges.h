@@ -15,6 +15,7 @@ struct RangeBoxEdges {
   int64_t* reverse_row_offsets;  // [N + 1]
   int32_t* reverse_sources;      // [E], sorted by (target, source)
   int64_t* reverse_edges;        // [E], position of each in-edge in targets
+  int32_t* sources;              // [E], the other end of each of targets
 };
 
 namespace cpu {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.nn.relations import RelationConfig
@@ -44,7 +43,7 @@ def relation_graph(
 
 def graph_bytes(box: RangeBox, batch: int, height: int, width: int) -> int:
     """What the graph of a box over a batch of grids takes, in bytes, with its edges by target."""
-    return 16 * batch * (box.num_edges(height, width) + height * width)
+    return batch * (20 * box.num_edges(height, width) + 16 * height * width)
 
 
 def check_memory(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> None:
@@ -89,6 +88,7 @@ def _allocate(
         torch.empty(num_offsets, dtype=torch.int64, device=device),
         torch.empty(num_edges, dtype=torch.int32, device=device),
         torch.empty(num_edges, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
     )
 
 
@@ -103,7 +103,7 @@ def relation_edges(
     height: int,
     width: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Edges:
     """The tensors of `relation_graph`, for a `RelationConfig` given by its fields.
 
     An operator, so that tracing with symbolic sizes need not follow how a box becomes edges.
@@ -111,5 +111,7 @@ def relation_edges(
     four = None if offsets is None else tuple(offsets)
     relation = RelationConfig(kind, box_width, box_height, four, step)  # type: ignore[arg-type]
     graph = _build(relation.box(height, width), batch, height, width, device)
-    row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges = graph_tensors(graph)
-    return row_offsets, targets, reverse_row_offsets, reverse_sources, reverse_edges
+    row_offsets, targets, reverse_offsets, reverse_sources, reverse_edges, sources = graph_tensors(
+        graph
+    )
+    return row_offsets, targets, reverse_offsets, reverse_sources, reverse_edges, sources

@@ -21,13 +21,14 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def graph_tensors(graph: EdgeGraph) -> list[Tensor]:
-    """The five tensors of a graph, in the order the compiled extension takes them."""
+    """The six tensors of a graph, in the order the compiled extension takes them."""
     return [
         graph.row_offsets,
         graph.targets,
         graph.reverse_row_offsets,
         graph.reverse_sources,
         graph.reverse_edges,
+        graph.sources,
     ]
 
 

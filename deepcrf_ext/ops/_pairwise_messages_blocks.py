@@ -32,7 +32,7 @@ def potential_gradients(
     """Gradients of source, target, weight and bias, in the dtype of the sums.
 
     Args:
-        graph: the five tensors of a graph, contiguous.
+        graph: the six tensors of a graph, contiguous.
         potential: source, target, weight and bias, contiguous and of one dtype.
         marginals: [N, K], contiguous, in the dtype of the sums: float32, or float64 for float64.
         grad_messages: [N, K], the gradient of the messages, likewise.

@@ -37,7 +37,7 @@ def losses_and_gradients(
     stay below 65,504.
 
     Args:
-        graph: the five tensors of a graph, contiguous.
+        graph: the six tensors of a graph, contiguous.
         potential: source, target, weight and bias, contiguous and of one dtype.
         labels: int64 [N], contiguous.
         ignore_index: the label of nodes that drop out.

@@ -163,6 +163,8 @@ class EdgeGraph:
         reverse_row_offsets: int64 [N+1].
         reverse_sources: int32 [E], sorted by (target, source).
         reverse_edges: int64 [E], the position in `targets` of each edge of `reverse_sources`.
+        sources: int32 [E], the node that each of `targets` is a neighbour of: what `row_offsets`
+            says, without a search.
         edge_order: int64 [E] for a graph of `from_edges`: the position of each edge in the input.
             None for a range box.
         num_self_loops: how many edges (p, p) there are; none for a range box.
@@ -173,6 +175,7 @@ class EdgeGraph:
     reverse_row_offsets: Tensor
     reverse_sources: Tensor
     reverse_edges: Tensor
+    sources: Tensor
     edge_order: Tensor | None = None
     num_self_loops: int = 0
 
@@ -236,6 +239,7 @@ class EdgeGraph:
             torch.searchsorted(target[reverse_edges], nodes),
             source[reverse_edges].int(),
             reverse_edges,
+            source.int(),
             edge_order,
             int((source == target).sum()),
         )
@@ -297,6 +301,7 @@ class EdgeGraph:
             joined_offsets("reverse_row_offsets"),
             joined("reverse_sources", first_node),
             joined("reverse_edges", first_edge),
+            joined("sources", first_node),
             edge_order,
             sum(graph.num_self_loops for graph in graphs),
         )
@@ -318,12 +323,7 @@ class EdgeGraph:
 
     def edge_index(self) -> Tensor:
         """Sources and targets, int64 [2, E], sorted by (source, target)."""
-        source = torch.repeat_interleave(
-            torch.arange(self.num_nodes, device=self.device),
-            self.row_offsets.diff(),
-            output_size=self.num_edges,
-        )
-        return torch.stack([source, self.targets.long()])
+        return torch.stack([self.sources, self.targets]).long()
 
     def to(self, device: torch.device | str) -> EdgeGraph:
         """The same graph on another device; itself where it is there already."""
@@ -336,6 +336,7 @@ class EdgeGraph:
             self.reverse_row_offsets.to(device),
             self.reverse_sources.to(device),
             self.reverse_edges.to(device),
+            self.sources.to(device),
             None if self.edge_order is None else self.edge_order.to(device),
             self.num_self_loops,
         )

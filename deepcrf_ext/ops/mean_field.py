@@ -22,7 +22,7 @@ from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import Potential
 
-_GRAPH_TENSORS = 5
+_GRAPH_TENSORS = 6
 _POTENTIAL_TENSORS = 4
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._registration import operator
 
-Edges = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Edges = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _pairs_on_axis(size: int, low: int, high: int) -> int:
@@ -59,6 +59,7 @@ def _allocate(
         torch.empty(num_nodes + 1, dtype=torch.int64, device=device),
         torch.empty(num_edges, dtype=torch.int32, device=device),
         torch.empty(num_edges, dtype=torch.int64, device=device),
+        torch.empty(num_edges, dtype=torch.int32, device=device),
     )
 
 
@@ -80,7 +81,8 @@ def range_box_edges(
     Returns:
         row_offsets int64 [N+1], targets int32 [E] sorted by (source, target), and the in-edges:
         reverse_row_offsets int64 [N+1], reverse_sources int32 [E] sorted by (target, source),
-        reverse_edges int64 [E], the position of each in-edge in targets.
+        reverse_edges int64 [E], the position of each in-edge in targets. Then sources int32 [E],
+        the other end of each of targets.
     """
     edges = _allocate(height, width, top, bottom, left, right, device)
     _backend.native().range_box_edges(
@@ -137,4 +139,5 @@ def dilated_box_edges(
         row_offsets(targets),
         sources[reverse_edges].int(),
         reverse_edges,
+        sources.int(),
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def range_box_edges(
     height: int, width: int, top: int, bottom: int, left: int, right: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Every pair of nodes, filtered: O(N²) memory. Arguments and results as the operator's."""
     node = torch.arange(height * width, device=device)
     row, column = node // max(width, 1), node % max(width, 1)
@@ -29,4 +29,5 @@ def range_box_edges(
         torch.cat([zero, joined.sum(0).cumsum(0)]),
         reverse_source.int(),
         position[reverse_source, reverse_target],
+        source.int(),
     )

@@ -47,7 +47,7 @@ def test_a_graph_beyond_memory_is_refused_before_it_is_built(
 ) -> None:
     """The grid of a crop of 2000 x 2000 pixels at stride 8 and scale 1.2."""
     monkeypatch.setattr(grid_graphs, "available_memory", lambda _: 24 * 10**9)
-    with pytest.raises(InputError, match="1,065,279,600 edges, 17.0 GB") as caught:
+    with pytest.raises(InputError, match="1,065,279,600 edges, 21.3 GB") as caught:
         relation_graph(RelationConfig("surrounding"), 1, 300, 300, torch.device("cpu"))
     assert "coarser or smaller grid" in str(caught.value)
     relation = RelationConfig("surrounding", 0.4, 0.4, step=100)

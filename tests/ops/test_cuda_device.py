@@ -193,7 +193,7 @@ def test_loss_under_torchs_flags(
 
 
 def test_range_box_past_two_to_the_31_edges_on_the_device() -> None:
-    need_memory(38)
+    need_memory(48)
     side = 220
     graph = dc.EdgeGraph.from_range_box(side, side, dc.RangeBox(-side, side, -side, side), GPU)
     num_nodes = side * side

@@ -32,7 +32,7 @@ def nbytes(graph: EdgeGraph) -> int:
 def test_cache_is_bounded_by_bytes() -> None:
     graphs = [EdgeGraph.from_range_box(4, 5, BOX) for _ in range(4)]
     size = nbytes(graphs[0])
-    assert size == 2 * 8 * 21 + (4 + 4 + 8) * graphs[0].num_edges
+    assert size == 2 * 8 * 21 + (4 + 4 + 8 + 4) * graphs[0].num_edges
     cache = graph_cache(2 * size)
     cache.put(0, graphs[0])
     cache.put(1, graphs[1])

@@ -38,6 +38,7 @@ def assert_consistent(graph: EdgeGraph) -> None:
     assert graph.row_offsets.dtype == graph.reverse_row_offsets.dtype == torch.int64
     assert graph.targets.dtype == graph.reverse_sources.dtype == torch.int32
     assert graph.reverse_edges.dtype == torch.int64
+    assert graph.sources.dtype == torch.int32
     source, target = graph.edge_index().tolist()
     assert list(zip(source, target, strict=True)) == sorted(zip(source, target, strict=True))
     for p in range(graph.num_nodes):
@@ -152,7 +153,7 @@ def test_to_and_repr_and_pickle() -> None:
     assert graph.to("cpu") is graph
     on_meta = from_list([(0, 1)], 2).to("meta")
     assert on_meta.device.type == "meta"
-    assert len(tensors(on_meta)) == 6
+    assert len(tensors(on_meta)) == 7
     assert all(tensor.device.type == "meta" for tensor in tensors(on_meta).values())
     assert from_list([(1, 1)], 2).to("meta").num_self_loops == 1
     assert repr(graph) == f"EdgeGraph(num_nodes=12, num_edges={graph.num_edges}, device='cpu')"

@@ -14,7 +14,14 @@ from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops.range_box_edges import num_range_box_edges, range_box_edges
 from deepcrf_ext.reference.range_box_edges import range_box_edges as reference_edges
 
-NAMES = ("row_offsets", "targets", "reverse_row_offsets", "reverse_sources", "reverse_edges")
+NAMES = (
+    "row_offsets",
+    "targets",
+    "reverse_row_offsets",
+    "reverse_sources",
+    "reverse_edges",
+    "sources",
+)
 
 sides = st.integers(0, 7)
 # Boxes lie anywhere, also far outside of the grid.
@@ -39,6 +46,7 @@ def brute_force(height: int, width: int, box: RangeBox) -> dict[str, list[int]]:
         "reverse_row_offsets": [sum(q < node for _, q in edges) for node in range(len(nodes) + 1)],
         "reverse_sources": [p for _, p, _ in in_edges],
         "reverse_edges": [position for _, _, position in in_edges],
+        "sources": [p for p, _ in edges],
     }
 
 
@@ -94,7 +102,7 @@ def test_edge_count_beyond_32_bits_in_the_extension() -> None:
     offsets, too_few = torch.empty(width + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
     with pytest.raises(ValueError, match=rf"targets must have shape \[{num_edges}\], got \[0\]"):
         _backend.native().range_box_edges(
-            *(*arguments, offsets, too_few, offsets, too_few, too_few.long()),
+            *(*arguments, offsets, too_few, offsets, too_few, too_few.long(), too_few),
             *_backend.launch_args(offsets),
         )
 
