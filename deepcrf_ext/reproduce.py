@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import add_dense_crf_options, add_device_option, dense_crf_settings
-from deepcrf_ext.config import OPTIMISERS, TrainConfig
+from deepcrf_ext.config import OPTIMISERS, DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.budgets import BUDGETS, Plan, recipe
@@ -40,11 +40,10 @@ _CUTS = {
 
 def _parser() -> ArgumentParser:
     parser = parsing.make_parser("python -m deepcrf_ext.reproduce", _DESCRIPTION)
-    parser.add_argument("--data", required=True, help=f"Data set, one of {', '.join(DATASETS)}.")
+    parser.add_class_arguments(DataSource, "data")
     budgets = "; ".join(f"{name}: {text}" for name, text in BUDGETS.items())
     parser.add_argument("--budget", default="tiny", help=f"How much is spent ({budgets}).")
     parser.add_argument("--output", type=Path, required=True, help="Folder for everything.")
-    parser.add_argument("--root", type=Path | None, help="Folder of the data; none for scenes.")
     parser.add_argument(
         "--splits",
         nargs="+",
@@ -72,32 +71,37 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     """
     parser = _parser()
     first = parsing.parse_values(parser, argv)
-    for name, value, known in (("data", first.data, DATASETS), ("budget", first.budget, BUDGETS)):
+    dataset = first.data.dataset
+    for name, value, known in (
+        ("data.dataset", dataset, DATASETS),
+        ("budget", first.budget, BUDGETS),
+    ):
         if value not in known:
             raise InputError(f"{name} is {value!r}; must be one of {', '.join(known)}")
     optimiser = OPTIMISERS[first.train.optim.optimiser]
     parser.set_defaults(
         {
-            **recipe(first.data, first.budget),
+            **recipe(dataset, first.budget),
             **{f"train.{name}": value for name, value in optimiser.items()},
         }
     )
     options = parsing.parse(parser, argv)
-    data = options.train.data
-    if data.dataset != first.data or data.root is not None:
-        raise InputError("train.data: dataset and root are the options --data and --root")
+    source = {field.name: getattr(options.data, field.name) for field in fields(DataSource)}
+    for name in source:
+        if getattr(options.train.data, name) != getattr(DataSource, name):
+            raise InputError(f"train.data.{name}: must be given as --data.{name.replace('_', '-')}")
     for split in options.splits:
-        if DATASETS[first.data] and split not in DATASETS[first.data]:
+        if DATASETS[dataset] and split not in DATASETS[dataset]:
             raise InputError(
-                f"splits: {split!r} is none of {first.data}, which has "
-                f"{', '.join(DATASETS[first.data])}"
+                f"splits: {split!r} is none of {dataset}, which has {', '.join(DATASETS[dataset])}"
             )
-        if (first.data, split) == ("voc", "test"):
+        if (dataset, split) == ("voc", "test"):
             raise InputError(
                 "splits: voc's test has no public labels; deepcrf_ext.voc_submission writes the "
                 "archive for its server"
             )
-    train = replace(options.train, data=replace(data, root=options.root), device=options.device)
+    data = replace(options.train.data, **source)
+    train = replace(options.train, data=data, device=options.device)
     cuts = {name: None if options[name] is None else int(options[name]) for name in _CUTS}
     plan = Plan(
         train,

@@ -64,7 +64,7 @@ def _one_line_errors(options: Collection[str]) -> Iterator[None]:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from error
-        message = _plain(" ".join(str(error).split()))
+        message = _plain(" ".join(str(error).split()), options)
         raise InputError(message + _suggestion(message, options)) from error
 
 
@@ -112,31 +112,63 @@ def _suggestion(message: str, options: Collection[str]) -> str:
 _VALUE = re.compile(
     r'Parser key "(?P<key>[^"]+)": (?:'
     r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)|"
-    r"Not of type (?P<name>\w+): (?P<number>\S+) does not conform to restriction (?P<rule>.*)|"
+    r"Not of type (?P<name>\w+): (?:(?P<number>\S+) does not conform to .*|.*: '(?P<text>.*)')|"
+    r"Not a valid subclass of (?P<group>\w+)\. Got value: (?P<item>.*) Subclass types .*|"
     r"Does not validate.* Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<given>.*))"
 )
 """A message of jsonargparse about the value of an option, on one line."""
+_INNER = re.compile(r'Parser key "([^"]+)": Problem with given class_path .*?: Parser key "')
+"""The start of one about a part of the value of an option."""
+
+_WORDS = {
+    "PositiveInt": "a positive whole number",
+    "NonNegativeInt": "a whole number of at least 0",
+    "PositiveFloat": "a positive number",
+    "NonNegativeFloat": "a number of at least 0",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "NoneType": "null",
+}
 
 
-def _plain(message: str) -> str:
+def _plain(message: str, options: Collection[str]) -> str:
     """The message in the form of this package's own, without Python's names of types."""
+    if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+        names = [_as_option(name, options) for name in match[1].split(", ")]
+        return f"{', '.join(names)}: must be given"
+    if match := re.match(r'Parser key "([^"]+)": Unable to load config \'(.*?)\'', message):
+        return f"{match[1]}: got {match[2]}, must be a file of settings; each is --{match[1]}.NAME"
+    message = _INNER.sub(r'Parser key "\1.', message)
     match = _VALUE.fullmatch(message)
     if match is None:
-        return message
-    key, value = match["key"], match["value"] or match["number"] or match["given"]
-    if match["rule"]:
-        return f"{key}: got {value}, must be {match['name']}, {match['rule']}"
-    types = match["type"] or f"one of {match['types']}"
+        return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
+    groups = match.groupdict()
+    values = (groups[name] for name in ("value", "number", "text", "item", "given"))
+    value = next(value for value in values if value is not None)
+    types = match["type"] or match["name"] or match["group"] or match["types"]
     for pattern, plain in (
         (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
-        (r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1" if match["type"] else r"\1"),
+        (r"(?:typing\.)?Literal\[(.*?)\]", r"\1"),
         (r"\b(?:\w+\.)+(\w+)", r"\1"),
-        (r"\bNoneType\b", "null"),
+        (r"\b\w+Config\b", "{...}"),
         (r"\b(?:tuple|list)\[(.*?)\]", r"[\1]"),
         (r"\b(?:tuple|list)\b", "a list as [A, B]"),
     ):
         types = re.sub(pattern, plain, types)
-    return f"{key}: got {value}, must be {types}"
+    not_in_a_list = r", (?![^\[]*\])"
+    *others, last = (_WORDS.get(kind, kind) for kind in re.split(not_in_a_list, types))
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    return f"{match['key']}: got {value}, must be {wanted}"
+
+
+def _as_option(name: str, options: Collection[str]) -> str:
+    """An argument that an error calls by its key, as it is typed."""
+    spelt = name.replace("_", "-")
+    ends = (f"--{spelt}", f"--{spelt.rpartition('.')[2]}")
+    return next((option for option in ends if option in options), name)
 
 
 def run_command(body: Callable[[], int | None]) -> int:

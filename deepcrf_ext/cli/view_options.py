@@ -42,7 +42,7 @@ def add_view_options(parser: ArgumentParser, photographs: bool = False) -> None:
     )
     parser.add_argument(
         "--window",
-        type=tuple[PositiveInt, PositiveInt] | PositiveInt | None,
+        type=tuple[int, int] | PositiveInt | None,
         help="Let them see an image in windows of this height and width, [360,480], one after "
         "another, as large as the crops of the training; neighbourhoods are fractions of a window. "
         "Marginals are averaged where windows overlap. Default: whole images.",

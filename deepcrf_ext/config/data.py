@@ -41,8 +41,8 @@ class DataSource:
     images: str | None = None
     masks: str | None = None
     split_file: str | None = None
-    classes: tuple[str, ...] | dict[str, Any] | str | None = None
-    labels: dict[int | str, int | str] | str | None = None
+    classes: Any = None  # what these two may be is checked in data.class_lists, data.label_maps
+    labels: Any = None
     palette_masks: Literal["indices", "colours"] = "indices"
 
 

@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config.data import DataSource
-from deepcrf_ext.data.base import require_folder
+from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
@@ -51,7 +51,15 @@ def _parser() -> ArgumentParser:
 
 
 def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int) -> None:
-    """Writes images of every split, spread evenly, with their labels beside and over them."""
+    """Writes images of every split, spread evenly, with their labels beside and over them.
+
+    Raises InputError where that would replace a file of the data set.
+    """
+    for overview in overviews:
+        files = overview.dataset.files if isinstance(overview.dataset, FileDataset) else ()
+        own = {p.resolve() for file in files for p in (file.image, file.labels) if p is not None}
+        if path.resolve() in own:
+            raise InputError(f"output: {path} is a file of the data set; choose another name")
     rows = []
     for overview in overviews:
         dataset, count = overview.dataset, min(pictures, len(overview.good))
@@ -72,6 +80,8 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
 def _run(argv: Sequence[str] | None) -> None:
     arguments = parsing.parse(_parser(), argv)
     source: DataSource = replace(arguments.data, root=arguments.root)
+    if arguments.output.suffix.lower() != ".png" or arguments.output.is_dir():
+        raise InputError(f"output: got {arguments.output}, must be the name of a .png file")
     if source.dataset == "folder" and source.root is None:
         raise InputError("root: not given; must be the folder of the data set")
     if source.root is not None:
@@ -82,7 +92,8 @@ def _run(argv: Sequence[str] | None) -> None:
     untold = source.dataset == "folder" and source.classes is None and source.labels is None
     if untold:
         source = values_as_classes(source, splits)
-    overviews, unopened = [], []
+    overviews: list[Overview] = []
+    unopened: dict[str, str] = {}  # why, by split
     with Progress(None, "read", "file") as shown:
         for split in splits:
             try:
@@ -90,17 +101,19 @@ def _run(argv: Sequence[str] | None) -> None:
             except InputError as error:
                 if arguments.splits or len(splits) == 1:
                     raise
-                unopened.append(f"{split}: {error}")
+                unopened[split] = str(error)
     for overview in overviews:
         print(describe(overview), end="\n\n")
-    for line in unopened:
-        print(f"not there: {line}\n")
+    for split, reason in unopened.items():
+        if overviews:
+            print(f"not there: {split}: {reason}\n")
     write_contact_sheet(overviews, arguments.output, arguments.pictures)
     problems = sum(len(overview.problems) for overview in overviews)
     if problems:
-        raise InputError(f"{source.root}: {problems} problems, listed above")
+        raise InputError(f"{source.root}: {problems} problem{'s' * (problems > 1)}, listed above")
     if not overviews:
-        raise InputError(f"{source.root}: none of the splits {', '.join(splits)} can be opened")
+        reasons = "; ".join(dict.fromkeys(unopened.values()))
+        raise InputError(f"none of the splits {', '.join(splits)} can be opened: {reasons}")
     if untold:
         assert isinstance(source.labels, dict)
         named = ", ".join(f"{value}: NAME" for value in source.labels.values())

@@ -27,8 +27,10 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".pnm"),
+    *JPEG_SUFFIXES,
+    *(".png", ".bmp", ".ppm", ".pgm", ".pnm"),
     *(".tif", ".tiff", ".webp", ".gif", ".jp2", ".j2k", ".jpx", ".avif"),
 )
 """Files that are taken for images in a folder, in any case."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import camvid, voc
-from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.data.images import JPEG_SUFFIXES, voc_palette
 from deepcrf_ext.data.settings_files import read_settings
 from deepcrf_ext.errors import InputError
 
@@ -96,7 +97,7 @@ class LabelMap:
             more = f" and {len(found) - _FEW} more" if len(found) > _FEW else ""
             lossy = (
                 "; a JPEG changes values, masks need a lossless format"
-                if path.suffix.lower() in (".jpg", ".jpeg")
+                if path.suffix.lower() in JPEG_SUFFIXES
                 else ""
             )
             raise InputError(
@@ -149,19 +150,23 @@ def coding_name(value: object) -> str | None:
     return name if name in CODINGS else None
 
 
-def read_labels_setting(value: Labels | str | None, root: Path) -> Labels | None:
+_MAP = "a map of values or colours to classes, {0: background, 255: crack}"
+
+
+def read_labels_setting(value: Any, root: Path) -> Labels | None:
     """The map that `data.labels` gives: itself, one known by name, or what is in a file.
 
-    Raises InputError for a file that holds no map.
+    Raises InputError for what is no map.
     """
-    if value is None or isinstance(value, dict):
-        return value
     coding = coding_name(value)
     if coding is not None:
         return CODINGS[coding]()
-    content = read_settings("data.labels", value, root, f"a map, {' or '.join(CODINGS)}")
-    if not isinstance(content, dict):
-        raise InputError(f"data.labels: {value} must hold a map of values or colours to classes")
+    content, source = value, "got"
+    if isinstance(value, str | Path):
+        purpose = f"{_MAP}, {' or '.join(CODINGS)}"
+        content, source = read_settings("data.labels", value, root, purpose), f"{value} holds"
+    if value is not None and not (isinstance(content, dict) and content):
+        raise InputError(f"data.labels: {source} {content!r}, must be {_MAP}")
     return content
 
 
@@ -172,7 +177,7 @@ def class_names(labels: Labels) -> tuple[str, ...]:
         if not isinstance(target, str):
             raise InputError(
                 f"data.labels: maps to {target!r}; must be the name of a class or {IGNORE!r}, or "
-                "data.classes must be given"
+                f"an index where data.classes are given{_quoted(target)}"
             )
         if target != IGNORE:
             names[target] = None
@@ -200,8 +205,6 @@ def explicit_map(labels: Labels, classes: Sequence[str]) -> LabelMap:
         if code in by_code:
             raise InputError(f"data.labels: {key!r} is there twice, as a value and as a colour")
         by_code[code] = _target_label(key, target, classes)
-    if not by_code:
-        raise InputError("data.labels: is empty; must map values or colours to classes")
     return LabelMap(by_code, "data.labels does not map; map them to a class or to 'ignore' there")
 
 
@@ -255,5 +258,10 @@ def _target_label(key: object, target: object, classes: Sequence[str]) -> int:
         return target
     raise InputError(
         f"data.labels: {key!r} is mapped to {target!r}; must be {IGNORE!r} or one of the classes "
-        f"{', '.join(classes)}"
+        f"{', '.join(classes)}{_quoted(target)}"
     )
+
+
+def _quoted(target: object) -> str:
+    """How to give the name of a class that YAML takes for true or false, as the end of an error."""
+    return "; a name such as yes or no needs quotes" if isinstance(target, bool) else ""

@@ -15,6 +15,7 @@ from deepcrf_ext.data.base import FileDataset, SegmentationDataset
 from deepcrf_ext.data.file_checks import report_files
 from deepcrf_ext.data.file_patterns import find_splits
 from deepcrf_ext.data.folder import FolderDataset, pair_files
+from deepcrf_ext.data.images import JPEG_SUFFIXES
 from deepcrf_ext.data.label_maps import Labels, describe_code
 from deepcrf_ext.data.masks import read_codes
 from deepcrf_ext.data.registry import DATASETS, open_dataset
@@ -124,11 +125,14 @@ def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
     with ThreadPoolExecutor() as threads:
         for found in threads.map(lambda path: _codes(path, source), paths):
             codes |= found
-    if len(codes) > MAX_VALUES:
+    lossy = any(path.suffix.lower() in JPEG_SUFFIXES for path in paths)
+    if len(codes) > (2 if lossy else MAX_VALUES):
         some = ", ".join(describe_code(code) for code in sorted(codes)[:12])
+        reason = "give --data.classes FILE where they are indices, else --data.labels FILE"
+        if lossy:
+            reason = "a JPEG changes values, masks need a lossless format"
         raise InputError(
-            f"{root}: masks hold {len(codes)} values or colours ({some}, ...); masks need few, in "
-            "a lossless format"
+            f"{root}: masks hold {len(codes)} values or colours ({some}, ...): {reason}"
         )
     labels: Labels = {describe_code(c).strip("'"): describe_code(c) for c in sorted(codes)}
     return replace(source, labels=labels)

@@ -12,6 +12,11 @@ from deepcrf_ext.errors import InputError
 
 def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
     """The file of this name, below `root` or else as it is. Raises InputError naming the option."""
+    if str(name).strip().startswith(("[", "{")):
+        raise InputError(
+            f"{option}: got {name}, which is not YAML; must be {purpose}, colours in quotes as in "
+            "'#c8140a'"
+        )
     below, as_given = root / name, Path(name).expanduser()
     for path in (below, as_given):
         if path.is_file():

@@ -103,7 +103,6 @@ def recipe(data: str, budget: str) -> dict[str, Any]:
     return {
         **{f"train.{name}": value for name, value in PRESETS[preset].items()},
         **changes,
-        "train.data.dataset": data,
     }
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 _DPI = 120
+_LARGEST = 20  # inches of a side of a confusion matrix
 
 
 def confusion_plot(
@@ -26,7 +27,7 @@ def confusion_plot(
         raise ValueError("confusions is empty; it must hold at least one matrix")
     columns = min(len(confusions), 3)
     rows = -(-len(confusions) // columns)
-    size = max(3.2, 0.36 * len(classes))
+    size = min(max(3.2, 0.36 * len(classes)), _LARGEST)
     figure = Figure(
         figsize=(columns * (size + 0.3) + 1.9, rows * (size + 0.3) + 1),
         layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
@@ -134,9 +135,12 @@ def _confusion_axes(axes: Axes, confusion: npt.NDArray[np.int64], classes: Seque
     truth = confusion.sum(axis=1, keepdims=True)
     percent = np.where(truth > 0, 100 * confusion / np.maximum(truth, 1), np.nan)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(count), classes)
-    for row, column in np.argwhere(percent >= 0.5):
+    font = min(10, 60 * _LARGEST / count)  # names of many classes grow small, and numbers go
+    axes.set_xticks(
+        range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=font
+    )
+    axes.set_yticks(range(count), classes, fontsize=font)
+    for row, column in np.argwhere(percent >= 0.5) if font >= 10 else ():
         value = percent[row, column]
         shade = "white" if value > 55 else "black"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=shade)

@@ -14,6 +14,7 @@ grid.png         image / truth / the unary alone / the unary and all relations
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -66,6 +67,12 @@ def record_start(folder: Path, step: int, **facts: Any) -> None:
     write_text(path, json.dumps({"starts": [*earlier, start]}, indent=1) + "\n")
 
 
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 class MetricsLog:
     """Writes metrics.jsonl and TensorBoard events, continuing after `step` where they exist."""
 
@@ -84,8 +91,12 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a line; numbers, at the top or one level down, also go to TensorBoard."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Adds a line; numbers, at the top or one level down, also go to TensorBoard.
+
+        Numbers that are none, such as the mean IoU where no pixel has a label, are null in it.
+        """
+        line = _without_nan({"kind": kind, "step": step, **values})
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         for key, value in values.items():
             numbers = value if isinstance(value, Mapping) else {"": value}
             for name, number in numbers.items():

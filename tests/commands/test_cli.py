@@ -12,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.nn.relations import RelationConfig
 from deepcrf_ext.train import parse_new_run
 
 COMMANDS = (
@@ -30,14 +31,25 @@ COMMANDS = (
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--count", "many"], "count: got many, must be int"),
-        (["--size", "0"], "size: got 0, must be one of PositiveInt, null"),
-        (["--box", "[1, 2, 3]"], "box: got [1, 2, 3], must be one of [int, int], null"),
-        (["--kind", "c"], "kind: got c, must be one of 'a', 'b'"),
-        (["--either", "c"], "either: got c, must be one of 'a', 'b', bool"),
-        (["--alpha", "2"], "alpha: got 2, must be ClosedUnitInterval, v>=0 and v<=1"),
+        (["--count", "many"], "count: got many, must be a whole number"),
+        (["--size", "0"], "size: got 0, must be a positive whole number or null"),
+        (["--box", "[1, 2, 3]"], "box: got [1, 2, 3], must be [int, int] or null"),
+        (["--kind", "c"], "kind: got c, must be 'a' or 'b'"),
+        (["--either", "c"], "either: got c, must be 'a', 'b' or true or false"),
+        (["--alpha", "2"], "alpha: got 2, must be a number from 0 to 1"),
         (["--other", "1"], "unrecognized arguments: --other 1"),
-        (["--config", "/not/here.yaml"], "/not/here.yaml"),
+        (["--size", "1.5"], "size: got 1.5, must be a positive whole number or null"),
+        (["--some", "1.5"], "some: got 1.5, must be a positive whole number"),
+        (
+            ["--relations", "{b: {kind: a}}"],
+            "relations.kind: got a, must be 'surrounding', 'above_below'",
+        ),
+        (["--relations", "{a: 3}"], "relations: got 3, must be {...}"),
+        (
+            ["--group", "camvid"],
+            "group: got camvid, must be a file of settings; each is --group.NAME",
+        ),
+        (["--config", "/not/here.yaml"], "config: File does not exist: '/not/here.yaml'"),
     ],
 )
 def test_bad_values_are_told_plainly(arguments, message):
@@ -48,10 +60,21 @@ def test_bad_values_are_told_plainly(arguments, message):
     parser.add_argument("--kind", type=Literal["a", "b"], default="a")
     parser.add_argument("--either", type=Literal["a", "b"] | bool, default="a")
     parser.add_argument("--alpha", type=ClosedUnitInterval, default=0.5)
+    parser.add_argument("--some", type=PositiveInt, default=1)
+    parser.add_class_arguments(RelationConfig, "group")
+    parser.add_argument("--relations", type=dict[str, RelationConfig], default={})
     with pytest.raises(InputError) as caught:
         parsing.parse(parser, arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named_as_it_is_typed():
+    parser = parsing.make_parser("program", "")
+    parser.add_argument("inputs", nargs="+")
+    parser.add_argument("--the_root", required=True)
+    with pytest.raises(InputError, match="^inputs, --the-root: must be given$"):
+        parsing.parse(parser, [])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_every_bad_file_is_listed(place: Path, capsys: pytest.CaptureFixture[str
     for part in ("bild 0.jpg: cannot be read", "bild 2.png: holds 77", "lonely.png: mask without",
                  "bare.png: image without", "train: 4 images", "val: 6 images"):  # fmt: skip
         assert part in out
+
+
+def test_classes_keep_their_colours_on_a_command_line(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", (200, 20, 10), (0, 0, 0))
+    for given in ("{ground: '#000000', ball: '#c8140a'}", "[ground: [0, 0, 0], ball: 200 20 10]"):
+        assert main([str(root), "--data.classes", given]) == 0
+        assert "ball" in capsys.readouterr().out
+        assert (read_image(place / "contact-sheet.png") == (200, 20, 10)).all(2).mean() > 0.02
+
+
+@pytest.mark.parametrize("output", ["sheet", "sheet.txt", "data", "data/masks/train/x.png"])
+def test_a_contact_sheet_replaces_no_file_of_another_kind(output: str, place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 1)
+    mask = write(root / "masks/train/x.png", np.zeros((2, 2), np.uint8))
+    write(root / "images/train/x.png", np.zeros((2, 2), np.uint8))
+    before = mask.read_bytes()
+    assert main([str(root), "--data.classes", "[ground, ball]", "--output", output]) == 2
+    assert re.match(
+        f"error: output: (got )?{output}(, must be| is a file)", capsys.readouterr().err
+    )
+    assert mask.read_bytes() == before
 
 
 def test_a_folder_whose_classes_are_not_told(place: Path, capsys) -> None:

@@ -63,7 +63,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(settings: Path, output: Path, *more: str) -> list[str]:
-    return ["--config", str(settings), "--data", "scenes", "--output", str(output), *more]
+    return ["--config", str(settings), "--data.dataset", "scenes", "--output", str(output), *more]
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +257,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, settings
 @pytest.mark.parametrize("data", DATASETS)
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_every_recipe_fits(data, budget, tmp_path):
-    root = [] if data == "scenes" else ["--root", str(tmp_path)]
+    root = [] if data == "scenes" else ["--data.root", str(tmp_path)]
     plan, folder = command.parse(
-        ["--data", data, "--budget", budget, "--output", str(tmp_path / "o"), *root]
+        ["--data.dataset", data, "--budget", budget, "--output", str(tmp_path / "o"), *root]
     )
     assert folder == tmp_path / "o"
     assert plan.train.data.dataset == data
@@ -272,7 +272,7 @@ def test_every_recipe_fits(data, budget, tmp_path):
 
 
 def test_plans_without_named_potentials_train_all_rows(tmp_path):
-    arguments = ["--data", "scenes", "--output", str(tmp_path / "o")]
+    arguments = ["--data.dataset", "scenes", "--output", str(tmp_path / "o")]
     plan, _ = command.parse(arguments)
     assert plan.train.model.potentials == "all"
     assert command.parse([*arguments, "--train.model.potentials", "null"])[0] == plan
@@ -285,7 +285,16 @@ def test_plans_without_named_potentials_train_all_rows(tmp_path):
 
 
 def test_the_optimisers_settings_override_the_budgets(tmp_path):
-    arguments = ["--data", "camvid", "--budget", "small", "--root", str(tmp_path), "--output", "o"]
+    arguments = [
+        "--data.dataset",
+        "camvid",
+        "--budget",
+        "small",
+        "--data.root",
+        str(tmp_path),
+        "--output",
+        "o",
+    ]
     adamw = preset("small").optim
     adamw = replace(adamw, optimiser="adamw", lr=1e-3, lr_initialised=1e-4, weight_decay=0.01)
     chosen = [*arguments, "--train.optim.optimiser", "adamw"]
@@ -296,7 +305,7 @@ def test_the_optimisers_settings_override_the_budgets(tmp_path):
 
 def test_the_small_camvid_recipe_is_its_config_file(tmp_path):
     root = Path(__file__).parents[2]
-    arguments = ["--data", "camvid", "--root", str(tmp_path), "--budget", "small"]
+    arguments = ["--data.dataset", "camvid", "--data.root", str(tmp_path), "--budget", "small"]
     plan, _ = command.parse([*arguments, "--output", str(tmp_path / "o")])
     written = parse_new_run(
         ["--config", str(root / "configs/camvid.yaml"), "--data.root", str(tmp_path)]
@@ -307,11 +316,11 @@ def test_the_small_camvid_recipe_is_its_config_file(tmp_path):
 def test_options_override_the_budget(tmp_path):
     plan, _ = command.parse(
         [
-            "--data",
+            "--data.dataset",
             "camvid",
             "--output",
             "o",
-            "--root",
+            "--data.root",
             "r",
             "--train.epochs",
             "9",
@@ -325,15 +334,17 @@ def test_options_override_the_budget(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data mnist --output o", "data is 'mnist'"),
-        ("--data scenes --budget huge --output o", "budget is 'huge'"),
-        ("--data camvid --output o", "root is not given"),
-        ("--data scenes --output o --root r", "must be left out for scenes"),
-        ("--data scenes --output o --train.data.root r", "--root"),
-        ("--data scenes --output o --splits trainval", "'trainval'"),
-        ("--data voc --root r --output o --splits test", "voc_submission"),
-        ("--data scenes --output o --max_side 0", "max_side"),
-        ('--data scenes --output o --train.model.potentials ["unary_1scale","x"]', "potentials"),
+        ("--data.dataset mnist --output o", "data.dataset is 'mnist'"),
+        ("--budget huge --output o", "budget is 'huge'"),
+        ("--data.dataset camvid --output o", "root is not given"),
+        ("--output o --data.root r", "must be left out for scenes"),
+        ("--output o --train.data.root r", "--data.root"),
+        ("--data.dataset folder --data.root r --output o --train.data.masks m/**", "--data.masks"),
+        ("--data camvid --output o", "data"),
+        ("--output o --splits trainval", "'trainval'"),
+        ("--data.dataset voc --data.root r --output o --splits test", "voc_submission"),
+        ("--output o --max_side 0", "max_side"),
+        ('--output o --train.model.potentials ["unary_1scale","x"]', "potentials"),
     ],
 )
 def test_bad_options_end_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -345,8 +356,15 @@ def test_bad_options_end_in_one_line(arguments, message, capsys, tmp_path, monke
 
 
 def test_a_folder_of_ones_own_is_planned_and_found_again(tmp_path):
-    arguments = ["--data", "folder", "--root", str(tmp_path), "--output", str(tmp_path / "o")]
-    arguments += ["--train.data.labels", "{0: ground, 255: ball, '#c8140a': ignore}"]
+    arguments = [
+        "--data.dataset",
+        "folder",
+        "--data.root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    arguments += ["--data.labels", "{0: ground, 255: ball, '#c8140a': ignore}"]
     plan, _ = command.parse(arguments)
     assert plan.train.data.labels == {0: "ground", 255: "ball", "#c8140a": "ignore"}
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))).differences(plan) == []

@@ -48,6 +48,8 @@ def test_files(tmp_path: Path, name: str, text: str, coloured: bool) -> None:
     ("value", "message"),
     [
         ("nowhere.txt", "data.classes: neither .* is a file; must be a list of names"),
+        ("{a: #010203}", "data.classes: got {a: #010203}, which is not YAML; .* in quotes"),
+        (3, "data.classes: got 3, must be a list of names"),
         ((), "0 classes; must be 1..255"),
         (tuple(f"c{i}" for i in range(256)), "256 classes"),
         (("a", "a"), "'a' is there twice"),

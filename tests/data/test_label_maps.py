@@ -156,7 +156,11 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
         ({"#12": "a"}, "key '#12' must be"),
         ({0: "a", "#000000": "b"}, "'#000000' is there twice"),
         ({0: "a", 1: 7}, "maps to 7; must be the name"),
-        ({}, "is empty|0 classes"),
+        ({}, r"got \{\}, must be a map of values"),
+        ([1], r"got \[1\], must be a map of values"),
+        ("{0: a, #c8140a: b}", "which is not YAML; .* colours in quotes"),
+        ({0: "a", 1: ["b"]}, r"maps to \['b'\]; must be the name"),
+        ({0: False, 1: True}, "maps to False; .* a name such as yes or no needs quotes"),
         ("rainbow", "data.labels: neither"),
     ],
 )
@@ -181,7 +185,7 @@ def test_json_keys_are_text(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"0": "a", "255": "b"}')
     assert labels(tmp_path, labels="map.json") == [[0, 1]]
     (tmp_path / "map.json").write_text('["a"]')
-    with pytest.raises(InputError, match="map.json must hold a map"):
+    with pytest.raises(InputError, match=r"map.json holds \[.a.\], must be a map"):
         labels(tmp_path, labels="map.json")
     (tmp_path / "map.json").write_text("{")
     with pytest.raises(InputError, match="map.json: not YAML or JSON"):
