@@ -42,6 +42,15 @@ inline GraphView graph_view(const py::tuple& tensors, const Device& device) {
           sources.data<int32_t>()};
 }
 
+// The setting of torch.set_float32_matmul_precision.
+inline MatmulPrecision matmul_precision(const std::string& name) {
+  if (name == "highest") return MatmulPrecision::highest;
+  if (name == "high") return MatmulPrecision::high;
+  DEEPCRF_CHECK(name == "medium", "precision: got '", name,
+                "', must be 'highest', 'high' or 'medium'");
+  return MatmulPrecision::medium;
+}
+
 // A tensor of a dtype, device and shape, as an untyped pointer.
 inline void* untyped(const Tensor& tensor, DType dtype, const Device& device,
                      std::initializer_list<int64_t> sizes) {

@@ -15,7 +15,7 @@ struct MeanFieldCall {
 
 MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
                            const py::object& unary, int64_t iterations, const py::object& marginals,
-                           bool allow_tf32) {
+                           const std::string& precision) {
   const Tensor energies(unary, "unary");
   energies.expect_shape({-1, -1});
   const Device device = energies.device();
@@ -44,15 +44,15 @@ MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
       iterations,
       untyped(energies, accumulator_dtype(potential_dtype), device, {N, K}),
       untyped(marginals, "marginals", dtype, device, {N, K}),
-      allow_tf32};
+      matmul_precision(precision)};
   return {device, views, factored, arguments};
 }
 
 void mean_field(const py::list& graphs, const py::list& potentials, const py::object& unary,
-                int64_t iterations, const py::object& marginals, bool allow_tf32,
+                int64_t iterations, const py::object& marginals, const std::string& precision,
                 const py::object& allocate, int num_threads, uintptr_t stream) {
   const MeanFieldCall call =
-      checked_call(graphs, potentials, unary, iterations, marginals, allow_tf32);
+      checked_call(graphs, potentials, unary, iterations, marginals, precision);
   const ScratchContext ctx(
       num_threads, stream, call.device, allocate,
       DEEPCRF_WORKSPACE(call.device, mean_field, call.graphs, call.potentials, call.arguments));
@@ -63,8 +63,8 @@ void mean_field(const py::list& graphs, const py::list& potentials, const py::ob
 
 void bind_mean_field(py::module_& module) {
   module.def("mean_field", &mean_field, py::arg("graphs"), py::arg("potentials"), py::arg("unary"),
-             py::arg("iterations"), py::arg("marginals"), py::arg("allow_tf32"),
-             py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("iterations"), py::arg("marginals"), py::arg("precision"), py::arg("allocate"),
+             py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace deepcrf

@@ -8,8 +8,8 @@ namespace {
 
 void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potential,
                                 const py::object& marginals, const py::object& messages,
-                                bool allow_tf32, const py::object& allocate, int num_threads,
-                                uintptr_t stream) {
+                                const std::string& precision, const py::object& allocate,
+                                int num_threads, uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -17,7 +17,7 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
   const DType dtype = accumulator_dtype(factored.dtype);
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
                                       untyped(messages, "messages", dtype, device, {N, K}),
-                                      allow_tf32};
+                                      matmul_precision(precision)};
   const ScratchContext ctx(
       num_threads, stream, device, allocate,
       DEEPCRF_WORKSPACE(device, pairwise_messages_factored, view, factored, arguments));
@@ -50,7 +50,8 @@ void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
   const int64_t N = view.num_nodes, K = table.num_labels;
   const DType dtype = accumulator_dtype(table.dtype);
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
-                                      untyped(messages, "messages", dtype, device, {N, K}), false};
+                                      untyped(messages, "messages", dtype, device, {N, K}),
+                                      MatmulPrecision::highest};
   DEEPCRF_LAUNCH(device, pairwise_messages_table, view, table, arguments,
                  execution_context(num_threads, stream));
 }
@@ -76,7 +77,7 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
 
 void bind_pairwise_messages(py::module_& module) {
   module.def("pairwise_messages_factored", &pairwise_messages_factored, py::arg("graph"),
-             py::arg("potential"), py::arg("marginals"), py::arg("messages"), py::arg("allow_tf32"),
+             py::arg("potential"), py::arg("marginals"), py::arg("messages"), py::arg("precision"),
              py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_factored_backward", &pairwise_messages_factored_backward,
              py::arg("graph"), py::arg("potential"), py::arg("marginals"), py::arg("grad_messages"),

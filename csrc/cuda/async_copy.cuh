@@ -38,7 +38,7 @@ __device__ __forceinline__ void cp_async_4(void* shared, const void* global, boo
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
-// Waits until at most `kGroupsLeft` of this thread's groups are under way. Other threads see the
+// Waits until at most `kGroupsLeft` of this thread's groups are in flight. Other threads see the
 // copies after a barrier that follows.
 template <int kGroupsLeft>
 __device__ __forceinline__ void cp_async_wait() {

@@ -51,28 +51,13 @@ struct Stage {
 template <class T, int kLabels>
 constexpr int kStageBytes = 2 * sizeof(Stage<T, kLabels>);
 
-// Rows of one pitch, below 4 GB, addressed by one multiplication.
-struct ByteRows {
-  const char* first;
-  uint32_t pitch;
-
-  template <class T>
-  __device__ ByteRows(const T* first, int64_t columns)
-      : first(reinterpret_cast<const char*>(first)),
-        pitch(static_cast<uint32_t>(columns * sizeof(T))) {}
-
-  __device__ const char* operator[](int32_t row) const {
-    return first + static_cast<uint64_t>(static_cast<uint32_t>(row)) * pitch;
-  }
-};
-
 // Starts copying the rows and coefficients of a stage of edges, `count` of which exist.
 // `neighbours` are those of 32 edges, a lane each, the stage's from `first` on. Lanes past the end
 // of a row, not `valid`, get zeros.
 template <int kLabels, class T>
-__device__ void copy_stage(const ByteRows& rows,  // of this lane
-                           bool valid, const ByteRows& coefficients, int32_t neighbours, int first,
-                           int64_t count, Stage<T, kLabels>& stage) {
+__device__ void copy_stage(const ByteRows<T>& rows,  // of this lane
+                           bool valid, const ByteRows<Accumulator<T>>& coefficients,
+                           int32_t neighbours, int first, int64_t count, Stage<T, kLabels>& stage) {
 #pragma unroll
   for (int i = 0; i < kStageEdges; ++i) {
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
@@ -89,7 +74,7 @@ __device__ void copy_stage(const ByteRows& rows,  // of this lane
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
     if (i < kStageEdges && i < count) {
       char* to = reinterpret_cast<char*>(stage.coefficients[i]) + offset;
-      cp_async<16>(to, coefficients[neighbour] + offset, true);
+      cp_async<16>(to, reinterpret_cast<const char*>(coefficients[neighbour]) + offset, true);
     }
   }
   cp_async_commit();
@@ -110,8 +95,9 @@ __device__ void for_each_edge(const Direction<T>& direction, int64_t node,
   if constexpr (kVectorised) {
     auto* stages = static_cast<Stage<T, kLabels>*>(shared);
     const bool valid = features.valid > 0;
-    const ByteRows rows(direction.other + (valid ? features.feature : 0), direction.num_features);
-    const ByteRows coefficient_rows(coefficients, columns);
+    const ByteRows<T> rows(direction.other + (valid ? features.feature : 0),
+                           direction.num_features);
+    const ByteRows<A> coefficient_rows(coefficients, columns);
     const auto load_neighbours = [&](int64_t first) {
       const int64_t edge = first + lane_index();
       return edge < end ? direction.neighbours[edge] : 0;

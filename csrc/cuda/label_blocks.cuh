@@ -33,7 +33,7 @@ int padded_labels(int64_t num_labels) {
 
 // Calls function(std::integral_constant<int, labels>, std::bool_constant<vectorised>) for labels =
 // block_labels(num_labels). Loads of which the compiler knows whether they are by vectors stand in
-// one basic block, and so are under way together.
+// one basic block, and so are in flight together.
 template <class T, class Function>
 void dispatch_kernel(int64_t num_labels, bool vectorised, Function&& function) {
   const auto call = [&](auto labels) {

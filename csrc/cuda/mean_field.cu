@@ -28,8 +28,10 @@ __global__ void softmax_kernel(
       return sum;
     };
     // Summed once where there are no more labels than lanes.
-    const A own = lane_index() < num_labels ? sum_energy(lane_index()) : A(0);
-    const auto energy = [&](int label) { return label == lane_index() ? own : sum_energy(label); };
+    const A lane_energy = lane_index() < num_labels ? sum_energy(lane_index()) : A(0);
+    const auto energy = [&](int label) {
+      return label == lane_index() ? lane_energy : sum_energy(label);
+    };
     const Partition<A> partition = warp_partition<A>(num_labels, energy);
     for (int slot = lane_index(); slot < layout.columns; slot += kWarpSize) {
       const int k = layout.label(slot);
@@ -99,7 +101,7 @@ int64_t mean_field_workspace(const std::vector<GraphView>& graphs,
                              const std::vector<AnyFactoredPotential>& potentials,
                              const MeanFieldArguments& arguments) {
   Workspace workspace;
-  dispatch_messages(arguments.dtype, arguments.allow_tf32, "unary", [&](auto tag) {
+  dispatch_products(arguments.dtype, arguments.precision, "unary", [&](auto tag) {
     using T = decltype(tag);
     MeanFieldWorkspace<T>(workspace, arguments, all_directions<T>(graphs, potentials));
   });
@@ -109,7 +111,7 @@ int64_t mean_field_workspace(const std::vector<GraphView>& graphs,
 void mean_field(const std::vector<GraphView>& graphs,
                 const std::vector<AnyFactoredPotential>& potentials,
                 const MeanFieldArguments& arguments, const ExecutionContext& ctx) {
-  dispatch_messages(arguments.dtype, arguments.allow_tf32, "unary", [&](auto tag) {
+  dispatch_products(arguments.dtype, arguments.precision, "unary", [&](auto tag) {
     factored_mean_field(all_directions<decltype(tag)>(graphs, potentials), arguments, ctx);
   });
 }

@@ -12,6 +12,15 @@
 
 namespace deepcrf::cuda {
 
+// As dispatch_floating, with tf32x3 or tf32 for float32 whose products need not be of float32.
+template <class Function>
+void dispatch_products(DType dtype, MatmulPrecision precision, const char* name,
+                       Function&& function) {
+  if (dtype == DType::float32 && precision == MatmulPrecision::high) return function(tf32x3{});
+  if (dtype == DType::float32 && precision == MatmulPrecision::medium) return function(tf32{});
+  dispatch_floating(dtype, name, function);
+}
+
 // One direction of one potential, as the receiving nodes see it. Along the edges a node p receives
 // from its targets; against them a node q receives from its sources, with the roles of the two
 // projections and of the two label axes exchanged.

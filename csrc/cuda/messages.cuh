@@ -6,13 +6,6 @@
 
 namespace deepcrf::cuda {
 
-// As dispatch_floating, with tf32 for float32 where its products may be rounded to it.
-template <class Function>
-void dispatch_messages(DType dtype, bool allow_tf32, const char* name, Function&& function) {
-  if (dtype == DType::float32 && allow_tf32) return function(tf32{});
-  dispatch_floating(dtype, name, function);
-}
-
 // CoefficientLayout and MessageBlock are those of either kind of kernel.
 template <class T>
 void launch_messages(const MessageSplits<T>& splits, int64_t num_nodes, int64_t num_labels,

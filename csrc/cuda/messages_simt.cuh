@@ -19,7 +19,7 @@ constexpr int kAggregateBytes =
     std::max<int>(kStageBytes<T, kLabels>, kLabels* kFeatureBlock<T> * sizeof(Accumulator<T>));
 
 // Receiving labels of a warp at a time, kWarpsPerBlock apart, and neighbours' labels whose weights
-// are under way together.
+// are in flight together.
 template <int kLabels>
 constexpr int kReceivers = kLabels / kWarpsPerBlock;
 constexpr int kWeightStep = 2;

@@ -113,7 +113,7 @@ int64_t pairwise_messages_factored_workspace(const GraphView& graph,
                                              const AnyFactoredPotential& potential,
                                              const MessageArguments& arguments) {
   Workspace workspace;
-  dispatch_messages(potential.dtype, arguments.allow_tf32, "potential", [&](auto tag) {
+  dispatch_products(potential.dtype, arguments.precision, "potential", [&](auto tag) {
     using T = decltype(tag);
     const int num_splits = both_directions(graph, potential.as<T>()).count();
     MessageWorkspace<T>(workspace, graph.num_nodes, potential.num_labels, num_splits);
@@ -123,7 +123,7 @@ int64_t pairwise_messages_factored_workspace(const GraphView& graph,
 
 void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                                 const MessageArguments& arguments, const ExecutionContext& ctx) {
-  dispatch_messages(potential.dtype, arguments.allow_tf32, "potential", [&](auto tag) {
+  dispatch_products(potential.dtype, arguments.precision, "potential", [&](auto tag) {
     factored_messages(graph, potential.as<decltype(tag)>(), arguments, ctx);
   });
 }

@@ -105,7 +105,7 @@ __device__ int64_t lower_bound(const int64_t* values, int64_t count, int64_t bou
   return low;
 }
 
-// Warps of a block share out the edges of a node, and each has several of them under way.
+// Warps of a block share out the edges of a node, and each has several of them in flight.
 constexpr int kReduceWarps = 8;
 constexpr int kReduceBatch = 4;
 constexpr int kReduceThreads = kReduceWarps * kWarpSize;

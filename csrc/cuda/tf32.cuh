@@ -22,8 +22,8 @@ __device__ inline float round_to_tf32(float value) {
   return __uint_as_float(bits);
 }
 
-// A float32 of a potential, or of what it is multiplied by, where its products may be of
-// TensorFloat32: rounded when it is made of a float, and not yet where it was stored as one.
+// A float32 of a potential, or of what it is multiplied by, whose products are of TensorFloat32:
+// rounded when it is made of a float, and not yet where it was stored as one.
 struct tf32 {
   float value;
 
@@ -31,10 +31,24 @@ struct tf32 {
   __device__ explicit tf32(float value) : value(round_to_tf32(value)) {}
   __device__ operator float() const { return value; }
 };
-static_assert(sizeof(tf32) == sizeof(float));
+
+// A float32 whose products are three of TensorFloat32, of its upper bits and of what is left.
+struct tf32x3 {
+  float value;
+
+  tf32x3() = default;
+  __device__ explicit tf32x3(float value) : value(value) {}
+  __device__ operator float() const { return value; }
+};
+static_assert(sizeof(tf32) == sizeof(float) && sizeof(tf32x3) == sizeof(float));
+
+// The TensorFloat32 values that stand for one.
+template <class T>
+constexpr int kTerms = std::is_same_v<T, tf32x3> ? 2 : 1;
 
 // Types whose messages the tensor cores sum.
 template <class T>
-constexpr bool kOnTensorCores = sizeof(T) == 2 || std::is_same_v<T, tf32>;
+constexpr bool kOnTensorCores =
+    sizeof(T) == 2 || std::is_same_v<T, tf32> || std::is_same_v<T, tf32x3>;
 
 }  // namespace deepcrf::cuda

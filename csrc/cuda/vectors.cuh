@@ -26,6 +26,22 @@ bool is_aligned(const T* pointer, int count) {
   return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * count) == 0;
 }
 
+// Rows of one pitch, below 4 GB, addressed by one multiplication.
+template <class T>
+struct ByteRows {
+  const char* first;
+  uint32_t pitch;
+
+  __device__ ByteRows(const T* first, int64_t columns)
+      : first(reinterpret_cast<const char*>(first)),
+        pitch(static_cast<uint32_t>(columns * sizeof(T))) {}
+
+  __device__ const T* operator[](int32_t row) const {
+    return reinterpret_cast<const T*>(first +
+                                      static_cast<uint64_t>(static_cast<uint32_t>(row)) * pitch);
+  }
+};
+
 // values = pointer[0..kCount-1], zero from `valid` on. `aligned`: all kCount are there, at an
 // address that allows one vector access.
 template <class T, int kCount>

@@ -54,6 +54,23 @@ __device__ T warp_sums(T (&values)[kSize]) {
   }
 }
 
+// The sums of several values over each four lanes: values[i] becomes that of
+// values[lane % 4 * kSize / 4 + i], i < kSize / 4.
+template <int kSize, class T>
+__device__ void quad_sums(T (&values)[kSize]) {
+  static_assert(kSize % 4 == 0);
+#pragma unroll
+  for (int lane_bit = 2, size = kSize / 2; lane_bit > 0; lane_bit /= 2, size /= 2) {
+    const bool upper = threadIdx.x & lane_bit;
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      const T sent = upper ? values[i] : values[i + size];
+      const T kept = upper ? values[i + size] : values[i];
+      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, lane_bit);
+    }
+  }
+}
+
 // Kernels whose warps work alone: `for (i = first_warp(); i < count; i += num_warps())`.
 constexpr int kWarpsPerBlock = 4;
 constexpr int kThreadsPerBlock = kWarpsPerBlock * kWarpSize;

@@ -7,6 +7,10 @@
 
 namespace deepcrf {
 
+// How exact products of float32 must be on CUDA, by torch's names: as float32; three products of
+// TensorFloat32; one. The CPU's are of float32.
+enum class MatmulPrecision { highest, high, medium };
+
 template <class T>
 struct FactoredPotential {
   int64_t num_labels;    // K

@@ -17,7 +17,7 @@ struct MeanFieldArguments {
   int64_t iterations;
   const void* unary;  // [N, K]
   void* marginals;    // [N, K]
-  bool allow_tf32;    // CUDA: float32 operands of products may be rounded to TensorFloat32
+  MatmulPrecision precision;
 };
 
 namespace cpu {

@@ -14,7 +14,7 @@ namespace deepcrf {
 struct MessageArguments {
   const void* marginals;  // [N, K]
   void* messages;         // [N, K]
-  bool allow_tf32;        // CUDA: float32 operands of products may be rounded to TensorFloat32
+  MatmulPrecision precision;
 };
 
 // dL/dmarginals is not here: it is pairwise_messages of grad_messages.

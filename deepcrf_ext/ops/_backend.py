@@ -58,8 +58,3 @@ def allocator(tensor: torch.Tensor) -> Callable[[int], torch.Tensor]:
     """What makes the scratch memory of a native call beside the tensor: of a number of bytes, uint8
     [bytes], uninitialised. The kernels of the CPU do not call it."""
     return functools.partial(torch.empty, dtype=torch.uint8, device=tensor.device)
-
-
-def allows_tf32() -> bool:
-    """Whether torch lets products of float32 round their operands to TensorFloat32, on CUDA."""
-    return torch.get_float32_matmul_precision() != "highest"

@@ -1,13 +1,14 @@
 """The gradient of messages in a factored potential on CUDA, a block of nodes at a time.
 
-With c_q = (Q_q, grad_q), the 2K coefficients that a neighbour brings, and (grad_p, Q_p) those of a
-node's own end, it is made of (csrc/cuda/pairwise_messages_block.cu)
+With c_q = (Q_q, grad_q), the 2K coefficients that a neighbour brings, and (grad_p, Q_p) those of
+the node itself, it is made of (csrc/cuda/pairwise_messages_block.cu)
 
     A_p[c] = Σ_q c_q[c] h_pq,            dL/dW = (grad, Q)ᵀ A,
     B_p    = (grad_p, Q_p) W,            dL/dh_pq = Σ_c c_q[c] B_p[c].
 
-The products with the weight run in the vendor's library: in bfloat16 for bfloat16, by TensorFloat32
-where `torch.set_float32_matmul_precision` lets torch's own products do so.
+A and the sums of dL/dh over the edges of a node are formed on the tensor cores, but those of
+float64, and of float32 under `torch.set_float32_matmul_precision("highest")`. The products with the
+weight run in the vendor's library, as torch's own.
 """
 
 from __future__ import annotations
@@ -43,37 +44,40 @@ def potential_gradients(
     element = torch.bfloat16 if source.dtype == torch.bfloat16 else sums
     native, launch_args = _backend.native(), _backend.launch_args(source)
 
-    columns = native.message_columns(source, num_labels)
-    zeros = marginals.new_zeros(num_nodes, columns - 2 * num_labels)
-    coefficients = torch.cat([marginals, grad_messages, zeros], 1)
-    own = marginals.new_zeros((num_nodes, 2, padded(num_labels)), dtype=element)
-    own[:, 0, :num_labels] = grad_messages
-    own[:, 1, :num_labels] = marginals
+    precision = torch.get_float32_matmul_precision()
+    columns = native.message_columns(source, num_labels, precision)
+    coefficients = marginals.new_empty(num_nodes, columns, dtype=element)
+    native.message_coefficients(
+        source, marginals, grad_messages, precision, coefficients, *launch_args
+    )
+    ends = marginals.new_zeros((num_nodes, 2, padded(num_labels)), dtype=element)
+    ends[:, 0, :num_labels] = grad_messages
+    ends[:, 1, :num_labels] = marginals
     weights = [_rows(weight.to(element)), _rows(weight.to(element).transpose(0, 1))]
 
     grad_ends = [torch.empty_like(end, dtype=sums) for end in (source, target)]
-    grad_rows = marginals.new_zeros(own.shape[2], num_labels * dim)
+    grad_rows = marginals.new_zeros(ends.shape[2], num_labels * dim)
     coefficient_sums = marginals.new_empty(num_nodes, 2 * num_labels)
-    size = max(1, BLOCK_BYTES // (2 * num_labels * dim * own.element_size()))
+    size = max(1, BLOCK_BYTES // (2 * num_labels * dim * ends.element_size()))
     with whole_sums(source.device):
         for first in range(0, num_nodes, size):
             block = slice(first, first + size)
-            left = own[block].flatten(0, 1)  # [2B, K]
+            left = ends[block].flatten(0, 1)  # [2B, K]
             shape = (left.shape[0] // 2, 2 * num_labels, dim)
             aggregates = left.new_empty(shape)
             native.message_aggregates(
-                graph, potential, first, coefficients, aggregates, coefficient_sums[block],
-                *launch_args,
+                graph, potential, first, coefficients, precision, aggregates,
+                coefficient_sums[block], *launch_args,
             )  # fmt: skip
             grad_rows += product(left.t(), aggregates.view(left.shape[0], -1), sums)
             for of_targets, gradient in enumerate(grad_ends):
                 projections = (left @ weights[of_targets]).view(shape)
                 native.message_node_gradient(
-                    graph, potential, first, coefficients, projections, bool(of_targets), gradient,
-                    *launch_args,
+                    graph, potential, first, coefficients, precision, projections,
+                    bool(of_targets), gradient, *launch_args,
                 )  # fmt: skip
-        ends = torch.stack([grad_messages, marginals], 1).flatten(0, 1)  # [2N, K]
-        grad_bias = ends.t() @ coefficient_sums.view(-1, num_labels)
+        whole = torch.stack([grad_messages, marginals], 1).flatten(0, 1)  # [2N, K]
+        grad_bias = whole.t() @ coefficient_sums.view(-1, num_labels)
     return [*grad_ends, grad_rows[:num_labels].reshape(weight.shape), grad_bias]
 
 

@@ -42,7 +42,8 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
 
     Returns:
         [N, K] in the dtype of ``unary``; rows sum to 1. Under `torch.autocast` float32, as that of
-        `torch.softmax`. Between iterations nothing is rounded to less.
+        `torch.softmax`. Between iterations nothing is rounded to less. On CUDA
+        `torch.set_float32_matmul_precision` holds as in `pairwise_messages`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -105,7 +106,7 @@ def mean_field_factored(
         unary,
         iterations,
         marginals,
-        _backend.allows_tf32(),
+        torch.get_float32_matmul_precision(),
     )
     _backend.native().mean_field(
         *arguments, _backend.allocator(unary), *_backend.launch_args(unary)

@@ -4,6 +4,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/tf32.cuh"
 #include "kernels.h"
 
 namespace deepcrf::cuda {
@@ -177,6 +178,29 @@ __global__ void missing_wait_for_former_kernels(const float* input, float* outpu
   output[i] = input[i];
 }
 
+// The tensor cores take what the rounding leaves, and ignore the bits below.
+template <bool kCorrected>
+__global__ void unrounded_operand(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const uint32_t bits = __float_as_uint(kCorrected ? round_to_tf32(input[i]) : input[i]);
+  const uint32_t a[4] = {bits, bits, bits, bits};
+  const uint32_t b[2] = {bits, bits};
+  float sums[4] = {};
+  mma_m16n8k8_tf32(sums, a, b);
+  output[i] = sums[0];
+}
+
+template <bool kCorrected>
+__global__ void product_without_a_lane(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const uint32_t bits = __float_as_uint(input[i]) & 0xffff0000u;
+  const uint32_t a[4] = {bits, bits, bits, bits};
+  const uint32_t b[2] = {bits, bits};
+  float sums[4] = {};
+  if (kCorrected || threadIdx.x % 32 != 31) mma_m16n8k16<bfloat16>(sums, a, b);
+  output[i] = sums[0];
+}
+
 using Kernel = void (*)(const float*, float*, int);
 struct Fault {
   const char* name;
@@ -207,6 +231,8 @@ const Fault kFaults[] = {
     FAULT(overflowing_index, 0),
     FAULT(order_of_atomics, 0),
     FAULT(missing_wait_for_former_kernels, 0, true),
+    FAULT(unrounded_operand, 0),
+    FAULT(product_without_a_lane, 0),
 };
 #undef FAULT
 

@@ -28,6 +28,8 @@ FAULTS = {
     "overflowing_index": "signed overflow",
     "order_of_atomics": "differs between the thread orders",
     "missing_wait_for_former_kernels": "former kernels may still run: read of 4 bytes",
+    "unrounded_operand": "an operand is not rounded to TensorFloat32",
+    "product_without_a_lane": "lanes of one mask disagree: .* has exited",
 }
 
 

@@ -242,6 +242,12 @@ void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
 
 void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                       Site site) {
+  for (const std::uint32_t bits : {a[0], a[1], a[2], a[3], b[0], b[1]}) {
+    if (!isnan(__uint_as_float(bits)) && upper_bits(bits) != __uint_as_float(bits)) {
+      fail(std::string("mma_m16n8k8_tf32: an operand is not rounded to TensorFloat32, at ") +
+           site.file + ":" + std::to_string(site.line));
+    }
+  }
   Tf32Payload payload = {d, a, b};
   warp_rendezvous("mma_m16n8k8_tf32", kAllLanes, &payload, &resolve_mma_tf32, site);
 }
