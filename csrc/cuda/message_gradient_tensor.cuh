@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 3 : 2)
   using F = GradientFragments<T>;
   constexpr int kTiles = kGradientTiles<kLabels>;
   const int64_t D = task.direction.num_features;
-  // Fewer than A has elements: an int.
+  // A block of nodes is small: ints.
   const int num_nodes = static_cast<int>(task.block.count);
   const int feature_blocks = static_cast<int>(ceil_div<int64_t>(D, kTensorFeatures<T>)) + 1;
   const int count = feature_blocks * (task.columns / kBlockSlots<kLabels>)*num_nodes;
