@@ -7,20 +7,17 @@
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
-// Accumulators held in registers at once; the rest hold h, self and an address or two.
+// Accumulators held in registers at once; the rest hold hidden vectors and a coefficient.
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
-// Labels are cut into near-equal blocks of at most kAccumulators; few labels share the registers
-// with several planes, so that enough independent sums hide the latency of the multiply-add.
-constexpr int planes_per_pass(int block_labels) {
-  return block_labels * 4 <= kAccumulators ? 4 : block_labels * 2 <= kAccumulators ? 2 : 1;
-}
+// Planes that one call of accumulate() handles. A coefficient that is loaded is multiplied with all
+// of them, so that a processor of two loads and two multiply-adds a cycle is bound by the latter:
+// two planes of 12 labels take 14 loads for 24 multiply-adds, one plane of 24 labels 25.
+inline int64_t plane_group(int64_t num_labels) { return num_labels * 4 <= kAccumulators ? 4 : 2; }
 
-inline int64_t label_blocks(int64_t num_labels) { return ceil_div(num_labels, kAccumulators); }
-
-// Planes that one call of accumulate() handles for this number of labels.
-inline int64_t plane_group(int64_t num_labels) {
-  return label_blocks(num_labels) > 1 ? 1 : planes_per_pass(static_cast<int>(num_labels));
+// Labels are cut into near-equal blocks, whose accumulators fit in the registers.
+inline int64_t label_blocks(int64_t num_labels) {
+  return ceil_div(num_labels * plane_group(num_labels), kAccumulators);
 }
 
 template <int Labels, int Planes, typename T>
@@ -38,22 +35,27 @@ void accumulate_block(const int32_t* neighbours,  // [count]
 #pragma GCC unroll 4
   for (int v = 0; v < Planes; ++v) {
     own[v] = load(self + v * plane_size);
-#pragma GCC unroll 24
+#pragma GCC unroll 12
     for (int j = 0; j < Labels; ++j) sum[v][j] = Vec<T>{};
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t q = neighbours[i];
     const T* q_coefficients = coefficients + q * num_labels;
+    Vec<T> h[Planes];
 #pragma GCC unroll 4
     for (int v = 0; v < Planes; ++v) {
-      const Vec<T> h = relu<T>(own[v] + load(other + v * plane_size + q * V));
-#pragma GCC unroll 24
-      for (int j = 0; j < Labels; ++j) sum[v][j] += q_coefficients[j] * h;
+      h[v] = relu<T>(own[v] + load(other + v * plane_size + q * V));
+    }
+#pragma GCC unroll 12
+    for (int j = 0; j < Labels; ++j) {
+      const Vec<T> coefficient = broadcast_once(q_coefficients[j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Planes; ++v) sum[v][j] += coefficient * h[v];
     }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < Planes; ++v) {
-#pragma GCC unroll 24
+#pragma GCC unroll 12
     for (int j = 0; j < Labels; ++j) store(out + (v * num_labels + j) * V, sum[v][j]);
   }
 }
@@ -74,9 +76,9 @@ void accumulate(const int32_t* neighbours,  // [count]
     const int64_t labels = num_labels * (block + 1) / blocks - first;
 #define DEEPCRF_LABELS(n)                                                                       \
   case n:                                                                                       \
-    if constexpr (n <= kAccumulators) {                                                         \
-      constexpr int planes = planes_per_pass(n);                                                \
-      (blocks > 1 ? accumulate_block<n, 1, T>                                                   \
+    if constexpr (n * 2 <= kAccumulators) {                                                     \
+      constexpr int planes = n * 4 <= kAccumulators ? 4 : 2;                                    \
+      (blocks > 1 ? accumulate_block<n, 2, T>                                                   \
                   : accumulate_block<n, planes, T>)(neighbours, count, self, other, plane_size, \
                                                     coefficients + first, num_labels,           \
                                                     out + first * kLanes<T>);                   \
@@ -87,9 +89,6 @@ void accumulate(const int32_t* neighbours,  // [count]
       DEEPCRF_LABELS(1) DEEPCRF_LABELS(2) DEEPCRF_LABELS(3) DEEPCRF_LABELS(4)
       DEEPCRF_LABELS(5) DEEPCRF_LABELS(6) DEEPCRF_LABELS(7) DEEPCRF_LABELS(8)
       DEEPCRF_LABELS(9) DEEPCRF_LABELS(10) DEEPCRF_LABELS(11) DEEPCRF_LABELS(12)
-      DEEPCRF_LABELS(13) DEEPCRF_LABELS(14) DEEPCRF_LABELS(15) DEEPCRF_LABELS(16)
-      DEEPCRF_LABELS(17) DEEPCRF_LABELS(18) DEEPCRF_LABELS(19) DEEPCRF_LABELS(20)
-      DEEPCRF_LABELS(21) DEEPCRF_LABELS(22) DEEPCRF_LABELS(23) DEEPCRF_LABELS(24)
       // clang-format on
     }
 #undef DEEPCRF_LABELS

@@ -216,15 +216,15 @@ class MessageReceiver {
   // Nodes of one block: enough to use a load of the weight often, and few enough for every thread
   // to have several blocks.
   static int64_t block_size(int64_t num_nodes, int num_threads) {
-    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 8 * num_threads), 4), 4, kMostNodes);
+    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 8 * num_threads), kStripNodes),
+                               kStripNodes, 4 * kStripNodes);
   }
 
   explicit MessageReceiver(const MessageShape& shape)
       : num_nodes_(shape.num_nodes),
         num_labels_(shape.num_labels),
         group_(plane_group(num_labels_)),
-        pass_planes_(choose_pass_planes()),
-        accumulators_(shape.block_nodes * pass_planes_ * num_labels_ * kLanes<T>),
+        accumulators_(kStripNodes * group_ * num_labels_ * kLanes<T>),
         sums_(shape.block_nodes * num_labels_ * kLanes<T>),
         neighbour_sum_(num_labels_),
         energies_(shape.block_nodes * num_labels_) {}
@@ -240,11 +240,16 @@ class MessageReceiver {
                T* energies) {  // [count, K]
     constexpr int V = kLanes<T>;
     std::fill_n(sums_.get(), count * num_labels_ * V, T(0));
-    for (const Direction<T>& direction : {potential.along(), potential.against()}) {
-      for (int64_t plane = 0; plane < potential.planes(); plane += pass_planes_) {
-        const int64_t planes = std::min(pass_planes_, potential.planes() - plane);
-        receive_planes(direction, plane, planes, marginals, first, count);
+    const Direction<T> directions[] = {potential.along(), potential.against()};
+    for (int64_t plane = 0; plane < potential.planes(); plane += group_) {
+      for (const Direction<T>& direction : directions) {
+        for (int64_t m = 0; m < count; m += kStripNodes) {
+          receive_strip(direction, plane, marginals, first + m, std::min(kStripNodes, count - m),
+                        sums_.get() + m * num_labels_ * V);
+        }
       }
+    }
+    for (const Direction<T>& direction : directions) {
       receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
                    marginals, first, count, neighbour_sum_.get(), energies);
     }
@@ -254,42 +259,36 @@ class MessageReceiver {
   }
 
  private:
-  static constexpr int64_t kMostNodes = 32;  // of one block
+  // Nodes whose accumulators stay in L1 between their sums and their contraction: whole blocks of
+  // kContractRows.
+  static constexpr int64_t kStripNodes = 12;
 
-  // Planes of one pass: a few, to add to the sums seldom, whose accumulators stay in L2. Depends on
-  // the labels alone, as the order of the sums does on it.
-  int64_t choose_pass_planes() const {
-    constexpr int64_t kPassBytes = 192 << 10;
-    const int64_t plane_bytes = kMostNodes * num_labels_ * kVectorBytes;
-    return round_up(std::clamp<int64_t>(kPassBytes / plane_bytes, 1, 4), group_);
-  }
-
-  void receive_planes(const Direction<T>& direction, int64_t plane, int64_t planes,
-                      const T* marginals, int64_t first, int64_t count) {
+  // Adds to sums what a strip of nodes receives along one direction through a group of planes.
+  void receive_strip(const Direction<T>& direction, int64_t plane, const T* marginals,
+                     int64_t first, int64_t count,
+                     T* sums) {  // [count, K, lanes]
     constexpr int V = kLanes<T>;
     const int64_t node_plane = num_nodes_ * V;
     const int64_t label_plane = num_labels_ * V;
     const int64_t weight_plane = num_labels_ * label_plane;
-    for (int64_t v = 0; v < planes; v += group_) {
-      const T* self = direction.self + (plane + v) * node_plane;
-      const T* other = direction.other + (plane + v) * node_plane;
-      for (int64_t m = 0; m < count; ++m) {
-        const int64_t p = first + m;
-        const int64_t begin = direction.row_offsets[p];
-        accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin, self + p * V,
-                   other, node_plane, marginals, num_labels_,
-                   accumulators_.get() + (m * pass_planes_ + v) * label_plane);
-      }
+    const T* self = direction.self + plane * node_plane;
+    const T* other = direction.other + plane * node_plane;
+    for (int64_t m = 0; m < count; ++m) {
+      const int64_t p = first + m;
+      const int64_t begin = direction.row_offsets[p];
+      accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin, self + p * V,
+                 other, node_plane, marginals, num_labels_,
+                 accumulators_.get() + m * group_ * label_plane);
     }
-    contract(count, planes, num_labels_,
-             PlaneRows<T>{accumulators_.get(), label_plane, pass_planes_ * label_plane, V},
+    contract(count, group_, num_labels_,
+             PlaneRows<T>{accumulators_.get(), label_plane, group_ * label_plane, V},
              PlaneRows<T>{direction.weight + plane * weight_plane, weight_plane,
                           direction.receiver_step, direction.neighbour_step},
-             sums_.get());
+             sums);
   }
 
-  int64_t num_nodes_, num_labels_, group_, pass_planes_;
-  Buffer<T> accumulators_;   // [block, pass planes, K, lanes]
+  int64_t num_nodes_, num_labels_, group_;
+  Buffer<T> accumulators_;   // [strip, group, K, lanes]
   Buffer<T> sums_;           // [block, K, lanes]
   Buffer<T> neighbour_sum_;  // [K]
   Buffer<T> energies_;       // [block, K]
