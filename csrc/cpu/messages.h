@@ -3,6 +3,7 @@
 
 #include "core/graph_view.h"
 #include "cpu/accumulate.h"
+#include "cpu/lanes.h"
 #include "ops/factored_potential.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -171,6 +172,37 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels, const PlaneRows<
   }
 }
 
+// out[0..size-1] = sum over i of term(i, first), the vector of the elements from `first` on, with
+// the sums in registers. The last vector of several overlaps the one before it.
+template <int Vectors, typename T, typename Term>
+inline void sum_vectors(int64_t count, int64_t first, int64_t last, const Term& term, T* out) {
+  constexpr int V = kLanes<T>;
+  Vec<T> sum[Vectors] = {};
+  for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) sum[n] += term(i, std::min(first + n * V, last));
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < Vectors; ++n) store(out + std::min(first + n * V, last), sum[n]);
+}
+
+// out = sum over i of weight(i) times the row at row(i).
+template <typename T, typename Weight, typename Row>
+inline void sum_rows(int64_t count, int64_t size, const Weight& weight, const Row& row,
+                     T* out) {  // [size]
+  constexpr int V = kLanes<T>;
+  if (size < V) {
+    Vec<T> sum = {};
+    for (int64_t i = 0; i < count; ++i) sum += weight(i) * load_up_to(row(i), size);
+    return store_up_to(out, size, sum);
+  }
+  const auto term = [&](int64_t i, int64_t first) { return weight(i) * load(row(i) + first); };
+  const int64_t last = size - V;
+  int64_t first = 0;
+  for (; first + 2 * V < size; first += 4 * V) sum_vectors<4>(count, first, last, term, out);
+  if (first < size) sum_vectors<2>(count, first, last, term, out);
+}
+
 // Adds what the bias sends along one direction: sum_j bias[j, k] sum_q Q_q[j].
 template <typename T>
 void receive_bias(const int64_t* row_offsets,  // [N + 1]
@@ -179,19 +211,19 @@ void receive_bias(const int64_t* row_offsets,  // [N + 1]
                   int64_t num_labels,
                   const T* marginals,  // [N, K]
                   int64_t first, int64_t count,
-                  T* neighbour_sum,  // [K], scratch
-                  T* energies) {     // [count, K]
+                  T* scratch,     // [2, K]
+                  T* energies) {  // [count, K]
+  T* neighbour_sum = scratch;
+  T* message = scratch + num_labels;
   for (int64_t m = 0; m < count; ++m) {
-    std::fill_n(neighbour_sum, num_labels, T(0));
-    for (int64_t e = row_offsets[first + m]; e < row_offsets[first + m + 1]; ++e) {
-      const T* q_marginals = marginals + neighbours[e] * num_labels;
-      for (int64_t j = 0; j < num_labels; ++j) neighbour_sum[j] += q_marginals[j];
-    }
-    T* message = energies + m * num_labels;
-    for (int64_t j = 0; j < num_labels; ++j) {
-      const T* row = bias + j * num_labels;
-      for (int64_t k = 0; k < num_labels; ++k) message[k] += neighbour_sum[j] * row[k];
-    }
+    const int64_t begin = row_offsets[first + m];
+    sum_rows(
+        row_offsets[first + m + 1] - begin, num_labels, [](int64_t) { return T(1); },
+        [&](int64_t i) { return marginals + neighbours[begin + i] * num_labels; }, neighbour_sum);
+    sum_rows(
+        num_labels, num_labels, [&](int64_t j) { return neighbour_sum[j]; },
+        [&](int64_t j) { return bias + j * num_labels; }, message);
+    for (int64_t k = 0; k < num_labels; ++k) energies[m * num_labels + k] += message[k];
   }
 }
 
@@ -225,8 +257,8 @@ class MessageReceiver {
         num_labels_(shape.num_labels),
         group_(plane_group(num_labels_)),
         accumulators_(kStripNodes * group_ * num_labels_ * kLanes<T>),
-        sums_(shape.block_nodes * num_labels_ * kLanes<T>),
-        neighbour_sum_(num_labels_),
+        sums_(round_up(shape.block_nodes * num_labels_, kLanes<T>) * kLanes<T>),
+        bias_scratch_(2 * num_labels_),
         energies_(shape.block_nodes * num_labels_) {}
 
   // Room for the energies of a block, [block, K].
@@ -239,7 +271,8 @@ class MessageReceiver {
                int64_t first, int64_t count,
                T* energies) {  // [count, K]
     constexpr int V = kLanes<T>;
-    std::fill_n(sums_.get(), count * num_labels_ * V, T(0));
+    const int64_t size = count * num_labels_;
+    std::fill_n(sums_.get(), round_up(size, V) * V, T(0));
     const Direction<T> directions[] = {potential.along(), potential.against()};
     for (int64_t plane = 0; plane < potential.planes(); plane += group_) {
       for (const Direction<T>& direction : directions) {
@@ -251,17 +284,17 @@ class MessageReceiver {
     }
     for (const Direction<T>& direction : directions) {
       receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
-                   marginals, first, count, neighbour_sum_.get(), energies);
+                   marginals, first, count, bias_scratch_.get(), energies);
     }
-    for (int64_t i = 0; i < count * num_labels_; ++i) {
-      energies[i] += horizontal_sum<T>(load(sums_.get() + i * V));
+    for (int64_t i = 0; i < size; i += V) {
+      const Vec<T> received = horizontal_sums(sums_.get() + i * V);
+      store_up_to(energies + i, size - i, load_up_to(energies + i, size - i) + received);
     }
   }
 
  private:
-  // Nodes whose accumulators stay in L1 between their sums and their contraction: whole blocks of
-  // kContractRows.
-  static constexpr int64_t kStripNodes = 12;
+  // Nodes whose accumulators stay in L1 between their sums and their contraction.
+  static constexpr int64_t kStripNodes = (kVectorRegisters == 32 ? 2 : 4) * kContractRows;
 
   // Adds to sums what a strip of nodes receives along one direction through a group of planes.
   void receive_strip(const Direction<T>& direction, int64_t plane, const T* marginals,
@@ -288,10 +321,10 @@ class MessageReceiver {
   }
 
   int64_t num_nodes_, num_labels_, group_;
-  Buffer<T> accumulators_;   // [strip, group, K, lanes]
-  Buffer<T> sums_;           // [block, K, lanes]
-  Buffer<T> neighbour_sum_;  // [K]
-  Buffer<T> energies_;       // [block, K]
+  Buffer<T> accumulators_;  // [strip, group, K, lanes]
+  Buffer<T> sums_;          // [block, K, lanes]
+  Buffer<T> bias_scratch_;  // [2, K]
+  Buffer<T> energies_;      // [block, K]
 };
 
 // The messages of all nodes over one potential.

@@ -147,7 +147,7 @@ class TileReceiver {
         sums_(label_tiles_ * kTileRows * round_up(shape.num_features, kTilePlane)),
         terms_(node_tiles_ * kTileRows * terms_row_),
         messages_(node_tiles_ * kTileRows * label_tiles_ * kTileRows),
-        neighbour_sum_(num_labels_),
+        bias_scratch_(2 * num_labels_),
         energies_(shape.block_nodes * num_labels_) {}
 
   // Room for the energies of a block, [block, K].
@@ -175,7 +175,7 @@ class TileReceiver {
         }
       }
       receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
-                   marginals, first, count, neighbour_sum_.get(), energies);
+                   marginals, first, count, bias_scratch_.get(), energies);
     }
   }
 
@@ -263,7 +263,7 @@ class TileReceiver {
   Buffer<float> sums_;               // [plane, label tiles * 16, kTilePlane]
   Buffer<bfloat16> terms_;           // [node tiles * 16, terms_row]
   Buffer<float> messages_;           // [node tiles * 16, label tiles * 16]
-  Buffer<float> neighbour_sum_;      // [K]
+  Buffer<float> bias_scratch_;       // [2, K]
   Buffer<float> energies_;           // [block, K]
 };
 
