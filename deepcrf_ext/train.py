@@ -155,7 +155,9 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
     if not world.is_main:
         return 0
     with trainer.average.applied():
-        write_picture_grid(trainer.model, val_set, config.amp, folder / "grid.png")
+        write_picture_grid(
+            trainer.model, val_set, config.amp, folder / "grid.png", views=trainer.views
+        )
     quoted = shlex.quote(str(folder))
     best = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # merged, and finished
     print(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.constants import Amp
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.view_statistics import view_statistics
 from deepcrf_ext.evaluation.views import Views, average_views, join_windows
 from deepcrf_ext.models import CRFEnergies, DeepCRF, Variant
+from deepcrf_ext.nn.grid_graphs import GraphMemoryError
 from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.parallel.device import autocast
 
@@ -47,8 +49,7 @@ def view_marginals(
             of_windows: dict[str, list[Tensor]] = {name: [] for name in variants}
             for window in windows:
                 start = now(model.device)
-                with autocast(model.device, amp):
-                    energies = model.energies(window.of(view.images), names)
+                energies = _energies(model, window.of(view.images), names, amp)
                 start = _add_time(spent, "networks", start, model.device)
                 for name, variant in variants.items():
                     of_windows[name].append(model.marginals(energies, variant))
@@ -80,10 +81,22 @@ def view_energies(
         for view in views.of(image, model.device):
             seen = view.labels(labels)
             for window in views.windows(view):
-                with autocast(model.device, amp):
-                    energies = model.energies(window.of(view.images), names)
+                energies = _energies(model, window.of(view.images), names, amp)
                 nodes = node_labels(window.of(seen)[None], energies.grid[1:])
                 yield energies, nodes.to(model.device)
+
+
+def _energies(model: DeepCRF, images: Tensor, names: Iterable[str], amp: Amp) -> CRFEnergies:
+    """`DeepCRF.energies`; what is too large for it is told with what makes it smaller."""
+    try:
+        with autocast(model.device, amp):
+            return model.energies(images, names)
+    except GraphMemoryError as error:
+        height, width = images.shape[2:]
+        raise InputError(
+            f"an image of {width}x{height} pixels is too large to be seen whole: {error}; or show "
+            "it smaller (--max-size) or in parts (--window)"
+        ) from error
 
 
 def _add_time(seconds: dict[str, float], name: str, start: float, device: torch.device) -> float:

@@ -15,6 +15,11 @@ from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
 from deepcrf_ext.ops.range_box_edges import Edges
 
+
+class GraphMemoryError(InputError):
+    """A graph would take more than a third of the memory that is left."""
+
+
 _CACHE: DeviceCache[EdgeGraph] = DeviceCache(256 << 20, graph_tensors)
 
 
@@ -26,8 +31,7 @@ def relation_graph(
     Graphs are kept for the next call with the same arguments, up to 256 MB of them. In compiled or
     exported code they are built anew for the sizes met.
 
-    Raises:
-        InputError: the graph would take more than a third of the memory that is left.
+    Raises GraphMemoryError where it would not fit.
     """
     if torch.compiler.is_compiling():
         return EdgeGraph(
@@ -47,12 +51,12 @@ def graph_bytes(box: RangeBox, batch: int, height: int, width: int) -> int:
 
 
 def check_memory(box: RangeBox, batch: int, height: int, width: int, device: torch.device) -> None:
-    """Raises InputError where the graph of a batch of grids would take too much of the memory."""
+    """Raises GraphMemoryError where the graph of a batch of grids would not fit."""
     num_bytes = graph_bytes(box, batch, height, width)
     available = available_memory(device)
     # Building takes up to three times the graph, and so do losses over its edges.
     if available is not None and 3 * num_bytes > available:
-        raise InputError(
+        raise GraphMemoryError(
             f"relation: a box of {box.bottom - box.top + 1} x {box.right - box.left + 1} offsets "
             f"on {batch} x {height} x {width} nodes has "
             f"{batch * box.num_edges(height, width):,} edges, "

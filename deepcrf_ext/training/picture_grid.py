@@ -10,12 +10,18 @@ from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.evaluation.evaluation import before_and_after
 from deepcrf_ext.evaluation.prediction import predict_image
+from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.pictures.labels import colour, picture_grid
 
 
 def write_picture_grid(
-    model: DeepCRF, dataset: SegmentationDataset, amp: Amp, path: Path, count: int = 6
+    model: DeepCRF,
+    dataset: SegmentationDataset,
+    amp: Amp,
+    path: Path,
+    count: int = 6,
+    views: Views = ONE_VIEW,
 ) -> None:
     """Image, truth and the variants of `before_and_after`, for images spread over a data set."""
     model.eval()
@@ -24,7 +30,7 @@ def write_picture_grid(
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         sample = dataset[int(index)]
         predictions = [
-            predict_image(model, sample.image, variant, amp=amp).labels
+            predict_image(model, sample.image, variant, amp=amp, views=views).labels
             for variant in variants.values()
         ]
         coloured = [colour(labels, dataset.palette) for labels in (sample.labels, *predictions)]

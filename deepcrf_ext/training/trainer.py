@@ -23,7 +23,7 @@ from deepcrf_ext.parallel.world import ALONE, GradientSum, World
 from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog, record_start, write_config
 from deepcrf_ext.training.class_balance import median_frequency_weights
-from deepcrf_ext.training.crop_memory import check_crop_memory
+from deepcrf_ext.training.graph_memory import check_crop_memory, validation_views
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import (
     Transform,
@@ -128,6 +128,9 @@ class Trainer:
         if isinstance(self.config.class_balance, tuple):
             self.model.class_weights = torch.tensor(self.config.class_balance)
         check_crop_memory(self.config, self.model, len(train_set), world.size, self.device)
+        self.views, notice = validation_views(self.config, self.model, val_set, self.device)
+        if notice and world.is_main:
+            print(notice, file=sys.stderr)
         self.model.to(self.device)
         alone = share_batches(self.model, world)
         if alone and world.size > 1 and world.is_main:
@@ -297,6 +300,7 @@ class Trainer:
                 variants,
                 self.config.amp,
                 world=self.world,
+                views=self.views,
                 boundaries=False,
                 stop=lambda: stop.signal is not None,
             ).summary()
