@@ -52,11 +52,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise InputError(f"{path}: needs pip install safetensors") from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds no tensors alone, or is damaged; must be what torch.save writes of a "
+            "state dict (a file with other objects could run code and is not read)"
+        ) from error
+    except Exception as error:  # what a damaged file raises is open-ended
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged or none"
         raise InputError(f"{path}: cannot be read as weights ({reason})") from error
-    except Exception as error:  # safetensors has an error of its own
-        raise InputError(f"{path}: cannot be read as weights ({error})") from error
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -38,7 +38,7 @@ class FeatureMaps(nn.Module):
     Attributes:
         channels: of each map, in the order of `strides`.
 
-    Raises InputError when the network has no map of a stride.
+    Raises InputError when the network has no map of a stride, or takes images of one size alone.
     """
 
     def __init__(self, network: nn.Module, strides: Sequence[int]) -> None:
@@ -100,7 +100,8 @@ def _find_maps(network: nn.Module) -> tuple[dict[int, str], dict[int, int]]:
             calls[name] += 1
             if isinstance(output, Tensor) and output.dim() == 4:
                 stride, rest = divmod(TRIAL_SIZE, output.shape[2])
-                if not rest and stride in _STRIDES:
+                square = output.shape[2] == output.shape[3]  # channels are not the last axis
+                if not rest and square and stride in _STRIDES:
                     seen.append((name, stride, output.shape[1]))
 
         if name:
@@ -108,6 +109,11 @@ def _find_maps(network: nn.Module) -> tuple[dict[int, str], dict[int, int]]:
     try:
         with torch.no_grad(), evaluating(network):
             network(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+    except Exception as error:  # whatever a network meets in an image that does not fit it
+        raise InputError(
+            f"model.backbone: {type(network).__name__} cannot see an image of {TRIAL_SIZE}x"
+            f"{TRIAL_SIZE} pixels ({' '.join(str(error).split())}); must take images of any size"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -23,6 +23,8 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, must be a dense tensor")
     letters = shape.split()
     fits = value.dim() == len(letters)
     if fits:
@@ -85,15 +87,15 @@ def usable_device(device: torch.device | str) -> torch.device:
     """`device` with its index, checked to be usable."""
     device = torch.device(device)
     if device.type not in (*DEVICE_TYPES, "meta"):
-        raise ValueError(f"device must be a cpu or cuda device, got '{device}'")
+        raise ValueError(f"device: got '{device}', must be a cpu or cuda device")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(
-                f"device must be 'cpu' here, as torch finds no CUDA device, got '{device}'"
+                f"device: got '{device}', must be 'cpu' here, as torch finds no CUDA device"
             )
         if device.index is None:
             return torch.device("cuda", torch.cuda.current_device())
         if device.index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise ValueError(f"device must be one of the {count} GPUs here, got '{device}'")
+            raise ValueError(f"device: got '{device}', must be one of the {count} GPUs here")
     return device

@@ -28,13 +28,13 @@ def _whole(value: int, name: str) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name}: got {value!r}, must be an integer") from None
 
 
 def _fraction_of(side: int, fraction: float, name: str) -> int:
     """max(1, floor(fraction · side)), the floor with 1e-9 of slack, so that 0.2 · 5 is 1."""
     if not (math.isfinite(fraction) and fraction > 0):
-        raise ValueError(f"{name} must be a positive number, got {fraction!r}")
+        raise ValueError(f"{name}: got {fraction!r}, must be a positive number")
     return max(1, math.floor(fraction * side + 1e-9))
 
 
@@ -43,9 +43,9 @@ def _grid_size(height: int, width: int) -> tuple[int, int]:
     height, width = _whole(height, "height"), _whole(width, "width")
     for value, name in ((height, "height"), (width, "width")):
         if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+            raise ValueError(f"{name}: got {value}, must be at least 0")
     if height * width > _MAX_NODES:
-        raise ValueError(f"height · width must be at most {_MAX_NODES}, got {height} · {width}")
+        raise ValueError(f"height · width: got {height} · {width}, must be at most {_MAX_NODES}")
     return height, width
 
 
@@ -79,11 +79,11 @@ class RangeBox:
         for name in ("top", "bottom", "left", "right", "step"):
             object.__setattr__(self, name, _whole(getattr(self, name), name))
         if self.step < 1:
-            raise ValueError(f"step must be at least 1, got {self.step}")
+            raise ValueError(f"step: got {self.step}, must be at least 1")
         if self.top > self.bottom:
-            raise ValueError(f"top must be at most bottom = {self.bottom}, got {self.top}")
+            raise ValueError(f"top: got {self.top}, must be at most bottom = {self.bottom}")
         if self.left > self.right:
-            raise ValueError(f"left must be at most right = {self.right}, got {self.left}")
+            raise ValueError(f"left: got {self.left}, must be at most right = {self.right}")
 
     @classmethod
     def surrounding(cls, height: int, width: int, size: float = 0.4) -> RangeBox:
@@ -190,7 +190,7 @@ class EdgeGraph:
         """
         height, width = _grid_size(height, width)
         if not isinstance(box, RangeBox):
-            raise TypeError(f"box must be a RangeBox, got {type(box).__name__}")
+            raise TypeError(f"box: got {type(box).__name__}, must be a RangeBox")
         top, bottom, left, right = box.clipped(height, width)
         device = usable_device(device)
         if box.step == 1:
@@ -216,18 +216,18 @@ class EdgeGraph:
         """
         num_nodes = _whole(num_nodes, "num_nodes")
         if not 0 <= num_nodes <= _MAX_NODES:
-            raise ValueError(f"num_nodes must be in 0..{_MAX_NODES}, got {num_nodes}")
+            raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{_MAX_NODES}")
         source = _node_index(source_index, "source_index", num_nodes)
         target = _node_index(target_index, "target_index", num_nodes)
         if target.shape != source.shape:
             raise ValueError(
-                f"target_index must have the {source.numel()} edges of source_index, "
-                f"got {target.numel()}"
+                f"target_index: got {target.numel()}, must have the {source.numel()} edges of "
+                "source_index"
             )
         if target.device != source.device:
             raise ValueError(
-                f"target_index must be on {source.device}, the device of source_index, "
-                f"got {target.device}"
+                f"target_index: got {target.device}, must be on {source.device}, the device of "
+                "source_index"
             )
         edge_order = torch.sort(source * num_nodes + target, stable=True).indices
         source, target = source[edge_order], target[edge_order]
@@ -253,17 +253,17 @@ class EdgeGraph:
         """
         graphs = list(graphs)
         if not graphs:
-            raise ValueError("graphs must hold at least one graph, got none")
+            raise ValueError("graphs: got none, must hold at least one graph")
         for i, graph in enumerate(graphs):
             if graph.device != graphs[0].device:
                 raise ValueError(
-                    f"graphs[{i}] must be on {graphs[0].device}, the device of graphs[0], "
-                    f"got {graph.device}"
+                    f"graphs[{i}]: got {graph.device}, must be on {graphs[0].device}, the device "
+                    "of graphs[0]"
                 )
         num_nodes = sum(graph.num_nodes for graph in graphs)
         if num_nodes > _MAX_NODES:
             raise ValueError(
-                f"graphs must have at most {_MAX_NODES} nodes together, got {num_nodes}"
+                f"graphs: got {num_nodes}, must have at most {_MAX_NODES} nodes together"
             )
         if len(graphs) == 1:
             return graphs[0]
@@ -351,16 +351,16 @@ class EdgeGraph:
 def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
     """One end of the edges as int64 [E], checked."""
     if not isinstance(index, Tensor):
-        raise TypeError(f"{name} must be an integer tensor, got {type(index).__name__}")
+        raise TypeError(f"{name}: got {type(index).__name__}, must be an integer tensor")
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
+        raise TypeError(f"{name}: got {index.dtype}, must have an integer dtype")
     if index.dim() != 1:
-        raise ValueError(f"{name} must have shape [E], got {list(index.shape)}")
+        raise ValueError(f"{name}: got {list(index.shape)}, must have shape [E]")
     if index.numel() > 0:
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < 0 or high >= num_nodes:
             raise ValueError(
-                f"{name} must be in 0..num_nodes-1 with num_nodes = {num_nodes}, "
-                f"got {low if low < 0 else high}"
+                f"{name}: got {low if low < 0 else high}, must be in 0..num_nodes-1 with "
+                f"num_nodes = {num_nodes}"
             )
     return index.long()

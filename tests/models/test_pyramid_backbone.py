@@ -201,3 +201,27 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     path.write_bytes(b"broken")
     with pytest.raises(InputError, match=r"w.pth: cannot be read as weights"):
         load_network_weights(Network(), path)
+
+
+def test_files_of_other_objects_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"model": Path("a")}, path)
+    with pytest.raises(InputError, match="holds no tensors alone.* could run code and is not read"):
+        read_state_dict(path)
+
+
+class LastAxis(nn.Module):
+    """Channels last, as in some transformers."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1)
+
+
+def test_networks_of_one_size_or_without_maps() -> None:
+    fixed = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(4 * 112 * 112, 2))
+    with pytest.raises(InputError, match="Sequential cannot see an image of 128x128 pixels .* any"):
+        FeatureMaps(fixed, [2])
+    with pytest.raises(InputError, match="has no map of stride 4"):
+        FeatureMaps(nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Sequential(LastAxis())), [2, 4])
+    maps = FeatureMaps(nn.Sequential(nn.Conv2d(3, 4, 2, 2), LastAxis()), [2])
+    assert maps.names == {2: "0"}

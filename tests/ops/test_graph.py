@@ -185,67 +185,83 @@ ONE = torch.tensor([0])
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: RangeBox(1, 0, 0, 0), ValueError, "top must be at most bottom = 0, got 1"),
-        (lambda: RangeBox(0, 0, 3, 2), ValueError, "left must be at most right = 2, got 3"),
-        (lambda: RangeBox(0.5, 1, 0, 0), TypeError, "top must be an integer, got 0.5"),
-        (lambda: RangeBox(0, True, 0, 0), TypeError, "bottom must be an integer, got True"),
+        (lambda: RangeBox(1, 0, 0, 0), ValueError, "top: got 1, must be at most bottom = 0"),
+        (lambda: RangeBox(0, 0, 3, 2), ValueError, "left: got 3, must be at most right = 2"),
+        (lambda: RangeBox(0.5, 1, 0, 0), TypeError, "top: got 0.5, must be an integer"),
+        (lambda: RangeBox(0, True, 0, 0), TypeError, "bottom: got True, must be an integer"),
         (
             lambda: EdgeGraph.from_range_box(3, 3, RangeBox(0, 1, 0, 1), device="mps"),
             ValueError,
-            "device must be a cpu or cuda device, got 'mps'",
+            "device: got 'mps', must be a cpu or cuda device",
         ),
-        (lambda: RangeBox.surrounding(4, 4, size=0), ValueError, "size must be a positive number"),
+        (
+            lambda: RangeBox.surrounding(4, 4, size=0),
+            ValueError,
+            "size: got .*, must be a positive number",
+        ),
         (
             lambda: RangeBox.above_below(4, 4, box_height=float("nan")),
             ValueError,
-            "box_height must be a positive number, got nan",
+            "box_height: got nan, must be a positive number",
         ),
-        (lambda: box_graph(-1, 3), ValueError, "height must be at least 0, got -1"),
-        (lambda: box_graph(3, 2.5), TypeError, "width must be an integer, got 2.5"),
-        (lambda: box_graph(2**16, 2**15), ValueError, "height · width must be at most 2147483647"),
+        (lambda: box_graph(-1, 3), ValueError, "height: got -1, must be at least 0"),
+        (lambda: box_graph(3, 2.5), TypeError, "width: got 2.5, must be an integer"),
+        (
+            lambda: box_graph(2**16, 2**15),
+            ValueError,
+            "height · width: got .*, must be at most 2147483647",
+        ),
         (
             lambda: EdgeGraph.from_range_box(3, 3, (0, 1, 0, 1)),
             TypeError,
-            "box must be a RangeBox, got tuple",
+            "box: got tuple, must be a RangeBox",
         ),
-        (lambda: EdgeGraph.from_edges(ONE, ONE, -1), ValueError, "num_nodes must be in 0.."),
-        (lambda: EdgeGraph.from_edges(ONE, ONE, 1.5), TypeError, "num_nodes must be an integer"),
+        (
+            lambda: EdgeGraph.from_edges(ONE, ONE, -1),
+            ValueError,
+            "num_nodes: got .*, must be in 0..",
+        ),
+        (
+            lambda: EdgeGraph.from_edges(ONE, ONE, 1.5),
+            TypeError,
+            "num_nodes: got .*, must be an integer",
+        ),
         (
             lambda: EdgeGraph.from_edges(ONE, torch.tensor([3]), 3),
             ValueError,
-            "target_index must be in 0..num_nodes-1 with num_nodes = 3, got 3",
+            "target_index: got 3, must be in 0..num_nodes-1 with num_nodes = 3",
         ),
         (
             lambda: EdgeGraph.from_edges(torch.tensor([-2]), ONE, 3),
             ValueError,
-            "source_index must be in 0..num_nodes-1 with num_nodes = 3, got -2",
+            "source_index: got -2, must be in 0..num_nodes-1 with num_nodes = 3",
         ),
-        (lambda: EdgeGraph.from_edges(ONE, ONE, 0), ValueError, "source_index must be in"),
+        (lambda: EdgeGraph.from_edges(ONE, ONE, 0), ValueError, "source_index: got .*, must be in"),
         (
             lambda: EdgeGraph.from_edges(ONE, torch.tensor([0, 0]), 3),
             ValueError,
-            "target_index must have the 1 edges of source_index, got 2",
+            "target_index: got 2, must have the 1 edges of source_index",
         ),
         (
             lambda: EdgeGraph.from_edges(ONE[None], ONE[None], 3),
             ValueError,
-            r"source_index must have shape \[E\], got \[1, 1\]",
+            r"source_index: got \[1, 1\], must have shape \[E\]",
         ),
         (
             lambda: EdgeGraph.from_edges(ONE.float(), ONE, 3),
             TypeError,
-            "source_index must have an integer dtype, got torch.float32",
+            "source_index: got torch.float32, must have an integer dtype",
         ),
         (
             lambda: EdgeGraph.from_edges([0], ONE, 3),
             TypeError,
-            "source_index must be an integer tensor, got list",
+            "source_index: got list, must be an integer tensor",
         ),
-        (lambda: EdgeGraph.batch([]), ValueError, "graphs must hold at least one graph, got none"),
+        (lambda: EdgeGraph.batch([]), ValueError, "graphs: got none, must hold at least one graph"),
         (
             lambda: EdgeGraph.batch([box_graph(2, 2), box_graph(2, 2).to("meta")]),
             ValueError,
-            r"graphs\[1\] must be on cpu, the device of graphs\[0\], got meta",
+            r"graphs\[1\]: got meta, must be on cpu, the device of graphs\[0\]",
         ),
     ],
 )
@@ -262,5 +278,5 @@ def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: EdgeGraph.from_range_box(3, 3, RangeBox(0, 1, 0, 1), device="cuda"),
         lambda: box_graph(3, 3).to("cuda:0"),
     ):
-        with pytest.raises(ValueError, match="device must be 'cpu' here"):
+        with pytest.raises(ValueError, match="device: got .*, must be 'cpu' here"):
             call()
