@@ -20,15 +20,4 @@ struct BlockTask {
   int columns;
 };
 
-// Writes 16 bytes to global memory by one instruction; of an assignment the compiler may make four.
-__device__ inline void store_16_bytes(void* pointer, const uint4& values) {
-#ifdef __CUDACC__
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(pointer)),
-               "r"(values.x), "r"(values.y), "r"(values.z), "r"(values.w)
-               : "memory");
-#else
-  *static_cast<uint4*>(pointer) = values;
-#endif
-}
-
 }  // namespace deepcrf::cuda

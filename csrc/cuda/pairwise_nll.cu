@@ -5,6 +5,7 @@
 #include "core/workspace.h"
 #include "cuda/launch.cuh"
 #include "cuda/log_sum_exp.cuh"
+#include "cuda/tensor_fragments.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 #include "ops/pairwise_nll_chunk.h"
@@ -13,9 +14,14 @@ namespace deepcrf::cuda {
 
 namespace {
 
-// Losses of a chunk of edges and, where `gradient` is given, dL/denergies, zeros past K * K. One
-// warp an edge.
+// Elements of 16 bytes, which one thread moves at once.
 template <class T>
+constexpr int kRowVector = 16 / sizeof(T);
+
+// Losses of a chunk of edges and, where `gradient` is given, dL/denergies,
+// zeros past K * K. One warp an edge, each lane kCount energies at a time: as
+// many begin at a multiple of their size.
+template <int kCount, class T>
 __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chunk, int num_labels,
                               int pitch,                          // of rows of energies, >= K * K
                               const T* energies,                  // [C, pitch]
@@ -23,33 +29,51 @@ __global__ void losses_kernel(GraphView graph, EdgeLabels labels, EdgeChunk chun
                               Accumulator<T>* losses,             // [E]
                               T* gradient) {  // [C, pitch], or null; may be the energies
   using A = Accumulator<T>;
+  constexpr int kStep = kWarpSize * kCount;
   const int pairs = num_labels * num_labels;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
     const int64_t e = chunk.first + i;
     const int64_t first = labels.labels[graph.sources[e]];
     const int64_t second = labels.labels[graph.targets[e]];
     T* out = gradient == nullptr ? nullptr : gradient + i * pitch;
+    A values[kCount];
     if (first == labels.ignore_index || second == labels.ignore_index) {
       if (lane_index() == 0) losses[e] = 0;
-      if (out != nullptr) {
-        for (int pair = lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
+#pragma unroll
+      for (A& value : values) value = 0;
+      for (int pair = lane_index() * kCount; out != nullptr && pair < pitch; pair += kStep) {
+        store_values(out + pair, kCount, true, values);
       }
       continue;
     }
     const T* row = energies + i * pitch;
     const int truth = static_cast<int>(first) * num_labels + static_cast<int>(second);
     const A truth_energy = row[truth];
-    const auto energy = [&](int pair) { return A(row[pair]); };
-    const Partition<A> partition = warp_partition<A>(pairs, energy);
+    const auto load = [&](int pair, auto& loaded) {
+      load_values(row + pair, pairs - pair, true, loaded);
+    };
+    const Partition<A> partition = warp_partition<kCount, A>(pairs, load);
     if (lane_index() == 0) losses[e] = partition.negative_log(truth_energy);
     if (out == nullptr) continue;
     const A weight = edge_weight == nullptr ? A(1) : edge_weight[e];
+    const A scale = -weight * partition.inverse;
+    const int whole = pairs - pairs % kCount;
     __syncwarp();  // every lane has read the energy of the truth
-    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      const A probability = partition.probability(energy(pair));
-      out[pair] = narrowed<T>(weight * ((pair == truth ? A(1) : A(0)) - probability));
+    for (int pair = lane_index() * kCount; pair < whole; pair += kStep) {
+      load(pair, values);
+#pragma unroll
+      for (A& value : values) value = scale * exponential(partition.lowest - value);
+      store_values(out + pair, kCount, true, values);
     }
-    for (int pair = pairs + lane_index(); pair < pitch; pair += kWarpSize) out[pair] = T(A(0));
+#pragma unroll 1
+    for (int pair = whole + lane_index(); pair < pitch; pair += kWarpSize) {
+      const A value = pair < pairs ? scale * exponential(partition.lowest - A(row[pair])) : A(0);
+      out[pair] = narrowed<T>(value);
+    }
+    __syncwarp();
+    if (lane_index() == 0) {
+      out[truth] = narrowed<T>(weight * (1 - partition.probability(truth_energy)));
+    }
   }
 }
 
@@ -57,34 +81,53 @@ template <class T>
 void launch_losses(const GraphView& graph, const EdgeLabels& labels, const EdgeChunk& chunk,
                    int64_t num_labels, int64_t pitch, const void* energies, const void* edge_weight,
                    void* losses, void* gradient, const ExecutionContext& ctx) {
-  launch("losses", losses_kernel<T>, grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0,
-         ctx.stream, graph, labels, chunk, static_cast<int>(num_labels), static_cast<int>(pitch),
-         static_cast<const T*>(energies), static_cast<const Accumulator<T>*>(edge_weight),
-         static_cast<Accumulator<T>*>(losses), static_cast<T*>(gradient));
+  constexpr int V = kRowVector<T>;
+  const auto* rows = static_cast<const T*>(energies);
+  auto* out = static_cast<T*>(gradient);
+  const bool vectorised = pitch % V == 0 && is_aligned(rows, V) && is_aligned(out, V);
+  launch("losses", vectorised ? losses_kernel<V, T> : losses_kernel<1, T>,
+         grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0, ctx.stream, graph, labels,
+         chunk, static_cast<int>(num_labels), static_cast<int>(pitch), rows,
+         static_cast<const Accumulator<T>*>(edge_weight), static_cast<Accumulator<T>*>(losses),
+         out);
 }
 
 // A row holds the D features of the hidden vector, a one for the bias, then zeros. One warp an
 // edge.
-template <class T>
+template <bool kVectorised, class T>
 __global__ void hidden_kernel(GraphView graph, EdgeChunk chunk,
                               const T* source,  // [N, D]
                               const T* target,  // [N, D]
-                              int64_t num_features, int64_t pitch, bool vectorised,
+                              int64_t num_features, int64_t pitch,
                               T* hidden) {  // [C, pitch]
   using A = Accumulator<T>;
-  constexpr int V = kVector<T>;
+  constexpr int V = kRowVector<T>;
   for (int64_t i = first_warp(); i < chunk.count; i += num_warps()) {
-    const int64_t p = graph.sources[chunk.first + i];
-    const int64_t q = graph.targets[chunk.first + i];
+    const T* first_row = source + graph.sources[chunk.first + i] * num_features;
+    const T* second_row = target + graph.targets[chunk.first + i] * num_features;
     T* row = hidden + i * pitch;
     for (int64_t d = lane_index() * V; d < num_features; d += kWarpSize * V) {
-      A first[V], second[V];
-      load_values(source + p * num_features + d, num_features - d, vectorised, first);
-      load_values(target + q * num_features + d, num_features - d, vectorised, second);
+      const int64_t valid = num_features - d;
+      if constexpr (kVectorised && sizeof(T) == 2) {  // in pairs
+        using F = HalfFragments<T>;
+        const auto first = F::template load<true>(first_row + d, valid);
+        const auto second = F::template load<true>(second_row + d, valid);
+        const auto sum = F::hidden(first, second);
+        store_16_bytes(row + d, {sum.pairs[0], sum.pairs[1], sum.pairs[2], sum.pairs[3]});
+      } else {
+        A first[V], second[V];
+        load_values(first_row + d, valid, kVectorised, first);
+        load_values(second_row + d, valid, kVectorised, second);
 #pragma unroll
-      for (int v = 0; v < V; ++v) first[v] = relu(first[v] + second[v]);
-      store_values(row + d, num_features - d, vectorised, first);
+        for (int v = 0; v < V; ++v) first[v] = relu(first[v] + second[v]);
+        if constexpr (kVectorised) {
+          store_vector(row + d, first);
+        } else {
+          store_values(row + d, valid, false, first);
+        }
+      }
     }
+#pragma unroll 1
     for (int64_t d = num_features + lane_index(); d < pitch; d += kWarpSize) {
       row[d] = T(d == num_features ? A(1) : A(0));
     }
@@ -105,27 +148,27 @@ __device__ int64_t lower_bound(const int64_t* values, int64_t count, int64_t bou
   return low;
 }
 
-// Warps of a block share out the edges of a node, and each has several of them in flight.
+// Warps of a block share out the edges of a node, and each has several of them
+// in flight.
 constexpr int kReduceWarps = 8;
 constexpr int kReduceBatch = 4;
 constexpr int kReduceThreads = kReduceWarps * kWarpSize;
-// A lane's features of a row, 16 bytes; and a block's.
+// Features of a block.
 template <class T>
-constexpr int kReduceVector = 16 / sizeof(T);
-template <class T>
-constexpr int kReduceSlice = kWarpSize * kReduceVector<T>;
+constexpr int kReduceSlice = kWarpSize * kRowVector<T>;
 
-// Adds edge gradients, where the hidden vector is positive, to the sources (`along`), or to the
-// targets. One block a node and slice of the features; the order of its sums is fixed.
+// Adds edge gradients, where the hidden vector is positive, to the sources
+// (`along`), or to the targets. One block a node and slice of the features; the
+// order of its sums is fixed.
 template <class T>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int64_t num_features,
-                  int64_t pitch,               // a multiple of kReduceVector
+                  int64_t pitch,               // a multiple of kRowVector
                   const T* hidden,             // [C, pitch]
                   const T* grad_hidden,        // [C, pitch]
                   Accumulator<T>* gradient) {  // [N, D]
   using A = Accumulator<T>;
-  constexpr int V = kReduceVector<T>;
+  constexpr int V = kRowVector<T>;
   using Vector = Packed<T, V>;
   __shared__ A partial[kReduceWarps][kReduceSlice<T>];
   const int warp = threadIdx.x / kWarpSize;
@@ -134,7 +177,8 @@ __global__ void __launch_bounds__(kReduceThreads)
   for (int64_t task = blockIdx.x; task < graph.num_nodes * slices; task += gridDim.x) {
     const int64_t node = task / slices;
     const int64_t first_feature = task % slices * kReduceSlice<T>;
-    int64_t begin, end;  // of the node's edges in the chunk, as positions in its row
+    int64_t begin,
+        end;  // of the node's edges in the chunk, as positions in its row
     if (along) {
       begin = max(graph.row_offsets[node], chunk.first);
       end = min(graph.row_offsets[node + 1], chunk_end);
@@ -298,12 +342,13 @@ void edge_hidden(const GraphView& graph, const AnyFactoredPotential& potential,
     using T = decltype(tag);
     const FactoredPotential<T> factored = potential.as<T>();
     T* out = static_cast<T*>(hidden);
-    const bool vectorised = factored.num_features % kVector<T> == 0 && pitch % kVector<T> == 0 &&
-                            is_aligned(factored.source, kVector<T>) &&
-                            is_aligned(factored.target, kVector<T>) && is_aligned(out, kVector<T>);
-    launch("edge_hidden", hidden_kernel<T>, grid_size(chunk.count, kWarpsPerBlock),
-           kThreadsPerBlock, 0, ctx.stream, graph, chunk, factored.source, factored.target,
-           factored.num_features, pitch, vectorised, out);
+    constexpr int V = kRowVector<T>;
+    const bool vectorised = factored.num_features % V == 0 && pitch % V == 0 &&
+                            is_aligned(factored.source, V) && is_aligned(factored.target, V) &&
+                            is_aligned(out, V);
+    launch("edge_hidden", vectorised ? hidden_kernel<true, T> : hidden_kernel<false, T>,
+           grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0, ctx.stream, graph, chunk,
+           factored.source, factored.target, factored.num_features, pitch, out);
   });
 }
 

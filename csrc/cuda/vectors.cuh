@@ -90,4 +90,27 @@ __device__ void store_values(T* pointer, int64_t valid, bool aligned,
   }
 }
 
+// Writes 16 bytes to global memory by one instruction; of an assignment the compiler may make four.
+__device__ inline void store_16_bytes(void* pointer, const uint4& values) {
+#ifdef __CUDACC__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(pointer)),
+               "r"(values.x), "r"(values.y), "r"(values.z), "r"(values.w)
+               : "memory");
+#else
+  *static_cast<uint4*>(pointer) = values;
+#endif
+}
+
+// The same of values that are 16 bytes when rounded.
+template <class T, int kCount>
+__device__ void store_vector(T* pointer, const Accumulator<T> (&values)[kCount]) {
+  Packed<T, kCount> packed;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) packed.values[i] = narrowed<T>(values[i]);
+  uint4 bits;
+  static_assert(sizeof(packed) == sizeof(bits));
+  memcpy(&bits, &packed, sizeof(bits));
+  store_16_bytes(pointer, bits);
+}
+
 }  // namespace deepcrf::cuda

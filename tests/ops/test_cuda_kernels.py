@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 # Chunks of the loss are 64 edges, its sums slices of 64 to 256 features; tiles of the messages, 16
-# nodes and 16 edges, 64 or 128 features, 24 labels.
+# nodes and 16 edges of the 32 that are ahead, 32 to 128 features, 24 labels.
 PROBLEMS = {
     "whole-tiles": lambda: make_problem([random_graph(16, 64, 1)], [FACTORED], 8, 64, ignored=0),
     "one-more": lambda: make_problem([random_graph(17, 65, 2)], [FACTORED], 9, 65),
@@ -33,6 +33,9 @@ PROBLEMS = {
     "labels": lambda: make_problem([random_graph(18, 33, 4)], [FACTORED], 25, 20),
     "label-tiles": lambda: make_problem([random_graph(14, 47, 6)], [FACTORED], 22, 36),
     "features": lambda: make_problem([random_graph(20, 30, 5)], [FACTORED], 3, 513),
+    "many-neighbours": lambda: make_problem(
+        [random_graph(5, 260, 8)], [FACTORED], 6, 20, scale=0.1
+    ),
     "grid": lambda: grid_problem(9, 7, FACTORED, 5, 24),
 }
 
