@@ -1,0 +1,250 @@
+// The gradient of factored messages.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/messages.h"
+
+namespace deepcrf::cpu::DEEPCRF_ISA {
+
+// Gradient of L = sum_p grad_p . m_p. As dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], the
+// gradient of the hidden vector of an edge is a sum over 2K coefficients of its target,
+//   dL/dh_pq = sum_j Q_q[j] (sum_k grad_p[k] W[k, j]) + grad_q[j] (sum_k Q_p[k] W[k, j]),
+// whose brackets belong to its source; and dL/dW contracts the same accumulators as the forward
+// pass. Planes are independent, so each is one thread's work and nothing is reduced across threads.
+template <typename T>
+class MessageGradient {
+ public:
+  static constexpr int V = kLanes<T>;
+  static constexpr int64_t kBlock = 32;  // nodes whose accumulators stay in L2
+  // Edges that share a load of a node's brackets, in two planes that share one of coefficients. As
+  // many as leave a register for the address of each one's coefficients.
+  static constexpr int kEdges = kVectorRegisters == 32 ? 8 : 6;
+
+  MessageGradient(int64_t num_nodes, int64_t num_labels)
+      : num_nodes_(num_nodes),
+        num_labels_(num_labels),
+        group_(plane_group(2 * num_labels)),
+        node_stride_(group_ * 2 * num_labels * V),
+        node_terms_(kBlock * node_stride_),
+        source_gradient_(group_ * num_nodes * V),
+        target_gradient_(group_ * num_nodes * V),
+        weight_gradient_(group_ * num_labels * num_labels * V) {}
+
+  // Gradients of the planes of one group.
+  void run(const Direction<T>& along, int64_t plane,
+           const T* marginals,       // [N, K]
+           const T* grad_messages,   // [N, K]
+           const T* coefficients) {  // [N, 2K]: marginals, then grad_messages
+    std::fill_n(target_gradient_.get(), group_ * num_nodes_ * V, T(0));
+    std::fill_n(weight_gradient_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
+    for (int64_t first = 0; first < num_nodes_; first += kBlock) {
+      const int64_t count = std::min(kBlock, num_nodes_ - first);
+      differentiate_hidden(along, plane, marginals, grad_messages, coefficients, first, count);
+      differentiate_weight(along, plane, marginals, grad_messages, coefficients, first, count);
+    }
+  }
+
+  const T* source_gradient(int64_t v) const { return source_gradient_.get() + v * num_nodes_ * V; }
+  const T* target_gradient(int64_t v) const { return target_gradient_.get() + v * num_nodes_ * V; }
+  const T* weight_gradient(int64_t v) const {
+    return weight_gradient_.get() + v * num_labels_ * num_labels_ * V;
+  }
+  int64_t group() const { return group_; }
+
+ private:
+  void differentiate_hidden(const Direction<T>& direction, int64_t plane, const T* marginals,
+                            const T* grad_messages, const T* coefficients, int64_t first,
+                            int64_t count) {
+    const int64_t K = num_labels_;
+    const int64_t plane_size = num_nodes_ * V;
+    T* brackets = node_terms_.get();  // [count, group, 2K, lanes]
+    std::fill_n(brackets, count * node_stride_, T(0));
+    for (int64_t v = 0; v < group_; ++v) {
+      const T* weight = direction.weight + (plane + v) * K * K * V;
+      T* from_gradient = brackets + v * 2 * K * V;
+      gemm(count, K, K, grad_messages + first * K, K, int64_t(1), weight, K * V, from_gradient,
+           node_stride_);
+      gemm(count, K, K, marginals + first * K, K, int64_t(1), weight, K * V, from_gradient + K * V,
+           node_stride_);
+    }
+    for (int64_t m = 0; m < count; ++m) {
+      const int64_t p = first + m;
+      const int64_t begin = direction.row_offsets[p];
+      const int64_t edges = direction.row_offsets[p + 1] - begin;
+      const int64_t blocks = ceil_div(edges, kEdges);
+      for (int64_t v = 0; v < group_; v += 2) {
+        T* totals = source_gradient_.get() + v * plane_size + p * V;
+        store(totals, Vec<T>{});
+        store(totals + plane_size, Vec<T>{});
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t from = edges * block / blocks;
+          edge_gradients(direction.neighbours + begin + from, edges * (block + 1) / blocks - from,
+                         direction.self + (plane + v) * plane_size + p * V,
+                         direction.other + (plane + v) * plane_size, coefficients,
+                         brackets + m * node_stride_ + v * 2 * K * V, totals,
+                         target_gradient_.get() + v * plane_size);
+        }
+      }
+    }
+  }
+
+  // dL/d(self + other) of some edges of a node in two planes: adds each to of_targets, and their
+  // sum to `totals`.
+  void edge_gradients(const int32_t* neighbours,
+                      int64_t count,          // 1 to kEdges
+                      const T* self,          // [2, lanes], planes N * lanes apart
+                      const T* other,         // [2, N, lanes]
+                      const T* coefficients,  // [N, 2K]
+                      const T* brackets,      // [2, 2K, lanes]
+                      T* totals,              // [2, lanes], planes N * lanes apart
+                      T* of_targets) const {  // [2, N, lanes]
+#define DEEPCRF_EDGES(n)                                                                  \
+  case n:                                                                                 \
+    if constexpr (n <= kEdges) {                                                          \
+      edge_block<n>(neighbours, self, other, coefficients, brackets, totals, of_targets); \
+    }                                                                                     \
+    break;
+    switch (count) {
+      // clang-format off
+      DEEPCRF_EDGES(1) DEEPCRF_EDGES(2) DEEPCRF_EDGES(3) DEEPCRF_EDGES(4)
+      DEEPCRF_EDGES(5) DEEPCRF_EDGES(6) DEEPCRF_EDGES(7) DEEPCRF_EDGES(8)
+      // clang-format on
+    }
+#undef DEEPCRF_EDGES
+  }
+
+  template <int Edges>
+  void edge_block(const int32_t* neighbours, const T* self, const T* other, const T* coefficients,
+                  const T* brackets, T* totals, T* of_targets) const {
+    const int64_t terms = 2 * num_labels_;
+    const int64_t plane_size = num_nodes_ * V;
+    const T* edge_coefficients[Edges];
+#pragma GCC unroll 8
+    for (int i = 0; i < Edges; ++i) edge_coefficients[i] = coefficients + neighbours[i] * terms;
+    Vec<T> gradient[2][Edges] = {};
+    for (int64_t c = 0; c < terms; ++c) {
+      const Vec<T> first = load(brackets + c * V);
+      const Vec<T> second = load(brackets + (terms + c) * V);
+#pragma GCC unroll 8
+      for (int i = 0; i < Edges; ++i) {
+        const Vec<T> coefficient = broadcast_once(edge_coefficients[i][c]);
+        gradient[0][i] += coefficient * first;
+        gradient[1][i] += coefficient * second;
+      }
+    }
+    for (int v = 0; v < 2; ++v) {
+      const Vec<T> own = load(self + v * plane_size);
+      Vec<T> total = load(totals + v * plane_size);
+#pragma GCC unroll 8
+      for (int i = 0; i < Edges; ++i) {
+        const int64_t place = v * plane_size + neighbours[i] * int64_t(V);
+        const Vec<T> masked = where_positive<T>(own + load(other + place), gradient[v][i]);
+        store(of_targets + place, load(of_targets + place) + masked);
+        total += masked;
+      }
+      store(totals + v * plane_size, total);
+    }
+  }
+
+  void differentiate_weight(const Direction<T>& direction, int64_t plane, const T* marginals,
+                            const T* grad_messages, const T* coefficients, int64_t first,
+                            int64_t count) {
+    const int64_t K = num_labels_;
+    const int64_t plane_size = num_nodes_ * V;
+    T* accumulators = node_terms_.get();  // [count, group, 2K, lanes]
+    for (int64_t m = 0; m < count; ++m) {
+      const int64_t p = first + m;
+      const int64_t begin = direction.row_offsets[p];
+      accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
+                 direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
+                 plane_size, coefficients, 2 * K, accumulators + m * node_stride_);
+    }
+    for (int64_t v = 0; v < group_; ++v) {
+      T* out = weight_gradient_.get() + v * K * K * V;
+      const T* of_marginals = accumulators + v * 2 * K * V;
+      gemm(K, K, count, grad_messages + first * K, int64_t(1), K, of_marginals, node_stride_, out,
+           K * V);
+      gemm(K, K, count, marginals + first * K, int64_t(1), K, of_marginals + K * V, node_stride_,
+           out, K * V);
+    }
+  }
+
+  int64_t num_nodes_, num_labels_, group_, node_stride_;
+  Buffer<T> node_terms_;       // [kBlock, group, 2K, lanes]
+  Buffer<T> source_gradient_;  // [group, N, lanes]
+  Buffer<T> target_gradient_;  // [group, N, lanes]
+  Buffer<T> weight_gradient_;  // [group, K, K, lanes]
+};
+
+// dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]); call in parallel.
+template <typename T>
+void differentiate_bias(const GraphView& graph, int64_t num_labels, const T* marginals,
+                        const T* grad_messages,
+                        const T* coefficients,  // [N, 2K]
+                        T* neighbour_sums,      // [N, 2K]
+                        T* gradient) {          // [K, K]
+  const int64_t terms = 2 * num_labels;
+#pragma omp for schedule(dynamic, 64)
+  for (int64_t p = 0; p < graph.num_nodes; ++p) {
+    T* sum = neighbour_sums + p * terms;
+    std::fill_n(sum, terms, T(0));
+    for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
+      const T* q_coefficients = coefficients + graph.targets[e] * terms;
+      for (int64_t c = 0; c < terms; ++c) sum[c] += q_coefficients[c];
+    }
+  }
+#pragma omp for schedule(static)
+  for (int64_t k = 0; k < num_labels; ++k) {
+    for (int64_t j = 0; j < num_labels; ++j) {
+      double sum = 0;
+      for (int64_t p = 0; p < graph.num_nodes; ++p) {
+        const T* of_neighbours = neighbour_sums + p * terms;
+        sum += double(grad_messages[p * num_labels + k]) * of_neighbours[j] +
+               double(marginals[p * num_labels + k]) * of_neighbours[num_labels + j];
+      }
+      gradient[k * num_labels + j] = static_cast<T>(sum);
+    }
+  }
+}
+
+template <typename T>
+void factored_messages_backward(const GraphView& graph, const FactoredPotential<T>& potential,
+                                const T* marginals, const T* grad_messages,
+                                const AnyFactoredGradient& gradient, int num_threads) {
+  constexpr int V = kLanes<T>;
+  const int64_t num_nodes = graph.num_nodes;
+  const int64_t K = potential.num_labels;
+  const int64_t D = potential.num_features;
+  PackedPotential<T> packed(graph, potential, plane_group(2 * K));
+  Buffer<T> coefficients(num_nodes * 2 * K);
+  Buffer<T> neighbour_sums(num_nodes * 2 * K);
+  PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);
+  T* grad_source = static_cast<T*>(gradient.source);
+  T* grad_target = static_cast<T*>(gradient.target);
+  T* grad_weight = static_cast<T*>(gradient.weight);
+
+#pragma omp parallel num_threads(num_threads)
+  {
+    MessageGradient<T>& worker = workers.mine();
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < num_nodes; ++p) {
+      std::copy_n(marginals + p * K, K, coefficients.get() + p * 2 * K);
+      std::copy_n(grad_messages + p * K, K, coefficients.get() + p * 2 * K + K);
+    }
+    differentiate_bias(graph, K, marginals, grad_messages, coefficients.get(), neighbour_sums.get(),
+                       static_cast<T*>(gradient.bias));
+
+#pragma omp for schedule(dynamic)
+    for (int64_t plane = 0; plane < packed.planes(); plane += worker.group()) {
+      for (int64_t v = 0; v < worker.group(); ++v) packed.pack(plane + v);
+      worker.run(packed.along(), plane, marginals, grad_messages, coefficients.get());
+      for (int64_t v = 0; v < worker.group() && (plane + v) * V < D; ++v) {
+        unpack_plane(worker.source_gradient(v), num_nodes, D, plane + v, grad_source);
+        unpack_plane(worker.target_gradient(v), num_nodes, D, plane + v, grad_target);
+        unpack_plane(worker.weight_gradient(v), K * K, D, plane + v, grad_weight);
+      }
+    }
+  }
+}
+
+}  // namespace deepcrf::cpu::DEEPCRF_ISA
