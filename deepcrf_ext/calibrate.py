@@ -55,9 +55,9 @@ def _run(argv: Sequence[str]) -> None:
     views, device = views_of(arguments), choose_device(arguments.device)
     model, config, metadata = load_model(arguments.checkpoint, device)
     dataset = open_split(arguments, config, metadata)
+    folder = output_folder(arguments, "calibrate")
     before = model.relation_weights
     result = fit_relation_weights(model, dataset, config.amp, arguments.max_images, views)
-    folder = output_folder(arguments, "calibrate")
     after = model.relation_weights
     images = min(arguments.max_images, len(dataset))
     report = {

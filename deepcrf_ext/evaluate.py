@@ -131,6 +131,10 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     if not world.is_main:
         return
     classes = dataset.classes
+    print(format_table(result, classes))
+    times = [f"networks {1000 * result.network_seconds:.1f}"]
+    times += [f"{name} {1000 * seconds:.1f}" for name, seconds in result.variant_seconds.items()]
+    print(f"\n{result.images} images, ms per image on {device}: {', '.join(times)}")
     report = {
         **provenance("evaluate", argv, arguments, config, metadata, device, result.images),
         "processes": world.size,
@@ -154,10 +158,6 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
     class_plot(f1s, classes, "boundary F1, %", folder / "boundary_f1.png")
     confusions = {name: scores.confusion for name, scores in result.scores.items()}
     confusion_plot(confusions, classes, folder / "confusion.png")
-    print(format_table(result, classes))
-    times = [f"networks {1000 * result.network_seconds:.1f}"]
-    times += [f"{name} {1000 * seconds:.1f}" for name, seconds in result.variant_seconds.items()]
-    print(f"\n{result.images} images, ms per image on {device}: {', '.join(times)}")
     if "all" in (arguments.rows or ()) and UNTRAINED not in variants:
         print(f"Without {UNTRAINED}, whose network train --model.potentials all adds")
     print(f"Results: {folder}")

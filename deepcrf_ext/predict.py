@@ -226,9 +226,9 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        max_size = views.max_size
-        if max_size is not None and views.window is None:
-            wanted = min(max_size, max(image.shape[:2]))
+        seen = views
+        if views.max_size is not None and views.window is None:
+            wanted = min(views.max_size, max(image.shape[:2]))
             max_size = side_in_memory(
                 model, variant, image.shape[:2], wanted, int(memory / max(views.scales) ** 4)
             )
@@ -238,9 +238,15 @@ def _run(argv: Sequence[str] | None) -> int:
                     f"side, so that its graphs fit in {arguments.memory:g} GB (--memory)",
                     file=sys.stderr,
                 )
-        prediction = predict_image(
-            model, image, variant, max_size, config.amp, dense_crf, memory, views
-        )
+            seen = replace(views, max_size=max_size)
+        try:
+            prediction = predict_image(
+                model, image, variant, None, config.amp, dense_crf, memory, seen
+            )
+        except InputError as error:  # too large, without --max-size and --window
+            tqdm.write(f"error: {path}: {error}", file=sys.stderr)
+            failed += 1
+            continue
         write_labels(target.labels, prediction.labels, palette)
         size = image.shape[:2]
         tinted = overlay(image, prediction.labels, palette, arguments.alpha)

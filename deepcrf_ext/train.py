@@ -138,6 +138,11 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
             finished = trainer.fit(folder, stop)
     except LostProcessError as error:
         raise TrainingError(f"{error}; all can go on with --resume {folder}") from error
+    except OSError as error:  # such as a full disk
+        if not (folder / "last.pt").exists():
+            raise
+        text = f"{parsing.describe(error)}; mended, it can go on with --resume {folder}"
+        raise InputError(text) from error
     except InputError as error:
         if trainer.progress.step > 0:
             raise InputError(f"{error}; mended, it can go on with --resume {folder}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
@@ -119,14 +120,18 @@ def open_split(
 
 
 def output_folder(arguments: Namespace, command: str) -> Path:
-    """The folder for the results, made if need be; after `open_split`."""
+    """The folder for the results, made if need be; after `open_split`.
+
+    Raises OSError where nothing can be written there, before there are results to lose.
+    """
     folder: Path | None = arguments.output
     if folder is None:
         run = arguments.checkpoint
         beside = run if run.is_dir() else run.parent
         folder = beside / f"{command}-{arguments.data.dataset}-{arguments.data.split}"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with TemporaryFile(dir=folder):
+        return folder
 
 
 def add_dense_crf_options(parser: ArgumentParser) -> None:

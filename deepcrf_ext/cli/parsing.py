@@ -171,6 +171,13 @@ def _as_option(name: str, options: Collection[str]) -> str:
     return next((option for option in ends if option in options), name)
 
 
+def describe(error: OSError) -> str:
+    """An error of the system in words: the file, where it is known, and what is the matter."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 def run_command(body: Callable[[], int | None]) -> int:
     """Runs a command's body and returns its exit code.
 
@@ -186,9 +193,7 @@ def run_command(body: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        named = error.filename is not None and error.strerror is not None
-        text = f"{error.filename}: {error.strerror}" if named else str(error)
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -189,16 +189,17 @@ def predict_image(
 
     image: uint8 [H, W, 3] RGB.
     variant: which potentials to use: a name of `DeepCRF.variants`, or a `Variant`.
-    max_size: longest side, in pixels, that the networks see; a larger image is shrunk for them and
-        its labels grow back to its own size. None never shrinks: memory grows with the square of
-        the number of pixels, since neighbourhoods are fractions of the image.
+    max_size: `Views.max_size`: longest side, in pixels, that the networks see; a larger image is
+        shrunk for them and its labels grow back to its own size. None never shrinks: memory grows
+        with the square of the number of pixels, since neighbourhoods are fractions of the image.
     amp: the precision of the convolutions, as of `TrainConfig.amp`.
     dense_crf: settings of a variant's dense CRF, which sees the image at its own size.
     memory: bytes to use, about, for what is done at the image's own size, which is done in parts
         that overlap where it would take more (see `label_large`).
     views: in which sizes, relative to what `max_size` leaves, in which windows and whether mirrored
         too the networks see the image; the marginals of all are averaged.
-    Raises ValueError for another array, and InputError for a variant that the model does not have.
+    Raises ValueError for another array or for both sizes, and InputError for a variant that the
+    model does not have and for an image that is too large to be seen whole.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
@@ -208,6 +209,8 @@ def predict_image(
     whole = torch.from_numpy(image).permute(2, 0, 1)
     chosen = named_variant(model, variant) if isinstance(variant, str) else variant
     if max_size is not None:
+        if views.max_size is not None:
+            raise ValueError(f"max_size: got {max_size} beside that of views, must be given once")
         views = replace(views, max_size=max_size)
     marginals = view_marginals(model, image, {"": chosen}, views, amp)[""]
     crf = (dense_crf or DenseCRFSettings()) if chosen.dense_crf else None

@@ -128,6 +128,7 @@ def test_an_unknown_option_is_told_what_it_may_be(option, meant):
         (TrainingError("at step 3"), 1, "error: at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (OSError("no file in it"), 2, "error: no file in it\n"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device\n"),
     ],
 )
 def test_errors_are_one_line_and_a_code(error, code, line, capsys):

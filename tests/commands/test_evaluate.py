@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from tiny_run import NUM_CLASSES, write_camvid, write_run
 
+from deepcrf_ext import evaluate as command
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import format_table, main
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
@@ -281,3 +284,15 @@ def test_help_explains_the_rows(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "1unary+2pair" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(
+    run, tmp_path, capsys, monkeypatch
+):
+    def refuse(dir: Path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr("deepcrf_ext.cli.options.TemporaryFile", refuse)
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("measured first"))
+    assert command.main(["--checkpoint", str(run), "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"error: {tmp_path}: Read-only file system\n")

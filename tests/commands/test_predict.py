@@ -95,6 +95,16 @@ def test_command_says_where_the_networks_see_less(run, tmp_path, capsys):
     assert "instead" not in capsys.readouterr().err
 
 
+def test_an_image_too_large_to_be_seen_whole_is_left_out(run, tmp_path, capsys, monkeypatch):
+    for name, side in (("large", 90), ("small", 20)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr("deepcrf_ext.nn.grid_graphs.available_memory", lambda _: 100_000)
+    arguments = [str(tmp_path), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--max-size", "null"]) == 1
+    assert f"error: {tmp_path / 'large.png'}: an image of 90x90 pixels" in capsys.readouterr().err
+    assert (tmp_path / "out/labels/small.png").exists()
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

@@ -265,7 +265,9 @@ def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", full_after_the_first_checkpoint)
     assert command.main(options(tmp_path, data, run)) == 2
-    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "last.pt: cannot write the checkpoint (No space left on device)" in last
+    assert last.endswith(f"; mended, it can go on with --resume {run}")
     assert load_checkpoint(run / "last.pt")["step"] == 0
 
 

@@ -120,6 +120,8 @@ def test_max_size_is_of_scale_1(model: DeepCRF) -> None:
     by_views = predict_image(model, image, ROW, amp=False, views=Views(max_size=40))
     np.testing.assert_array_equal(by_argument.marginals, by_views.marginals)
     assert by_views.marginals.shape[1:] == (5, 10)
+    with pytest.raises(ValueError, match="max_size: got 40 beside that of views"):
+        predict_image(model, image, ROW, 40, views=Views(max_size=40))
 
 
 def test_labels_of_views_are_those_of_the_nodes(model: DeepCRF, run: Path) -> None:
