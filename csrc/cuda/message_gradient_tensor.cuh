@@ -140,10 +140,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kTerms<T> > 1 ? 2 : 3)
         const BlockElement<T>* label_rows[2];
         int64_t valid[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = gradient_row<kTiles>(tile, pair + i, first_label, task.num_labels);
-          label_rows[i] = of_node + (row < 0 ? 0 : row * D);
-          valid[i] = row < 0 ? 0 : valid_features;
+        for (int k = 0; k < 2; ++k) {
+          const int row = gradient_row<kTiles>(tile, pair + k, first_label, task.num_labels);
+          label_rows[k] = of_node + (row < 0 ? 0 : row * D);
+          valid[k] = row < 0 ? 0 : valid_features;
         }
         F::template load_labels<kVectorised>(projected[tile / F::kLabelTiles], tile, label_rows,
                                              valid);
