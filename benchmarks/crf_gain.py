@@ -1,6 +1,6 @@
 """Where the gain of a trained model's pairwise terms comes from, on splits with labels.
 
-    python benchmarks/crf_gain.py measure RUN record.json [--before UNARY_RUN] [--root CAMVID] \\
+    python benchmarks/crf_gain.py measure RUN record.json [--before '[UNARY_RUN]'] [--root CAMVID] \\
         [--splits '[val, test]'] [--dense_crf dense_crf.json]
     python benchmarks/crf_gain.py draw record.json gain.png [--split test]
 
@@ -195,7 +195,7 @@ def print_rows(split: str, measured: dict[str, Any]) -> None:
 def measure(
     checkpoint: Path,
     output: Path,
-    before: Path | None = None,
+    before: tuple[Path, ...] = (),
     root: Path | None = None,
     splits: tuple[str, ...] = ("val",),
     dense_crf: Path | None = None,
@@ -209,7 +209,8 @@ def measure(
     Args:
         checkpoint: run folder of the model.
         output: file to write.
-        before: run folder of the unary that it started from.
+        before: run folders of the trainings before it, in their order; the last is of the unary
+            that it started from.
         root: folder of the data; null takes that of the training.
         splits: to measure, in this order.
         dense_crf: file of deepcrf_ext.tune_dense_crf; null is the preset pydensecrf.
@@ -221,7 +222,7 @@ def measure(
     """
     settings = DenseCRFSettings() if dense_crf is None else DenseCRFSettings.read(str(dense_crf))
     study = Study(checkpoint, root, settings)
-    unary = None if before is None else load_model(before, torch.device("cpu"))[0]
+    unary = load_model(before[-1], torch.device("cpu"))[0] if before else None
     fitted: dict[str, Any] = {}
     if fit_images:
         changed = copy.deepcopy(study.model)
@@ -238,7 +239,7 @@ def measure(
         }
         | {"Python": platform.python_version()},
         "parameters": sum(value.numel() for value in study.model.parameters()),
-        "training": trainings([run for run in (before, checkpoint) if run is not None]),
+        "training": trainings([*before, checkpoint]),
         "dense_crf": settings.as_dict(),
         "views": vars(views),
         "class_weights": study.class_weights,

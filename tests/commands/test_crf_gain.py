@@ -29,7 +29,7 @@ def test_rows_of_one_unary_and_what_is_changed_of_it(
     state = load_checkpoint(run / "last.pt")
     save_checkpoint(run / "last.pt", {**state, "class_weights": [1e30] * 8 + [1.0] * 3})
     (run / "metrics.jsonl").write_text('{"kind": "val", "step": 7}\n{"kind": "train"}\n')
-    measure(run, tmp_path / "record.json", before=run, flip=True, commands=("train",))
+    measure(run, tmp_path / "record.json", before=(run,), flip=True, commands=("train",))
     record = json.loads((tmp_path / "record.json").read_text())
     rows = record["splits"]["val"]["rows"]
     assert list(rows)[:5] == ["unary", "pairwise-1", "pairwise-2", "1unary+2pair", "full"]
