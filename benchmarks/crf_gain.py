@@ -1,6 +1,6 @@
 """Where the gain of a trained model's pairwise terms comes from, on splits with labels.
 
-    python benchmarks/crf_gain.py measure RUN record.json [--before '[UNARY_RUN]'] [--root CAMVID] \\
+    python benchmarks/crf_gain.py measure RUN record.json [--before '[RUN]'] [--root CAMVID] \\
         [--splits '[val, test]'] [--dense_crf dense_crf.json]
     python benchmarks/crf_gain.py draw record.json gain.png [--split test]
 

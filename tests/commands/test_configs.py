@@ -1,4 +1,4 @@
-"""The settings in `configs/` are those that the records in `benchmarks/results` were measured by."""
+"""The settings in `configs` are those that the records in `benchmarks/results` tell of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ WHERE_IT_RAN = {"output", "data.root", "init_from", "backbone_weights"}
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of settings, with their values as JSON has them."""
     for name, value in values.items():
-        if isinstance(value, dict) and name != "class_balance":
+        if name == "class_balance" and isinstance(value, dict):
+            yield prefix + name, list(value.values())
+        elif isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, json.loads(json.dumps(value))
@@ -29,7 +31,9 @@ def recorded(name: str) -> list[dict[str, Any]]:
     """The settings of each training that a record tells of."""
     record = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
     if "plan" in record:
-        return [record["plan"]["train"]]
+        settings = record["plan"]["train"]
+        settings["model"]["potentials"] = "all"  # null stood for all of them then
+        return [settings]
     return [training["config"] for training in record["training"]]
 
 
