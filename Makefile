@@ -40,7 +40,7 @@ sanitize: install
 	  tests/ops/test_operators.py tests/ops/test_pairwise_nll.py tests/ops/test_pairwise_messages.py \
 	  tests/ops/test_mean_field.py tests/ops/test_pseudo_likelihood.py tests/ops/test_range_box_edges.py \
 	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py \
-	  tests/ops/test_gated_crf_loss.py tests/ops/test_dense_crf_loss.py
+	  tests/ops/test_gated_crf_loss.py tests/ops/test_gated_crf_loss_in_torch.py tests/ops/test_dense_crf_loss.py
 
 # Build, tests, times, sanitizer and profiles on a GPU, with the torch of PYTHON: eight minutes, files in OUTPUT.
 OUTPUT ?= build/on_gpu

@@ -17,15 +17,12 @@ and the near ones are large: from a statue's head it is a long way to its pedest
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
+from deepcrf_ext.data.scene_canvas import Canvas, Colour, mix
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.libraries import cv2
-
-Colour = tuple[int, int, int]
 
 LABEL_COLOURS: dict[str, Colour] = {
     "sky": (120, 190, 240),
@@ -80,10 +77,6 @@ _TEXTURE = np.array(
 )
 
 
-_ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
-
-
 class Scenes(SegmentationDataset):
     """Rendered scenes of 12 classes, 96 x 128 pixels: 256 for training, 64 each for val and test.
 
@@ -131,100 +124,14 @@ class Scenes(SegmentationDataset):
 
 def render(random: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene: uint8 [height, width, 3] RGB and uint8 [height, width] class indices."""
-    canvas = _Canvas(random, height, width)
+    canvas = Canvas(random, height, width, _TEXTURE)
     tops = _draw_bands(canvas)
     _draw_balls(canvas, tops)
     _draw_objects(canvas, tops)
     return canvas.shaded(), canvas.labels
 
 
-class _Canvas:
-    """An image and its label map, drawn together; lengths are in 1/96 of the height ("units")."""
-
-    def __init__(self, random: np.random.Generator, height: int, width: int) -> None:
-        self.random = random
-        self.height = height
-        self.width = width
-        self.unit = height / 96
-        self.columns = width / self.unit  # the width in units; the height is 96
-        self.image = np.zeros((height, width, 3), np.uint8)
-        self.labels = np.zeros((height, width), np.uint8)
-        self.light = 1 if random.random() < 0.5 else -1  # light from the left, or from the right
-        self.tilt = self.uniform(-40, 40)  # the horizon is this much lower on the right than ahead
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * self.random.random()
-
-    def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
-
-    def drop(self, x: Any) -> Any:
-        """How much lower at `x`, a number or an array, the horizon is than in the middle."""
-        return self.tilt * (2 * x / self.columns - 1)
-
-    def between(self, one: Colour, other: Colour) -> Colour:
-        """A random colour on the line between two colours."""
-        share = self.random.random()
-        return _mix(one, other, share)
-
-    def polygon(self, points: np.ndarray, colour: Colour, label: int | None) -> None:
-        """Fill a polygon, float [P, 2] of (x, y) in units; label None draws in the image only."""
-        fixed = np.rint(points * (self.unit * 16)).astype(np.int32)
-        cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, shift=4)
-        if label is not None:
-            cv2.fillPoly(self.labels, [fixed], label, cv2.LINE_8, shift=4)
-
-    def ellipse(
-        self, x: float, y: float, across: float, down: float, colour: Colour, label: int | None
-    ) -> None:
-        """Fill an ellipse with the given half axes; label None leaves the label map as it is."""
-        self.polygon(_CIRCLE * (across, down) + (x, y), colour, label)
-
-    def box(
-        self, left: float, top: float, right: float, bottom: float, colour: Colour, label: int
-    ) -> None:
-        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        self.polygon(np.array(corners), colour, label)
-
-    def shadow(self, x: float, y: float, across: float) -> None:
-        """Darken the picture below something that stands at (x, y)."""
-        row = min(max(int(y * self.unit), 0), self.height - 1)
-        column = min(max(int(x * self.unit), 0), self.width - 1)
-        red, green, blue = (int(value) for value in self.image[row, column])
-        colour = _mix((red, green, blue), (20, 25, 40), 0.35)
-        self.ellipse(x - self.light * 0.4 * across, y, across, 0.22 * across + 0.6, colour, None)
-
-    def shaded(self) -> np.ndarray:
-        """The image with textures, uneven light, a colour cast and noise."""
-        shape = (self.height, self.width)
-        coarse = self.random.integers(0, 256, (12, 7), np.uint8)
-        coarse = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR_EXACT)
-        coarse = cv2.blur(coarse, (7, 3))
-        fine = self.random.integers(0, 256, ((shape[0] + 1) // 2, (shape[1] + 1) // 2), np.uint8)
-        fine = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_LINEAR_EXACT)
-        weights = _TEXTURE[self.labels]
-        texture = weights[..., 0] * (coarse.astype(np.int32) - 128)
-        texture += weights[..., 1] * (fine.astype(np.int32) - 128)
-        pixels = self.image.astype(np.int32)
-        pixels += (texture >> 8)[..., None]
-
-        brightness = self.uniform(0.78, 1.15)
-        slope = self.uniform(-0.15, 0.15)
-        cast = np.array([self.uniform(0.95, 1.05) for _ in range(3)])
-        across = 1 + slope * np.linspace(-1, 1, self.width)
-        gain = np.rint(256 * brightness * across[:, None] * cast).astype(np.int32)  # [W, 3]
-        noise = self.random.integers(0, 256, (2, *shape, 3), np.uint8).astype(np.int32)
-        strength = int(self.uniform(4, 16))
-        pixels = (pixels * gain + (noise[0] - noise[1]) * strength) >> 8
-        return np.clip(pixels, 0, 255).astype(np.uint8)
-
-
-def _mix(one: Colour, other: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
-    return red, green, blue
-
-
-def _draw_bands(canvas: _Canvas) -> list[tuple[int, float, float]]:
+def _draw_bands(canvas: Canvas) -> list[tuple[int, float, float]]:
     """Draw sky, hills, water and ground; return (class, top, bottom) of each band in units."""
     layout = _LAYOUTS[canvas.random.choice(len(_LAYOUTS), p=_LAYOUT_PROBABILITIES)]
     shares = np.array([canvas.uniform(*share) for _, share in layout])
@@ -239,7 +146,7 @@ def _draw_bands(canvas: _Canvas) -> list[tuple[int, float, float]]:
     return bands
 
 
-def _edge(canvas: _Canvas, top: float, waves: tuple[tuple[float, float], ...]) -> np.ndarray:
+def _edge(canvas: Canvas, top: float, waves: tuple[tuple[float, float], ...]) -> np.ndarray:
     """The region below a line with waves of (length, height) in units; straight at the very top."""
     x = np.linspace(0, canvas.columns, 33)
     y = np.full_like(x, top)
@@ -252,7 +159,7 @@ def _edge(canvas: _Canvas, top: float, waves: tuple[tuple[float, float], ...]) -
     return np.concatenate([np.stack([x, y], axis=1), corners])
 
 
-def _draw_blue(canvas: _Canvas, top: float, label: int) -> None:
+def _draw_blue(canvas: Canvas, top: float, label: int) -> None:
     region = _edge(canvas, top, ((90, 0.8),))
     first = canvas.between((70, 130, 205), (165, 205, 235))
     last = canvas.between((70, 130, 205), (165, 205, 235))
@@ -261,25 +168,25 @@ def _draw_blue(canvas: _Canvas, top: float, label: int) -> None:
     for step in range(1, steps):
         start = top + (96 - top) * step / steps
         region[:33, 1] += start - region[:33, 1].mean()
-        canvas.polygon(region, _mix(first, last, step / (steps - 1)), label)
+        canvas.polygon(region, mix(first, last, step / (steps - 1)), label)
 
 
-def _draw_hill(canvas: _Canvas, top: float, label: int) -> None:
+def _draw_hill(canvas: Canvas, top: float, label: int) -> None:
     colour = canvas.between((95, 80, 115), (125, 120, 135))
     canvas.polygon(_edge(canvas, top, ((70, 3.5), (23, 2))), colour, label)
-    nearer = _mix(colour, (60, 75, 80), 0.3)
+    nearer = mix(colour, (60, 75, 80), 0.3)
     canvas.polygon(_edge(canvas, top + 6, ((50, 2.5), (17, 1.5))), nearer, label)
 
 
-def _draw_ground(canvas: _Canvas, top: float, label: int) -> None:
+def _draw_ground(canvas: Canvas, top: float, label: int) -> None:
     colour = canvas.between((150, 185, 95), (220, 200, 140))
     canvas.polygon(_edge(canvas, top, ((80, 2), (31, 1))), colour, label)
     for start in (top + 0.35 * (96 - top), top + 0.7 * (96 - top)):
-        colour = _mix(colour, (120, 130, 60), 0.15)
+        colour = mix(colour, (120, 130, 60), 0.15)
         canvas.polygon(_edge(canvas, start + 0.1, ((60, 3),)), colour, label)
 
 
-_BANDS: dict[int, Callable[[_Canvas, float, int], None]] = {
+_BANDS: dict[int, Callable[[Canvas, float, int], None]] = {
     SKY: _draw_blue,
     WATER: _draw_blue,
     HILL: _draw_hill,
@@ -287,7 +194,7 @@ _BANDS: dict[int, Callable[[_Canvas, float, int], None]] = {
 }
 
 
-def _draw_balls(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
+def _draw_balls(canvas: Canvas, bands: list[tuple[int, float, float]]) -> None:
     """Up to two orange balls in every blue band: suns in the sky, buoys on the water."""
     for label, top, bottom in bands:
         if label not in (SKY, WATER):
@@ -304,12 +211,12 @@ def _draw_balls(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
             canvas.ellipse(x, y, radius, radius, colour, SUN if label == SKY else BUOY)
             for reach, share in ((0.62, 0.25), (0.36, 0.6)):
                 shift = 0.5 * (1 - reach) * radius
-                shine = _mix(colour, (255, 240, 200), share)
+                shine = mix(colour, (255, 240, 200), share)
                 across = reach * radius
                 canvas.ellipse(x - canvas.light * shift, y - shift, across, across, shine, None)
 
 
-def _draw_objects(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> None:
+def _draw_objects(canvas: Canvas, bands: list[tuple[int, float, float]]) -> None:
     """Trees, bushes, persons and statues on the ground, or bushes on hills; the nearest last.
 
     Both classes of a pair end at heights of the same distribution; what a tree or a statue stands
@@ -332,9 +239,7 @@ def _draw_objects(canvas: _Canvas, bands: list[tuple[int, float, float]]) -> Non
         draw(canvas, x, end, base, size, kind)
 
 
-def _draw_plant(
-    canvas: _Canvas, x: float, end: float, base: float, size: float, label: int
-) -> None:
+def _draw_plant(canvas: Canvas, x: float, end: float, base: float, size: float, label: int) -> None:
     """A ball of leaves that ends at row `end`, with a trunk from there down to `base` if lower."""
     radius = size * canvas.uniform(8, 14)
     canvas.shadow(x, base, 0.8 * radius)
@@ -350,13 +255,13 @@ def _draw_plant(
         angle = 2 * np.pi * (step + turn) / 7
         across, down = 0.62 * float(np.cos(angle)), 0.55 * float(np.sin(angle))
         lit = max(0.0, 0.3 - 0.25 * down - 0.2 * canvas.light * across)
-        shade = _mix(_mix(colour, (20, 45, 30), 0.4), (150, 185, 90), 0.8 * lit)
+        shade = mix(mix(colour, (20, 45, 30), 0.4), (150, 185, 90), 0.8 * lit)
         tuft = canvas.uniform(0.32, 0.42) * radius
         canvas.ellipse(x + across * radius, y + down * radius, tuft, tuft, shade, label)
 
 
 def _draw_figure(
-    canvas: _Canvas, x: float, end: float, base: float, size: float, label: int
+    canvas: Canvas, x: float, end: float, base: float, size: float, label: int
 ) -> None:
     """A figure with its feet at row `end`, on a pedestal from there down to `base` if lower."""
     size *= canvas.uniform(22, 34)
@@ -364,7 +269,7 @@ def _draw_figure(
     if base > end:
         half = canvas.uniform(0.28, 0.38) * size
         stone = canvas.between((150, 150, 145), (205, 200, 190))
-        darker = _mix(stone, (90, 90, 95), 0.4)
+        darker = mix(stone, (90, 90, 95), 0.4)
         canvas.box(x - half, end, x + half, base, stone, PEDESTAL)
         canvas.box(x - half - 1.2, end, x + half + 1.2, end + 2, darker, PEDESTAL)
         canvas.box(x - half - 1.2, base - 1.8, x + half + 1.2, base, darker, PEDESTAL)
@@ -376,7 +281,7 @@ def _draw_figure(
     shoulder, hip, thick = end - 0.78 * size, end - 0.42 * size, 0.07 * size
     for side in (-1, 1):
         _limb(canvas, (x + side * 0.07 * size, hip), (x + side * stride, end), thick, legs, label)
-    sleeve = _mix(coat, (30, 30, 40), 0.3)
+    sleeve = mix(coat, (30, 30, 40), 0.3)
     for side in (-1, 1):
         hand = (x + side * (wide + canvas.uniform(0.0, 0.12) * size), hip - canvas.uniform(-2, 3))
         _limb(canvas, (x + side * 0.9 * wide, shoulder), hand, 0.8 * thick, sleeve, label)
@@ -389,7 +294,7 @@ def _draw_figure(
 
 
 def _limb(
-    canvas: _Canvas,
+    canvas: Canvas,
     start: tuple[float, float],
     stop: tuple[float, float],
     thick: float,
