@@ -48,7 +48,7 @@ void accumulate_block(const int32_t* neighbours,  // [count]
     }
 #pragma GCC unroll 12
     for (int j = 0; j < Labels; ++j) {
-      const Vec<T> coefficient = broadcast_once(q_coefficients[j]);
+      const Vec<T> coefficient = broadcast(q_coefficients[j]);
 #pragma GCC unroll 4
       for (int v = 0; v < Planes; ++v) sum[v][j] += coefficient * h[v];
     }

@@ -127,7 +127,7 @@ class MessageGradient {
       const Vec<T> second = load(brackets + (terms + c) * V);
 #pragma GCC unroll 8
       for (int i = 0; i < Edges; ++i) {
-        const Vec<T> coefficient = broadcast_once(edge_coefficients[i][c]);
+        const Vec<T> coefficient = broadcast(edge_coefficients[i][c]);
         gradient[0][i] += coefficient * first;
         gradient[1][i] += coefficient * second;
       }

@@ -256,7 +256,8 @@ class MessageReceiver {
       : num_nodes_(shape.num_nodes),
         num_labels_(shape.num_labels),
         group_(plane_group(num_labels_)),
-        accumulators_(kStripNodes * group_ * num_labels_ * kLanes<T>),
+        strip_nodes_(num_labels_ <= kFewLabels ? kStripNodes : shape.block_nodes),
+        accumulators_(strip_nodes_ * group_ * num_labels_ * kLanes<T>),
         sums_(round_up(shape.block_nodes * num_labels_, kLanes<T>) * kLanes<T>),
         bias_scratch_(2 * num_labels_),
         energies_(shape.block_nodes * num_labels_) {}
@@ -276,8 +277,8 @@ class MessageReceiver {
     const Direction<T> directions[] = {potential.along(), potential.against()};
     for (int64_t plane = 0; plane < potential.planes(); plane += group_) {
       for (const Direction<T>& direction : directions) {
-        for (int64_t m = 0; m < count; m += kStripNodes) {
-          receive_strip(direction, plane, marginals, first + m, std::min(kStripNodes, count - m),
+        for (int64_t m = 0; m < count; m += strip_nodes_) {
+          receive_strip(direction, plane, marginals, first + m, std::min(strip_nodes_, count - m),
                         sums_.get() + m * num_labels_ * V);
         }
       }
@@ -293,8 +294,11 @@ class MessageReceiver {
   }
 
  private:
-  // Nodes whose accumulators stay in L1 between their sums and their contraction.
+  // Few labels: the accumulators of a strip of nodes stay in L1 between their sums and their
+  // contraction, beside the weight of a block of labels. Many: neither fits, and a strip is a block
+  // of nodes, so that the weight is read from memory least often.
   static constexpr int64_t kStripNodes = (kVectorRegisters == 32 ? 2 : 4) * kContractRows;
+  static constexpr int64_t kFewLabels = 32;
 
   // Adds to sums what a strip of nodes receives along one direction through a group of planes.
   void receive_strip(const Direction<T>& direction, int64_t plane, const T* marginals,
@@ -313,14 +317,18 @@ class MessageReceiver {
                  other, node_plane, marginals, num_labels_,
                  accumulators_.get() + m * group_ * label_plane);
     }
-    contract(count, group_, num_labels_,
-             PlaneRows<T>{accumulators_.get(), label_plane, group_ * label_plane, V},
-             PlaneRows<T>{direction.weight + plane * weight_plane, weight_plane,
-                          direction.receiver_step, direction.neighbour_step},
-             sums);
+    const int64_t together = num_labels_ <= kFewLabels ? group_ : 1;
+    for (int64_t v = 0; v < group_; v += together) {
+      contract(
+          count, together, num_labels_,
+          PlaneRows<T>{accumulators_.get() + v * label_plane, label_plane, group_ * label_plane, V},
+          PlaneRows<T>{direction.weight + (plane + v) * weight_plane, weight_plane,
+                       direction.receiver_step, direction.neighbour_step},
+          sums);
+    }
   }
 
-  int64_t num_nodes_, num_labels_, group_;
+  int64_t num_nodes_, num_labels_, group_, strip_nodes_;
   Buffer<T> accumulators_;  // [strip, group, K, lanes]
   Buffer<T> sums_;          // [block, K, lanes]
   Buffer<T> bias_scratch_;  // [2, K]

@@ -66,17 +66,6 @@ inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
 
-// The same, kept in a register: AVX-512 reads a scalar of memory as an operand of any instruction,
-// and compilers then load it anew for every use.
-template <typename T>
-inline Vec<T> broadcast_once(T value) {
-  Vec<T> v = broadcast(value);
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));
-#endif
-  return v;
-}
-
 // max(v, 0) that keeps NaN, as torch.relu does.
 template <typename T>
 inline Vec<T> relu(Vec<T> v) {
