@@ -6,61 +6,40 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/lattice_filter.h"
+#include "cpu/transpose.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
 namespace {
 
-// exp(x) of a vector of any number of lanes, x <= 0.
-template <typename Row>
-typename Row::Vector exponential(typename Row::Vector x) {
-  if constexpr (sizeof(typename Row::T) == 4) {
-    using Int = typename RowVector<int32_t, Row::V>::type;
-    return exp_nonpositive_lanes<typename Row::Vector, Int>(x);
-  } else {
-    return exp_nonpositive(x);
-  }
-}
-
-// The sum, or with Max the largest, of the lanes.
-template <bool Max, int V, typename Vector>
-auto reduce(Vector v) {
-  using T = std::remove_reference_t<decltype(v[0])>;
-  if constexpr (V == 1) {
-    return static_cast<T>(v[0]);
-  } else {
-    using Half = typename RowVector<T, V / 2>::type;
-    Half halves[2];
-    std::memcpy(halves, &v, sizeof(v));
-    if constexpr (Max) {
-      return reduce<Max, V / 2>(halves[0] > halves[1] ? halves[0] : halves[1]);
-    } else {
-      return reduce<Max, V / 2>(halves[0] + halves[1]);
+// The softmax of every position up to its factor: exponentials in place of the logits, one over
+// their sums in factors. With log the logarithm: logits become logarithms, factors stay 1.
+template <typename T>
+void softmax(int64_t num_labels, int64_t tile, bool log,
+             T* values,     // [K, tile]
+             T* factors) {  // [tile]
+  constexpr int V = kLanes<T>;
+  for (int64_t i = 0; i < tile; i += V) {
+    Vec<T> high = load(values + i);
+    for (int64_t k = 1; k < num_labels; ++k) {
+      const Vec<T> v = load(values + k * tile + i);
+      high = v > high ? v : high;
     }
-  }
-}
-
-// The softmax of a row, or its logarithm, in place. Padded channels hold -inf.
-template <typename Row>
-void softmax(const Row& row, bool log, typename Row::T* values) {
-  using Vector = typename Row::Vector;
-  Vector high = Row::load(values);
-  for (int64_t r = 1; r < row.vectors(); ++r) {
-    const Vector v = Row::load(values + r * Row::V);
-    high = v > high ? v : high;
-  }
-  const auto highest = reduce<true, Row::V>(high);
-  Vector total = {};
-  for (int64_t r = 0; r < row.vectors(); ++r) {
-    const Vector logit = Row::load(values + r * Row::V) - highest;
-    const Vector v = exponential<Row>(logit);
-    Row::store(values + r * Row::V, log ? logit : v);
-    total += v;
-  }
-  const typename Row::T sum = reduce<false, Row::V>(total);
-  const typename Row::T factor = log ? 1 : 1 / sum, shift = log ? std::log(sum) : 0;
-  for (int64_t r = 0; r < row.vectors(); ++r) {
-    Row::store(values + r * Row::V, Row::load(values + r * Row::V) * factor - shift);
+    Vec<T> sum = {};
+    for (int64_t k = 0; k < num_labels; ++k) {
+      const Vec<T> v = exp_nonpositive(load(values + k * tile + i) - high);
+      if (!log) store(values + k * tile + i, v);
+      sum += v;
+    }
+    store(factors + i, log ? broadcast(T{1}) : 1 / sum);
+    if (!log) continue;
+    T shift[V];
+    store(shift, sum);
+    for (T& lane : shift) lane = std::log(lane);
+    high += load(shift);
+    for (int64_t k = 0; k < num_labels; ++k) {
+      store(values + k * tile + i, load(values + k * tile + i) - high);
+    }
   }
 }
 
@@ -122,8 +101,8 @@ class Kernel {
   void copy_block(int64_t n, T* source) {
     values_.copy_block(n / block_size(), factor_.get(), source);
   }
-  void slice(const T* source, int64_t n, int64_t count, const T* base, T* logits) const {
-    values_.slice_tile(source, n, count, slice_scale_, base, logits);
+  void slice(const T* source, int64_t n, int64_t count, const T* base, T* rows) const {
+    values_.slice_tile(source, n, count, slice_scale_, base, rows);
   }
 
   void clear_block(int64_t n) { values_.clear_block(n / block_size()); }
@@ -149,10 +128,7 @@ class DenseMeanField {
 
   DenseMeanField(const Row& row, const DenseKernels& kernels, const DenseCRFArguments& arguments,
                  int num_threads)
-      : row_(row),
-        arguments_(arguments),
-        logits_(arguments.num_values * row.width()),
-        block_size_(lattice_block_size(1)) {
+      : row_(row), arguments_(arguments), block_size_(lattice_block_size(1)) {
     const int64_t blocks = ceil_div(arguments.num_values, block_size_);
     num_threads_ = static_cast<int>(std::min<int64_t>(num_threads, blocks));
     kernels_.reserve(kernels.size());
@@ -167,14 +143,14 @@ class DenseMeanField {
       source_offsets.push_back(source_offsets.back() + kernel.largest_block() * row_.width());
     }
     PerThread<Buffer<T>> sources(num_threads_, source_offsets.back());
-    PerThread<Buffer<T>> tiles(num_threads_, kTile * row_.width());
+    PerThread<Tile> tiles(num_threads_, row_);
     PerThread<Buffer<T>> scratch(num_threads_, row_.width());
     const int64_t N = arguments_.num_values;
     std::atomic<int64_t> bad{-1};
 
 #pragma omp parallel num_threads(num_threads_)
     {
-      T* tile = tiles.mine().get();
+      Tile& tile = tiles.mine();
       std::vector<T*> source;
       for (int64_t offset : source_offsets) source.push_back(sources.mine().get() + offset);
       for (int64_t done = 0; done <= arguments_.iterations; ++done) {
@@ -186,23 +162,25 @@ class DenseMeanField {
           const int64_t end = std::min(N, block + block_size_);
           for (int64_t n = block; n < end; n += kTile) {
             const int64_t count = std::min(kTile, end - n);
-            T* logits = logits_.get() + n * row_.width();
-            if (done == 0 && !read_logits(n, count, logits)) bad = n;
-            if (done == 0 || kernels_.empty()) std::copy_n(logits, count * row_.width(), tile);
             for (size_t k = 0; k < kernels_.size(); ++k) {
               const bool at_block = n % kernels_[k].block_size() == 0;
               if (done > 0) {
                 if (at_block) kernels_[k].copy_block(n, source[k]);
-                kernels_[k].slice(source[k], n, count, k == 0 ? logits : tile, tile);
+                T* rows = tile.rows.get();
+                kernels_[k].slice(source[k], n, count, k == 0 ? nullptr : rows, rows);
               }
               if (at_block && done < arguments_.iterations) kernels_[k].clear_block(n);
             }
-            const bool log = arguments_.log && done == arguments_.iterations;
-            for (int64_t i = 0; i < count; ++i) softmax(row_, log, tile + i * row_.width());
-            if (done == arguments_.iterations) {
-              write_marginals(n, count, tile);
+            read_logits(n, count, done > 0 && !kernels_.empty(), tile);
+            if (done == 0 && !has_softmax(count, tile)) bad = n;
+            if (done < arguments_.iterations) {
+              softmax(arguments_.num_labels, kTile, false, tile.labels.get(), tile.factors.get());
+              write_rows(tile);
+              for (Kernel<Row>& kernel : kernels_) kernel.splat(n, count, tile.rows.get());
             } else {
-              for (Kernel<Row>& kernel : kernels_) kernel.splat(n, count, tile);
+              softmax(arguments_.num_labels, kTile, arguments_.log, tile.labels.get(),
+                      tile.factors.get());
+              write_marginals(n, count, tile);
             }
           }
         }
@@ -213,40 +191,99 @@ class DenseMeanField {
   }
 
  private:
-  // Rows of negative energies; false where their softmax is undefined.
-  bool read_logits(int64_t first, int64_t count, T* logits) const {
-    const int64_t K = arguments_.num_labels, W = row_.width();
-    const T* unary = static_cast<const T*>(arguments_.unary);
+  // Positions that are worked on at a time: by rows for the lattices, by labels for the softmax.
+  struct Tile {
+    explicit Tile(const Row& row)
+        : rows(kTile * row.width()), labels(kTile * row.width()), factors(kTile) {
+      std::fill_n(rows.get(), kTile * row.width(), T{0});
+      std::fill_n(labels.get(), kTile * row.width(), T{0});
+    }
+    Buffer<T> rows;     // [tile, width]
+    Buffer<T> labels;   // [width, tile]; zeros beyond K
+    Buffer<T> factors;  // [tile]
+  };
+
+  // labels = -unary, plus the rows where there are messages.
+  void read_logits(int64_t first, int64_t count, bool messages, Tile& tile) const {
+    const int64_t K = arguments_.num_labels, N = arguments_.num_values;
+    const T* unary = static_cast<const T*>(arguments_.unary) + first;
+    using Vector = typename Row::Vector;
+    for (int64_t i = 0; i < count; i += Row::V) {
+      for (int64_t k = 0; k < K; k += Row::V) {
+        Vector logits[Row::V] = {};
+        if (messages) {
+          for (int j = 0; j < Row::V; ++j) {
+            logits[j] = Row::load(tile.rows.get() + (i + j) * row_.width() + k);
+          }
+          transpose<Row::V>(logits);
+        }
+        const int64_t labels = std::min<int64_t>(Row::V, K - k);
+        for (int j = 0; j < labels; ++j) {
+          const T* energy = unary + (k + j) * N + i;
+          __builtin_prefetch(energy + kTile);
+          Row::store(tile.labels.get() + (k + j) * kTile + i,
+                     logits[j] - load_row(energy, count - i));
+        }
+      }
+    }
+  }
+
+  // Up to V values; zeros beyond.
+  static typename Row::Vector load_row(const T* from, int64_t count) {
+    if (count >= Row::V) return Row::load(from);
+    T lanes[Row::V] = {};
+    std::copy_n(from, count, lanes);
+    return Row::load(lanes);
+  }
+
+  // Whether the softmax of the labels is defined.
+  bool has_softmax(int64_t count, const Tile& tile) const {
     constexpr T kInfinity = std::numeric_limits<T>::infinity();
     T highest[kTile];
     std::fill_n(highest, kTile, -kInfinity);
     bool good = true;
-    std::fill_n(logits, count * W, -kInfinity);
-    for (int64_t k = 0; k < K; ++k) {
-      const T* from = unary + k * arguments_.num_values + first;
+    for (int64_t k = 0; k < arguments_.num_labels; ++k) {
+      const T* logits = tile.labels.get() + k * kTile;
       for (int64_t i = 0; i < count; ++i) {
-        const T logit = -from[i];
-        good = good && logit < kInfinity;
-        highest[i] = logit > highest[i] ? logit : highest[i];
-        logits[i * W + k] = logit;
+        good &= logits[i] < kInfinity;
+        highest[i] = logits[i] > highest[i] ? logits[i] : highest[i];
       }
     }
-    for (int64_t i = 0; i < count; ++i) good = good && highest[i] > -kInfinity;
+    for (int64_t i = 0; i < count; ++i) good &= highest[i] > -kInfinity;
     return good;
   }
 
-  void write_marginals(int64_t first, int64_t count, const T* rows) const {
-    T* marginals = static_cast<T*>(arguments_.marginals);
+  // rows = factors * labels
+  void write_rows(Tile& tile) const {
+    using Vector = typename Row::Vector;
+    for (int64_t i = 0; i < kTile; i += Row::V) {
+      const Vector factor = Row::load(tile.factors.get() + i);
+      for (int64_t k = 0; k < row_.width(); k += Row::V) {
+        Vector values[Row::V];
+        for (int j = 0; j < Row::V; ++j) {
+          values[j] = factor * Row::load(tile.labels.get() + (k + j) * kTile + i);
+        }
+        transpose<Row::V>(values);
+        for (int j = 0; j < Row::V; ++j) {
+          Row::store(tile.rows.get() + (i + j) * row_.width() + k, values[j]);
+        }
+      }
+    }
+  }
+
+  void write_marginals(int64_t first, int64_t count, const Tile& tile) const {
+    T* marginals = static_cast<T*>(arguments_.marginals) + first;
+    const T* factors = tile.factors.get();
     for (int64_t k = 0; k < arguments_.num_labels; ++k) {
-      T* to = marginals + k * arguments_.num_values + first;
-      for (int64_t i = 0; i < count; ++i) to[i] = rows[i * row_.width() + k];
+      const T* values = tile.labels.get() + k * kTile;
+      T* to = marginals + k * arguments_.num_values;
+      for (int64_t i = 0; i < count; ++i) to[i] = factors[i] * values[i];
     }
   }
 
   Row row_;
   DenseCRFArguments arguments_;
   int num_threads_;
-  Buffer<T> logits_;    // [N, width]
   int64_t block_size_;  // a multiple of that of every kernel
   std::vector<Kernel<Row>> kernels_;
 };

@@ -3,14 +3,10 @@
 
 #include "core/lattice_embedding.h"
 #include "cpu/planes.h"
+#include "cpu/transpose.h"
 #include "ops/permutohedral.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
-
-template <typename T, int Lanes>
-struct RowVector {
-  typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
-};
 
 // Positions that a kernel takes at a time: their rows stay in the L1 cache.
 constexpr int64_t kTile = 64;
@@ -21,7 +17,7 @@ template <typename T_, int V_, int R>
 struct Row {
   using T = T_;
   static constexpr int V = V_;
-  static constexpr int kStep = R > 0 ? R : 1;  // vectors whose sums are held in registers
+  static constexpr int kStep = R > 0 ? R : 4;  // vectors that are held in registers
   using Vector = typename RowVector<T, V>::type;
 
   explicit Row(int64_t num_channels) : vectors_(ceil_div(num_channels, V)) {}
@@ -73,6 +69,17 @@ void with_corners(const PermutohedralLattice& lattice, Function&& function) {
   }
 }
 
+// Calls function(r, S) for the vectors r..r+S-1 of a row, S a constant, until all have had their
+// turn: sums of S vectors are held in registers.
+template <typename Row, typename Function>
+void for_vectors(const Row& row, Function&& function) {
+  int64_t r = 0;
+  for (; r + Row::kStep <= row.vectors(); r += Row::kStep) {
+    function(r, std::integral_constant<int, Row::kStep>{});
+  }
+  for (; r < row.vectors(); ++r) function(r, std::integral_constant<int, 1>{});
+}
+
 // entries += scale * weight * value, over the vertices of the positions first..first+count-1.
 template <int Corners, typename Row>
 void splat(const Row& row, const PermutohedralLattice& lattice, int64_t first, int64_t count,
@@ -85,15 +92,19 @@ void splat(const Row& row, const PermutohedralLattice& lattice, int64_t first, i
     const int16_t* vertices = lattice.vertices + (first + i) * corners;
     const float* weights = lattice.weights + (first + i) * corners;
     const T factor = scale == nullptr ? T{1} : scale[first + i];
-    const T* value = values + i * row.width();
-    for (int64_t c = 0; c < corners; ++c) {
-      const T weight = factor * static_cast<T>(weights[c]);
-      T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width();
-      for (int64_t r = 0; r < row.vectors(); ++r) {
-        Row::store(entry + r * Row::V,
-                   Row::load(entry + r * Row::V) + weight * Row::load(value + r * Row::V));
+    for_vectors(row, [&](int64_t r, auto step) {
+      typename Row::Vector value[step];
+      for (int s = 0; s < step; ++s) {
+        value[s] = factor * Row::load(values + i * row.width() + (r + s) * Row::V);
       }
-    }
+      for (int64_t c = 0; c < corners; ++c) {
+        T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width() + r * Row::V;
+        const T weight = static_cast<T>(weights[c]);
+        for (int s = 0; s < step; ++s) {
+          Row::store(entry + s * Row::V, Row::load(entry + s * Row::V) + weight * value[s]);
+        }
+      }
+    });
   }
 }
 
@@ -110,21 +121,20 @@ void slice(const Row& row, const PermutohedralLattice& lattice, int64_t first, i
     const int16_t* vertices = lattice.vertices + (first + i) * corners;
     const float* weights = lattice.weights + (first + i) * corners;
     const T factor = scale == nullptr ? T{1} : scale[first + i];
-    const int64_t at = i * row.width();
-    for (int64_t r = 0; r < row.vectors(); r += Row::kStep) {
-      typename Row::Vector sums[Row::kStep] = {};
+    for_vectors(row, [&](int64_t r, auto step) {
+      typename Row::Vector sums[step] = {};
       for (int64_t c = 0; c < corners; ++c) {
         const T* entry = entries + static_cast<uint16_t>(vertices[c]) * row.width() + r * Row::V;
         const T weight = static_cast<T>(weights[c]);
-        for (int s = 0; s < Row::kStep; ++s) sums[s] += weight * Row::load(entry + s * Row::V);
+        for (int s = 0; s < step; ++s) sums[s] += weight * Row::load(entry + s * Row::V);
       }
-      for (int s = 0; s < Row::kStep; ++s) {
-        const int64_t v = at + (r + s) * Row::V;
+      for (int s = 0; s < step; ++s) {
+        const int64_t v = i * row.width() + (r + s) * Row::V;
         const typename Row::Vector start =
             base == nullptr ? typename Row::Vector{} : Row::load(base + v);
         Row::store(values + v, start + factor * sums[s]);
       }
-    }
+    });
   }
 }
 
@@ -215,13 +225,13 @@ class LatticeValues {
       T* to = points_.get() + m * row_.width();
       const int64_t begin = lattice_.point_offsets[m], end = lattice_.point_offsets[m + 1];
       for (int64_t e = begin; e < end && e + kAhead < entries; ++e) prefetch(entry(e + kAhead));
-      for (int64_t r = 0; r < row_.vectors(); r += Row::kStep) {
-        typename Row::Vector sums[Row::kStep] = {};
+      for_vectors(row_, [&](int64_t r, auto step) {
+        typename Row::Vector sums[step] = {};
         for (int64_t e = begin; e < end; ++e) {
-          for (int s = 0; s < Row::kStep; ++s) sums[s] += Row::load(entry(e) + (r + s) * Row::V);
+          for (int s = 0; s < step; ++s) sums[s] += Row::load(entry(e) + (r + s) * Row::V);
         }
-        for (int s = 0; s < Row::kStep; ++s) Row::store(to + (r + s) * Row::V, sums[s]);
-      }
+        for (int s = 0; s < step; ++s) Row::store(to + (r + s) * Row::V, sums[s]);
+      });
     }
   }
 
