@@ -14,13 +14,12 @@ struct RowVector {
 
 // Swaps the lanes of a with bit Width set and those of b without it.
 template <int Width, typename Vector, int... Lane>
-void swap_lanes(Vector* a, Vector* b, std::integer_sequence<int, Lane...>) {
+inline __attribute__((always_inline)) void swap_lanes(Vector* a, Vector* b,
+                                                      std::integer_sequence<int, Lane...>) {
   constexpr int V = sizeof...(Lane);
 #if defined(__clang__)
-  const Vector low =
-      __builtin_shufflevector(*a, *b, (Lane & Width ? V + Lane - Width : Lane)...);
-  const Vector high =
-      __builtin_shufflevector(*a, *b, (Lane & Width ? V + Lane : Lane + Width)...);
+  const Vector low = __builtin_shufflevector(*a, *b, (Lane & Width ? V + Lane - Width : Lane)...);
+  const Vector high = __builtin_shufflevector(*a, *b, (Lane & Width ? V + Lane : Lane + Width)...);
 #else
   using T = std::remove_reference_t<decltype((*a)[0])>;
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -34,7 +33,7 @@ void swap_lanes(Vector* a, Vector* b, std::integer_sequence<int, Lane...>) {
 
 // Transposes V vectors of V lanes.
 template <int V, int Width = V / 2, typename Vector>
-void transpose(Vector* vectors) {
+inline __attribute__((always_inline)) void transpose(Vector* vectors) {
   if constexpr (Width > 0) {
     constexpr auto lanes = std::make_integer_sequence<int, V>{};
 #pragma GCC unroll 16
