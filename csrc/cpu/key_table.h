@@ -31,9 +31,17 @@ class KeyLayout {
 
   int words() const { return words_; }
 
-  // Adds the field of a coordinate to a key that starts as zeros.
-  void add(int64_t coordinate, size_t i, uint64_t* key) const {
-    key[word_[i]] += static_cast<uint64_t>(coordinate - low_[i]) << shift_[i];
+  // Adds the field of a coordinate to each of some keys that start as zeros.
+  template <int Count>
+  void add_all(const int32_t* coordinates,  // [Count]
+               size_t i,
+               uint64_t* keys) const {  // [words, Count]
+    const int64_t low = low_[i];
+    const int shift = shift_[i];
+    uint64_t* fields = keys + word_[i] * Count;
+    for (int k = 0; k < Count; ++k) {
+      fields[k] += static_cast<uint64_t>(coordinates[k] - low) << shift;
+    }
   }
 
   // Adds a step along a coordinate.

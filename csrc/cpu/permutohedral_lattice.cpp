@@ -180,62 +180,70 @@ class BlockBuilder {
   // Writes vertices and weights of the positions first..first+count-1.
   KeyTable<Words> build(const float* features, int64_t num_values, int64_t first, int64_t count,
                         int16_t* vertices, float* weights) {
-    const int64_t d = embedding_.num_dims;
-    KeyTable<Words> table(words());
-    std::vector<uint64_t> origin(words()), former_origin(words(), ~uint64_t{0}), key(words());
-    std::vector<int32_t> axis_of_rank(d + 1), former_axes(d + 1, -1);
-    const int16_t* former = nullptr;
-    for (int64_t n = first; n < first + count; n += V) {
-      const int64_t lanes = std::min<int64_t>(V, first + count - n);
-      switch (d) {
-        case 2: place<2>(embedding_, features, num_values, n, lanes, &places_); break;
-        case 3: place<3>(embedding_, features, num_values, n, lanes, &places_); break;
-        case 5: place<5>(embedding_, features, num_values, n, lanes, &places_); break;
-        default: place<0>(embedding_, features, num_values, n, lanes, &places_);
-      }
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        int16_t* vertex = vertices + (n + lane) * (d + 1);
-        std::fill(origin.begin(), origin.end(), 0);
-        for (int64_t i = 0; i < d; ++i) {
-          layout_.add(places_.nearest.get()[i * V + lane], i, origin.data());
-        }
-        for (int64_t i = 0; i <= d; ++i) {
-          axis_of_rank[places_.rank.get()[i * V + lane]] = static_cast<int32_t>(i);
-        }
-        write_weights(axis_of_rank.data(), lane, weights + (n + lane) * (d + 1));
-        if (former != nullptr && origin == former_origin && axis_of_rank == former_axes) {
-          std::copy_n(former, d + 1, vertex);  // the simplex of the position before
-          former = vertex;
-          continue;
-        }
-        // From the vertex of colour r to that of colour r + 1 is one step along the axis of rank
-        // d - r.
-        key = origin;
-        for (int64_t r = 0; r <= d; ++r) {
-          vertex[r] = static_cast<int16_t>(table.find_or_insert(key.data()));
-          const uint64_t* toward = step(axis_of_rank[d - r]);
-          for (int w = 0; w < words(); ++w) key[w] += toward[w];
-        }
-        former = vertex;
-        former_origin = origin;
-        former_axes = axis_of_rank;
-      }
+    switch (embedding_.num_dims) {
+      case 2: return build<2>(features, num_values, first, count, vertices, weights);
+      case 3: return build<3>(features, num_values, first, count, vertices, weights);
+      case 5: return build<5>(features, num_values, first, count, vertices, weights);
+      default: return build<0>(features, num_values, first, count, vertices, weights);
     }
-    return table;
   }
 
  private:
   int words() const { return Words > 0 ? Words : layout_.words(); }
 
-  // Barycentric coordinates (Adams et al., proposition 4.2): differences of the sorted offsets.
-  void write_weights(const int32_t* axis_of_rank, int64_t lane, float* weights) const {
-    const int64_t d = embedding_.num_dims;
-    const float* offset = places_.offset.get() + lane;
-    float former = 1.0f - offset[axis_of_rank[0] * V];
-    weights[0] = offset[axis_of_rank[d] * V] + former;
-    for (int64_t r = 1; r <= d; ++r) {
-      weights[r] = offset[axis_of_rank[d - r] * V] - offset[axis_of_rank[d - r + 1] * V];
+  // D is d, or 0 where only the embedding says it.
+  template <int D>
+  KeyTable<Words> build(const float* features, int64_t num_values, int64_t first, int64_t count,
+                        int16_t* vertices, float* weights) {
+    const int d = D > 0 ? D : static_cast<int>(embedding_.num_dims);
+    constexpr int kCorners = D > 0 ? D + 1 : kMaxLatticeDims + 1;
+    constexpr int kWords =
+        Words > 0 ? Words : kMaxLatticeDims;  // a word holds a coordinate or more
+    // By rank: the axis of a coordinate and its offset.
+    int32_t axes[kCorners], former_axes[kCorners] = {-1};
+    float offsets[kCorners];
+    KeyTable<Words> table(words());
+    uint64_t origins[kWords * V], key[kWords], former_origin[kWords];
+    const int16_t* former = nullptr;
+    for (int64_t n = first; n < first + count; n += V) {
+      const int64_t lanes = std::min<int64_t>(V, first + count - n);
+      place<D>(embedding_, features, num_values, n, lanes, &places_);
+      std::fill_n(origins, words() * V, 0);
+      for (int i = 0; i < d; ++i) {
+        layout_.add_all<V>(places_.nearest.get() + i * V, i, origins);
+      }
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        int16_t* vertex = vertices + (n + lane) * (d + 1);
+        for (int i = 0; i <= d; ++i) {
+          const int32_t rank = places_.rank.get()[i * V + lane];
+          axes[rank] = i;
+          offsets[rank] = places_.offset.get()[i * V + lane];
+        }
+        // Barycentric coordinates (Adams et al., proposition 4.2): differences of sorted offsets.
+        float* weight = weights + (n + lane) * (d + 1);
+        weight[0] = offsets[d] + (1.0f - offsets[0]);
+        for (int r = 1; r <= d; ++r) weight[r] = offsets[d - r] - offsets[d - r + 1];
+
+        for (int w = 0; w < words(); ++w) key[w] = origins[w * V + lane];
+        if (former != nullptr && std::equal(key, key + words(), former_origin) &&
+            std::equal(axes, axes + d + 1, former_axes)) {
+          std::copy_n(former, d + 1, vertex);  // the simplex of the position before
+          former = vertex;
+          continue;
+        }
+        former = vertex;
+        std::copy_n(key, words(), former_origin);
+        std::copy_n(axes, d + 1, former_axes);
+        // From the vertex of colour r to that of colour r + 1 is one step along the axis of rank
+        // d - r.
+        for (int r = 0; r <= d; ++r) {
+          vertex[r] = static_cast<int16_t>(table.find_or_insert(key));
+          const uint64_t* toward = step(axes[d - r]);
+          for (int w = 0; w < words(); ++w) key[w] += toward[w];
+        }
+      }
     }
+    return table;
   }
 
   const Embedding& embedding_;
