@@ -24,11 +24,16 @@ class LabelledPairs(SegmentationDataset):
         palette: uint8 [K, 3], RGB; None takes VOC's colours.
         ignore: a label of ignored pixels beside 255.
 
-    Reading an item raises ValueError where it is none of these, and for a label that is neither an
-    index of a class nor ignored.
+    Reading an item raises ValueError where it is none of these, for labels of another size than
+    their image, and for a label that is neither an index of a class nor ignored.
 
     Example:
-        >>> train = LabelledPairs(torchvision.datasets.OxfordIIITPet(...), ("pet", "background"))
+        >>> pairs = torch.utils.data.TensorDataset(
+        ...     torch.rand(4, 3, 32, 48), torch.randint(2, (4, 32, 48))
+        ... )
+        >>> train = LabelledPairs(pairs, ("background", "crack"))
+        >>> train[0].image.shape, train[0].labels.dtype
+        ((32, 48, 3), dtype('uint8'))
     """
 
     def __init__(
@@ -54,10 +59,16 @@ class LabelledPairs(SegmentationDataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         image, labels = self.dataset[index]
-        return Sample(_image(image, index), self._labels(labels, index), str(index))
+        sample = Sample(_image(image, index), self._labels(labels, index), str(index))
+        if sample.image.shape[:2] != sample.labels.shape:
+            raise ValueError(
+                f"item {index}: labels are {list(sample.labels.shape)}, must be of the image's "
+                f"size, {list(sample.image.shape[:2])}"
+            )
+        return sample
 
     def _labels(self, labels: Any, index: int) -> np.ndarray:
-        array = labels.numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        array = _array(labels) if isinstance(labels, torch.Tensor) else np.asarray(labels)
         if array.ndim == 3 and array.shape[0] == 1:
             array = array[0]
         if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
@@ -65,6 +76,7 @@ class LabelledPairs(SegmentationDataset):
                 f"item {index}: labels are {array.dtype} {list(array.shape)}, must be integers "
                 "[H, W]"
             )
+        array = array.astype(np.int64)
         if self.ignore is not None:
             array = np.where(array == self.ignore, self.ignore_index, array)
         wrong = array[((array < 0) | (array >= self.num_classes)) & (array != self.ignore_index)]
@@ -76,18 +88,25 @@ class LabelledPairs(SegmentationDataset):
         return np.ascontiguousarray(array, np.uint8)
 
 
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of any device, attached to a graph or not; NumPy has no bfloat16."""
+    plain = tensor.detach().cpu()
+    array: np.ndarray = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array
+
+
 def _image(image: Any, index: int) -> np.ndarray:
     if isinstance(image, torch.Tensor):
-        array = image.numpy()
+        array = _array(image)
         if array.ndim == 3 and array.shape[0] in (1, 3):
             array = np.moveaxis(array, 0, 2)
         if np.issubdtype(array.dtype, np.floating):
-            if array.min() < 0 or array.max() > 1:
+            if not (array.min() >= 0 and array.max() <= 1):
                 raise ValueError(
                     f"item {index}: image holds {array.min():g}..{array.max():g}, must be 0..1 "
                     "(leave normalisation to the model)"
                 )
-            array = np.round(255 * array).astype(np.uint8)
+            array = np.round(255 * array.astype(np.float32)).astype(np.uint8)
     else:
         array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if array.ndim == 2:

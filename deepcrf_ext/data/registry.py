@@ -42,11 +42,13 @@ def register_dataset(name: str, factory: Factory, splits: Sequence[str] = ()) ->
 
     Raises ValueError for the name of a built-in data set.
 
-    Example:
-        >>> def cracks(root, split):
-        ...     return LabelledPairs(CrackImages(root, split), ("background", "crack"))
-        >>> register_dataset("cracks", cracks)
-        >>> deepcrf_ext.train.main(["--data.dataset", "cracks", "--data.root", "cracks/"])
+    Example::
+
+        def cracks(root, split):
+            return LabelledPairs(CrackImages(root, split), ("background", "crack"))
+
+        register_dataset("cracks", cracks)
+        deepcrf_ext.train.main(["--data.dataset", "cracks", "--data.root", "cracks/"])
     """
     if name in DATASETS and name not in _FACTORIES:
         raise ValueError(f"name: got {name!r}, must not be that of a built-in data set")
