@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
         ("budget", first.budget, BUDGETS),
     ):
         if value not in known:
-            raise InputError(f"{name} is {value!r}; must be one of {', '.join(known)}")
+            raise InputError(f"{name}: got {value!r}, must be one of {', '.join(known)}")
     optimiser = OPTIMISERS[first.train.optim.optimiser]
     parser.set_defaults(
         {

@@ -107,9 +107,14 @@ class FileDataset(SegmentationDataset):
         labels = self.decode_labels(file.labels)
         (rows, columns), (height, width) = labels.shape, image.shape[:2]
         if (rows, columns) != (height, width):
+            turned = (
+                "; where its EXIF orientation turns it, the mask must be turned too"
+                if (columns, rows) == (height, width)
+                else ""
+            )
             raise InputError(
                 f"{file.labels}: label map is {columns}x{rows} pixels, "
-                f"but its image {file.image} is {width}x{height}"
+                f"but its image {file.image} is {width}x{height}{turned}"
             )
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
         if wrong.size:

@@ -91,7 +91,7 @@ def open_dataset(
             "folder with data.root and data.labels, or one of register_dataset"
         )
     if name not in DATASETS:
-        raise InputError(f"data.dataset is {name!r}; must be one of {', '.join(DATASETS)}")
+        raise InputError(f"data.dataset: got {name!r}, must be one of {', '.join(DATASETS)}")
     listed = name == "voc" and source.split_file is not None
     if DATASETS[name] and split not in DATASETS[name] and not listed:
         raise InputError(f"split is {split!r}; {name} has the splits {', '.join(DATASETS[name])}")
@@ -99,13 +99,14 @@ def open_dataset(
     if name == "scenes":
         if source.root is not None:
             raise InputError(
-                f"root is {str(source.root)!r}; must be left out for scenes, which are rendered"
+                f"data.root: got {source.root}, must be left out for scenes, which are rendered; "
+                "images and masks of your own are data.dataset folder"
             )
         return Scenes(split, seed)
     if name in _FACTORIES:
         return _FACTORIES[name](source.root, split)
     if source.root is None:
-        raise InputError(f"root is not given; must be the folder of the {name} data")
+        raise InputError(f"data.root: not given, must be the folder of the data set, {name}")
     folder = source.root.expanduser()
     if name == "voc":
         return Voc(folder, split, source.split_file, strict)

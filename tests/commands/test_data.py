@@ -116,7 +116,7 @@ def test_split_files_and_other_data_sets(place: Path, capsys) -> None:
         ([], "root: not given"),
         (["nowhere"], "nowhere: does not exist"),
         (["empty"], "empty holds no images"),
-        (["empty", "--data.dataset", "mine"], "data.dataset is 'mine'"),
+        (["empty", "--data.dataset", "mine"], "data.dataset: got 'mine'"),
         (["empty", "--data.colour", "x"], "colour"),
         (["empty", "--pictures", "-1"], "pictures"),
     ],

@@ -205,7 +205,7 @@ def test_data_can_be_overridden(run, tmp_path):
         (["--rows", "fully"], "row 'fully' is unknown"),
         (["--data.split", "nope"], "split is 'nope'"),
         (["--data.dataset", "scenes"], "the checkpoint was trained for 11"),
-        (["--data.dataset", "voc"], "root is not given"),
+        (["--data.dataset", "voc"], "data.root: not given"),
         (["--data.root", "missing-folder"], "missing-folder"),
         (["--checkpoint", "missing-run"], "missing-run"),
         (["--device", "tpu"], "'tpu'"),

@@ -334,9 +334,9 @@ def test_options_override_the_budget(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data.dataset mnist --output o", "data.dataset is 'mnist'"),
-        ("--budget huge --output o", "budget is 'huge'"),
-        ("--data.dataset camvid --output o", "root is not given"),
+        ("--data.dataset mnist --output o", "data.dataset: got 'mnist'"),
+        ("--budget huge --output o", "budget: got 'huge'"),
+        ("--data.dataset camvid --output o", "data.root: not given"),
         ("--output o --data.root r", "must be left out for scenes"),
         ("--output o --train.data.root r", "--data.root"),
         ("--data.dataset folder --data.root r --output o --train.data.masks m/**", "--data.masks"),

@@ -227,5 +227,5 @@ def test_settings_of_a_folder_do_not_go_with_other_data_sets(tmp_path: Path) -> 
         open_dataset(DataSource("scenes", classes=("a",)), split="train")
     with pytest.raises(InputError, match="data.split_file: goes with"):
         open_dataset(DataSource("camvid", tmp_path, split_file="x"), split="train")
-    with pytest.raises(InputError, match="root is not given"):
+    with pytest.raises(InputError, match="data.root: not given"):
         open_dataset(source(classes=("a",)), split="train")

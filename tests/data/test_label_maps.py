@@ -195,7 +195,17 @@ def test_json_keys_are_text(tmp_path: Path) -> None:
 def test_another_size_is_named(tmp_path: Path) -> None:
     add_pair(tmp_path / "images/t/a.png", tmp_path / "masks/t/a.png", np.ones((4, 4), np.uint8))
     write(tmp_path / "masks/t/a.png", np.ones((4, 5), np.uint8))
-    with pytest.raises(InputError, match="label map is 5x4 pixels, but its image .* is 4x4"):
+    with pytest.raises(InputError, match="label map is 5x4 pixels, but its image .* is 4x4$"):
+        labels(tmp_path, classes=("a", "b"))
+
+
+def test_a_mask_that_was_not_turned_with_its_photograph(tmp_path: Path) -> None:
+    add_pair(tmp_path / "images/t/a.jpg", tmp_path / "masks/t/a.png", np.ones((4, 6), np.uint8))
+    with Image.open(tmp_path / "images/t/a.jpg") as photograph:
+        orientation = photograph.getexif()
+        orientation[0x0112] = 6
+        photograph.save(tmp_path / "images/t/a.jpg", exif=orientation)
+    with pytest.raises(InputError, match="is 4x6; where its EXIF orientation turns it, the mask"):
         labels(tmp_path, classes=("a", "b"))
 
 

@@ -174,12 +174,12 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cityscapes", None, "train"), "dataset is 'cityscapes'.*scenes, camvid, voc"),
+        (("cityscapes", None, "train"), "dataset: got 'cityscapes'.*scenes, camvid, voc"),
         (("scenes", None, "train_aug"), "split is 'train_aug'.*train, val, test"),
         (("camvid", ".", "trainval"), "split is 'trainval'"),
-        (("camvid", None, "train"), "root is not given.*camvid"),
-        (("voc", None, "train"), "root is not given.*voc"),
-        (("scenes", "somewhere", "train"), "root is 'somewhere'"),
+        (("camvid", None, "train"), "data.root: not given.*camvid"),
+        (("voc", None, "train"), "data.root: not given.*voc"),
+        (("scenes", "somewhere", "train"), "root: got somewhere"),
     ],
 )
 def test_open_dataset_names_the_wrong_argument(arguments: tuple, message: str) -> None:
