@@ -96,16 +96,16 @@ struct CornerTable {
   __device__ int64_t insert(int64_t corner) const {
     const LatticePoint point(corners, corner);
     const uint64_t hash = point.hash();
-    const unsigned long long own = (hash >> 32 << 32) | static_cast<uint64_t>(corner);
+    const unsigned long long entry = (hash >> 32 << 32) | static_cast<uint64_t>(corner);
     int64_t i = first_slot(hash);
     while (true) {
       unsigned long long slot = load_relaxed(slots + i);
       if (slot == kEmpty) {
-        slot = atomicCAS(slots + i, kEmpty, own);
+        slot = atomicCAS(slots + i, kEmpty, entry);
         if (slot == kEmpty) return i;
       }
       if (holds(slot, hash, point)) {
-        if (own < slot) atomicMin(slots + i, own);
+        if (entry < slot) atomicMin(slots + i, entry);
         return i;
       }
       i = i + 1 == num_slots ? 0 : i + 1;

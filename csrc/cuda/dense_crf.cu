@@ -168,7 +168,7 @@ __global__ void mix_labels_kernel(const int32_t* num_points,  // [1]
   wait_for_former_kernels();
   const int32_t count = *num_points;
   for (int64_t point = shape.first_row(); point < count; point += shape.num_rows()) {
-    const T* own = from + point * shape.width();
+    const T* input = from + point * shape.width();
     for (int v = shape.first_vector(); v < shape.vectors; v += shape.group_size()) {
       T sum[kVector<T>] = {};
 #pragma unroll 4
@@ -176,7 +176,7 @@ __global__ void mix_labels_kernel(const int32_t* num_points,  // [1]
         T column[kVector<T>];
         load_vector(matrix + j * shape.width(), v, column);
 #pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) sum[i] += own[j] * column[i];
+        for (int i = 0; i < kVector<T>; ++i) sum[i] += input[j] * column[i];
       }
       store_vector(to + point * shape.width(), v, sum);
     }
@@ -235,15 +235,15 @@ class DenseMeanField {
   }
 
  private:
-  void prepare(const KernelValues<T>& own) {
-    const int64_t P = own.kernel->lattice.num_pairs();
+  void prepare(const KernelValues<T>& values) {
+    const int64_t P = values.kernel->lattice.num_pairs();
     launch("scale_weights", scale_weights_kernel<T>, grid_size(P, kThreadsPerBlock),
-           kThreadsPerBlock, 0, stream_, own.kernel->lattice,
-           static_cast<const T*>(own.kernel->splat_scale), own.weights);
-    if (!own.has_matrix()) return;
+           kThreadsPerBlock, 0, stream_, values.kernel->lattice,
+           static_cast<const T*>(values.kernel->splat_scale), values.weights);
+    if (!values.has_matrix()) return;
     launch("transpose", transpose_kernel<T>,
            grid_size(shape_.num_channels * shape_.width(), kThreadsPerBlock), kThreadsPerBlock, 0,
-           stream_, static_cast<const T*>(own.kernel->compatibility), shape_, own.matrix);
+           stream_, static_cast<const T*>(values.kernel->compatibility), shape_, values.matrix);
   }
 
   // The marginals in rows_ through the lattices of kernels first..first+kMaxLattices-1.

@@ -128,13 +128,13 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
                                                       : task.values.points + point * shape.width();
       T sum[kVector<T>] = {};
       for (int64_t first = begin; first < end; first += kSplatStep) {
-        int32_t own[kSplatStep];
+        int32_t corner_points[kSplatStep];
         T weight[kSplatStep];
         T values[kSplatStep][kVector<T>];
 #pragma unroll
         for (int i = 0; i < kSplatStep; ++i) {
           const int64_t corner = first + i < end ? first + i : end - 1;
-          own[i] = points[corner];
+          corner_points[i] = points[corner];
           weight[i] = first + i < end ? T(task.weights[corner]) : T(0);
           load_values(rows.values + positions[corner] * rows.pitch + channel,
                       shape.num_channels - channel, rows.aligned, values[i]);
@@ -142,9 +142,9 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
 #pragma unroll
         for (int i = 0; i < kSplatStep; ++i) {
           if (first + i >= end) break;
-          if (own[i] != point) {
+          if (corner_points[i] != point) {
             store_vector(to, v, sum);
-            point = own[i];
+            point = corner_points[i];
             to = task.values.points + point * shape.width();
 #pragma unroll
             for (int j = 0; j < kVector<T>; ++j) sum[j] = 0;
@@ -268,14 +268,14 @@ void blur(LatticeValues<T>* const* values, int count, bool transposed, const Row
     unsigned int open = 0;
     unsigned int blocks = 0;
     for (int i = 0; i < count; ++i) {
-      LatticeValues<T>& own = *values[i];
-      const PermutohedralLattice& lattice = own.lattice;
+      LatticeValues<T>& filtered = *values[i];
+      const PermutohedralLattice& lattice = filtered.lattice;
       if (pass > lattice.num_dims) continue;
       const int64_t axis = transposed ? lattice.num_dims - pass : pass;
       tasks.tasks[open++] = {lattice.num_points, lattice.neighbours + axis * lattice.max_points * 2,
-                             own.points, own.blurred};
+                             filtered.points, filtered.blurred};
       blocks = std::max(blocks, shape.point_grid(lattice));
-      std::swap(own.points, own.blurred);
+      std::swap(filtered.points, filtered.blurred);
     }
     launch_early("blur", blur_kernel<T>, dim3(blocks, open), kThreadsPerBlock, 0, stream, tasks,
                  shape);

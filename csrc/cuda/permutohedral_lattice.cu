@@ -102,13 +102,13 @@ __global__ void place_kernel(const float* features,  // [d, N]
 #pragma unroll
     for (int i = 0; i <= d; ++i) {
       const float distance = elevated[i] - offset[i];
-      int own = 0;
+      int place = 0;
 #pragma unroll
       for (int j = 0; j <= d; ++j) {
         const float other = elevated[j] - offset[j];
-        own += distance < other || (distance == other && j < i) ? 1 : 0;
+        place += distance < other || (distance == other && j < i) ? 1 : 0;
       }
-      rank[i] = own;
+      rank[i] = place;
     }
 
     // A vertex off the plane: move the coordinates that are rounded worst.
@@ -127,10 +127,11 @@ __global__ void place_kernel(const float* features,  // [d, N]
     // Barycentric coordinates (Adams et al., proposition 4.2): differences of the sorted offsets.
 #pragma unroll
     for (int i = 0; i <= d; ++i) elevated.put(rank[i], offset[i]);
-    float* own = weights + n * (d + 1);
-    own[0] = good ? elevated[d] + (1.0f - elevated[0]) : NAN;
+    float* barycentric = weights + n * (d + 1);
+    barycentric[0] = good ? elevated[d] + (1.0f - elevated[0]) : NAN;
 #pragma unroll
-    for (int r = 1; r <= d; ++r) own[r] = good ? elevated[d - r] - elevated[d - r + 1] : NAN;
+    for (int r = 1; r <= d; ++r)
+      barycentric[r] = good ? elevated[d - r] - elevated[d - r + 1] : NAN;
   }
 }
 

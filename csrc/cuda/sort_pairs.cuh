@@ -19,18 +19,18 @@ static __global__ void count_digits_kernel(const int32_t* keys,  // [count]
                                            int64_t count, int shift,
                                            int32_t* counts) {  // [digits, tiles]
   __shared__ int32_t digits[kWarpsPerBlock][kDigits];
-  int32_t* own = digits[threadIdx.x / kWarpSize];
+  int32_t* histogram = digits[threadIdx.x / kWarpSize];
   const int64_t tiles = ceil_div<int64_t>(count, kSortTile);
   for (int64_t tile = first_warp(); tile < tiles; tile += num_warps()) {
-    for (int digit = lane_index(); digit < kDigits; digit += kWarpSize) own[digit] = 0;
+    for (int digit = lane_index(); digit < kDigits; digit += kWarpSize) histogram[digit] = 0;
     __syncwarp();
     for (int64_t i = tile * kSortTile + lane_index(); i < (tile + 1) * kSortTile && i < count;
          i += kWarpSize) {
-      atomicAdd(&own[digit_of(keys[i], shift)], 1);
+      atomicAdd(&histogram[digit_of(keys[i], shift)], 1);
     }
     __syncwarp();
     for (int digit = lane_index(); digit < kDigits; digit += kWarpSize) {
-      counts[digit * tiles + tile] = own[digit];
+      counts[digit * tiles + tile] = histogram[digit];
     }
     __syncwarp();
   }
@@ -45,11 +45,11 @@ static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
                                            int32_t* sorted_keys,      // [count]
                                            int32_t* sorted_values) {  // [count]
   __shared__ int32_t next[kWarpsPerBlock][kDigits];
-  int32_t* own = next[threadIdx.x / kWarpSize];
+  int32_t* cursors = next[threadIdx.x / kWarpSize];
   const int64_t tiles = ceil_div<int64_t>(count, kSortTile);
   for (int64_t tile = first_warp(); tile < tiles; tile += num_warps()) {
     for (int digit = lane_index(); digit < kDigits; digit += kWarpSize) {
-      own[digit] = offsets[digit * tiles + tile];
+      cursors[digit] = offsets[digit * tiles + tile];
     }
     __syncwarp();
     for (int64_t first = tile * kSortTile; first < (tile + 1) * kSortTile && first < count;
@@ -61,12 +61,12 @@ static __global__ void place_digits_kernel(const int32_t* keys,    // [count]
       const int rank = __popc(same & ((1u << lane_index()) - 1));
       int32_t place = 0;
       if (i < count) {
-        place = own[digit] + rank;
+        place = cursors[digit] + rank;
         sorted_keys[place] = key;
         sorted_values[place] = values == nullptr ? static_cast<int32_t>(i) : values[i];
       }
       __syncwarp();
-      if (i < count && rank == __popc(same) - 1) own[digit] = place + 1;
+      if (i < count && rank == __popc(same) - 1) cursors[digit] = place + 1;
       __syncwarp();
     }
   }
