@@ -17,7 +17,13 @@ from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.backbones import check_map, map_size, out_channels
-from deepcrf_ext.models.features import BackboneFeatures, FeatureNet, ImagePyramid, make_blocks
+from deepcrf_ext.models.features import (
+    BackboneFeatures,
+    FeatureNet,
+    ImagePyramid,
+    check_images,
+    make_blocks,
+)
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.variants import VARIANTS, Variant, variants_of, whole_crf
@@ -373,6 +379,7 @@ class DeepCRF(nn.Module):
         of `DenseCRFSettings`); `size` must then be the images'.
         """
         chosen = self._variant(variant)
+        check_images(images)
         pixels = (images.shape[2], images.shape[3])
         if chosen.dense_crf and size not in (None, pixels):
             raise ValueError(f"size is {size}; with a dense CRF it must be the images', {pixels}")

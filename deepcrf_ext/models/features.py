@@ -45,12 +45,10 @@ class ImagePyramid(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images has shape {tuple(images.shape)}; it must be [B, 3, H, W]")
+        check_images(images)
         height, width = images.shape[2:]
-        normal = ((images.float() - self.mean) / self.std).contiguous(
-            memory_format=torch.channels_last
-        )
+        normal = ((images.float() - self.mean) / self.std).to(self.mean.dtype)  # of the networks
+        normal = normal.contiguous(memory_format=torch.channels_last)
         return [
             functional.interpolate(normal, size, mode="bilinear", align_corners=False)
             for size in self.sizes(height, width)
@@ -59,6 +57,14 @@ class ImagePyramid(nn.Module):
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width at each scale of an image of this size."""
         return [(_scaled(height, *ratio), _scaled(width, *ratio)) for ratio in self._ratios]
+
+
+def check_images(images: Tensor) -> None:
+    """Raises TypeError for what is no tensor, ValueError for one that is not [B, 3, H, W]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: got {type(images).__name__}, must be a torch.Tensor")
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: got shape {list(images.shape)}, must be [B, 3, H, W]")
 
 
 def _scaled(side: int, numerator: int, denominator: int) -> int:

@@ -86,6 +86,34 @@ def test_end_to_end_training_reaches_all_that_forward_uses(kind: str) -> None:
     assert all(weight.grad != 0 for weight in weights)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_every_dtype(dtype: torch.dtype) -> None:
+    model, pixels = make(), images(2, 3, 24, 32)
+    wanted = model(pixels)
+    found = model.to(dtype)(pixels.to(dtype))
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert (found.exp() - wanted.exp()).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([0], TypeError, "images: got list, must be a torch.Tensor"),
+        (
+            torch.zeros(3, 8, 8),
+            ValueError,
+            r"images: got shape \[3, 8, 8\], must be \[B, 3, H, W\]",
+        ),
+        (torch.zeros(2, 4, 8, 8), ValueError, r"images: got shape \[2, 4, 8, 8\]"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_named(
+    given: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()(given)
+
+
 def test_images_where_the_network_is_sure_have_finite_log_probabilities() -> None:
     model = make()
     with torch.no_grad():
