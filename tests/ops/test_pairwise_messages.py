@@ -12,7 +12,9 @@ from hypothesis import given
 from problems import FACTORED, TABLE, Problem, make_problem, random_graph
 from strategies import problems
 from targets import Target
+from threads import torch_threads
 
+import deepcrf_ext as dc
 from deepcrf_ext import EdgeGraph, TablePotential
 
 
@@ -23,6 +25,29 @@ def test_equals_loops(target: Target, problem: Problem) -> None:
     value = target.functions.pairwise_messages(potential, marginals)
     wanted = oracle.pairwise_messages(oracle.edges(potential), oracle.array(marginals))
     np.testing.assert_allclose(oracle.array(value), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("labels", [5, 21, 40])
+def test_the_number_of_threads_changes_no_bit(labels: int) -> None:
+    generator = torch.Generator().manual_seed(labels)
+    ends = torch.randint(150, (2, 900), generator=generator)
+    graph = EdgeGraph.from_edges(*ends, 150)
+    shapes = [(150, 37), (150, 37), (labels, labels, 37), (labels, labels)]
+    tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    marginals = torch.randn(150, labels, generator=generator).softmax(1).requires_grad_()
+    cotangent = torch.randn(150, labels, generator=generator)
+
+    def values(threads: int) -> list[torch.Tensor]:
+        with torch_threads(threads):
+            potential = dc.FactoredPotential(graph, *tensors)
+            messages = dc.pairwise_messages(potential, marginals)
+            gradients = torch.autograd.grad(messages, [marginals, *tensors], cotangent)
+            with torch.no_grad():
+                return [messages, *gradients, dc.mean_field(cotangent, [potential])]
+
+    alone = values(1)
+    for threads in (2, 3):
+        assert all(map(torch.equal, alone, values(threads)))
 
 
 def test_both_ends_of_an_edge_receive(target: Target) -> None:
