@@ -27,7 +27,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 
-# The operator tests over a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+# The operator tests over a build with AddressSanitizer and UndefinedBehaviorSanitizer, the emulation of matrix tiles too.
 sanitize: install
 	$(BIN)/cmake --fresh -S . -B build/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DDEEPCRF_CUDA=off -DDEEPCRF_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
@@ -35,12 +35,13 @@ sanitize: install
 	$(BIN)/cmake --build build/sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests DEEPCRF_EXTENSION_FOLDER=build/sanitized/module \
-	OMP_NUM_THREADS=1 \
+	DEEPCRF_SANITIZE=ON OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n auto -p extension_folder -k "not cuda and not compile" \
 	  tests/ops/test_operators.py tests/ops/test_pairwise_nll.py tests/ops/test_pairwise_messages.py \
 	  tests/ops/test_mean_field.py tests/ops/test_pseudo_likelihood.py tests/ops/test_range_box_edges.py \
 	  tests/ops/test_permutohedral_filter.py tests/ops/test_dense_crf.py \
-	  tests/ops/test_gated_crf_loss.py tests/ops/test_gated_crf_loss_in_torch.py tests/ops/test_dense_crf_loss.py
+	  tests/ops/test_gated_crf_loss.py tests/ops/test_gated_crf_loss_in_torch.py tests/ops/test_dense_crf_loss.py \
+	  tests/ops/test_tiles.py
 
 # Build, tests, times, sanitizer and profiles on a GPU, with the torch of PYTHON: eight minutes, files in OUTPUT.
 OUTPUT ?= build/on_gpu

@@ -1,6 +1,8 @@
 """Every benchmark in one run, and the table of goals: python benchmarks/bench_all.py
 
-Half an hour on two cores. `--device cuda` measures a GPU; scaling and goals are the CPU's.
+Half an hour on two cores; on a processor with matrix tiles, where float32 is measured under "high"
+and "medium" precision too, some minutes more. `--device cuda` measures a GPU; scaling and goals are
+the CPU's.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import bench_weak_losses
 import goals
 from harness import run_command
 
+from deepcrf_ext.ops import _backend
+
 
 def main(device: str = "cpu", seconds: float = 1.0) -> None:
     """Prints the tables and writes records and plots.
@@ -27,6 +31,14 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
     bench_meanfield.main(device=device, seconds=seconds)
     bench_meanfield.main(device=device, seconds=seconds, gradient=True)
     bench_pairwise_loss.main(device=device, seconds=seconds)
+    if device == "cpu" and _backend.has_tiles():
+        for precision in ("high", "medium"):
+            sizes = [f"{grid} K=21 D=512 float32" for grid in ("14x18", "28x36")]
+            contenders = ("deepcrf_ext", "eager")
+            largest = ["56x75 K=21 D=512 float32"]
+            bench_meanfield.main(device, [*sizes, *largest], contenders, seconds, False, precision)
+            bench_meanfield.main(device, sizes, contenders, seconds, True, precision)
+            bench_pairwise_loss.main(device, sizes, contenders, seconds, precision)
     bench_densecrf.main(device=device, seconds=seconds)
     bench_weak_losses.main(device=device, seconds=seconds)
     bench_end_to_end.main(device=device, seconds=seconds)

@@ -1,6 +1,6 @@
 """Mean field, 2 iterations, without or with its gradient: this package against plain PyTorch.
 
-    python benchmarks/bench_meanfield.py [--gradient true] [--device cuda] \\
+    python benchmarks/bench_meanfield.py [--gradient true] [--precision medium] [--device cuda] \\
         [--cases '["28x36 K=21 D=512 float32"]']
 
 Work of one iteration, both directions of E edges over N nodes: 4·E·D·K operations for the
@@ -36,7 +36,10 @@ CASES = (
         for height, width in ((14, 18), (28, 36), (56, 75))
     ),
 )
-GRADIENT_CASES = CASES[:4]
+GRADIENT_CASES = (
+    *CASES[:4],
+    *(Case(height, width, 21, dtype="bfloat16") for height, width in ((14, 18), (28, 36))),
+)
 CONTENDERS: dict[str, Callable[..., Any]] = {
     "deepcrf_ext": lambda unary, potential, n: dc.mean_field(unary, [potential], n),
     "eager": mean_field_eager,
@@ -86,11 +89,12 @@ def main(
     contenders: Sequence[str] = tuple(CONTENDERS),
     seconds: float = 2.0,
     gradient: bool = False,
+    precision: str = "highest",
     worker: bool = False,
 ) -> None:
     """Measures, prints a table and writes the record and plot `meanfield`.
 
-    With the gradient, the files are called meanfield_gradient.
+    With the gradient, the files are called meanfield_gradient, and with a precision NAME_PRECISION.
 
     Args:
         device: cpu or cuda.
@@ -99,9 +103,11 @@ def main(
         contenders: which of deepcrf_ext, eager, torch.compile, chunked.
         seconds: time to repeat each measurement for.
         gradient: run forward and backward.
+        precision: of products of float32, for `torch.set_float32_matmul_precision`.
         worker: measure the one case and contender in this process.
     """
     where = torch.device(device)
+    torch.set_float32_matmul_precision(precision)
     if cases is None:
         cases = [case.name for case in (GRADIENT_CASES if gradient else CASES)]
     if worker:
@@ -109,6 +115,7 @@ def main(
         print(json.dumps(measure(call, where, seconds)))
         return
     name = "meanfield_gradient" if gradient else "meanfield"
+    name += "" if precision == "highest" else f"_{precision}"
     limits = ceilings(where, [torch.float32, torch.bfloat16])
     measurements = sweep(
         __file__,
@@ -117,10 +124,11 @@ def main(
         contenders,
         seconds,
         lambda case, contender: needed_bytes(case, contender, gradient),
-        [f"--gradient={gradient}"],
+        [f"--gradient={gradient}", f"--precision={precision}"],
     )
     work = ", forward and backward" if gradient else ""
-    print_table(f"mean field, {ITERATIONS} iterations{work}", measurements, "eager")
+    title = f"mean field, {ITERATIONS} iterations{work}; float32 products: {precision} precision"
+    print_table(title, measurements, "eager")
     counts = {case.name: operations(case, gradient) for case in map(Case.parse, cases)}
     print(write_results(name, where, measurements, ceilings=limits, operations=counts))
     edges = {

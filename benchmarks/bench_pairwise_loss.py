@@ -1,6 +1,6 @@
 """Pairwise loss, forward and backward: this package against plain PyTorch.
 
-    python benchmarks/bench_pairwise_loss.py [--device cuda] \\
+    python benchmarks/bench_pairwise_loss.py [--precision medium] [--device cuda] \\
         [--cases '["28x36 K=21 D=512 bfloat16"]']
 
 Every version computes the E·D·K² product three times (energies, gradient of the hidden vectors,
@@ -69,18 +69,23 @@ def main(
     cases: Sequence[str] = tuple(case.name for case in CASES),
     contenders: Sequence[str] = tuple(CONTENDERS),
     seconds: float = 2.0,
+    precision: str = "highest",
     worker: bool = False,
 ) -> None:
     """Measures, prints a table and writes the record and plot `pairwise_loss`.
+
+    With a precision the files are called pairwise_loss_PRECISION.
 
     Args:
         device: cpu or cuda.
         cases: sizes, as "HEIGHTxWIDTH K=labels D=features dtype".
         contenders: which of deepcrf_ext, eager, torch.compile, chunked.
         seconds: time to repeat each measurement for.
+        precision: of products of float32, for `torch.set_float32_matmul_precision`.
         worker: measure the one case and contender in this process.
     """
     where = torch.device(device)
+    torch.set_float32_matmul_precision(precision)
     if worker:
         call = make_call(Case.parse(cases[0]), contenders[0], where)
         print(json.dumps(measure(call, where, seconds)))
@@ -93,18 +98,27 @@ def main(
         return "slow bfloat16" if slow else None
 
     measurements = sweep(
-        __file__, device, cases, contenders, seconds, needed_bytes, (), reason_against
+        __file__,
+        device,
+        cases,
+        contenders,
+        seconds,
+        needed_bytes,
+        [f"--precision={precision}"],
+        reason_against,
     )
-    print_table("pairwise loss, forward and backward", measurements, "eager")
+    name = "pairwise_loss" + ("" if precision == "highest" else f"_{precision}")
+    title = f"pairwise loss, forward and backward; float32 products: {precision} precision"
+    print_table(title, measurements, "eager")
     work = {case.name: operations(case) for case in map(Case.parse, cases)}
-    print(write_results("pairwise_loss", where, measurements, ceilings=limits, operations=work))
+    print(write_results(name, where, measurements, ceilings=limits, operations=work))
     edges = {
         case.name: case.num_edges()
         for case in map(Case.parse, cases)
         if case.labels == 21 and case.dtype == "float32"
     }
     if edges:
-        print(plot_scaling("pairwise_loss", where, measurements, edges))
+        print(plot_scaling(name, where, measurements, edges))
 
 
 if __name__ == "__main__":

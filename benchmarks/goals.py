@@ -41,8 +41,11 @@ def _operators() -> tuple[Goal, ...]:
             Goal(f"{work}, bfloat16", "meanfield", f"{case} bfloat16", narrow, smaller),
         ]
     for grid, faster in (("14x18", 5), ("28x36", 12)):
-        work, case = f"... with gradient, {grid}, K=21", f"{grid} K=21 D=512 float32"
-        goals.append(Goal(work, "meanfield_gradient", case, faster))
+        work, case = f"... with gradient, {grid}, K=21", f"{grid} K=21 D=512"
+        goals += [
+            Goal(f"{work}, float32", "meanfield_gradient", f"{case} float32", faster),
+            Goal(f"{work}, bfloat16", "meanfield_gradient", f"{case} bfloat16"),
+        ]
     for size, wide, narrow, smaller in (
         ("14x18 K=21", 2.5, 4, None),
         ("28x36 K=21", 3.5, 8, None),

@@ -25,6 +25,7 @@ FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mfma"],
     "avx512_bf16": ["-mavx512f", "-mavx512bf16", "-mfma"],
+    "amx": ["-mavx512f", "-mavx512bf16", "-mfma", "-DTILES"],
 }
 ROUNDS = 1 << 23
 COPIED = 1 << 27  # float32 numbers
@@ -68,7 +69,7 @@ def multiply_add_rate(dtype: torch.dtype) -> float | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "multiply_add.so"
-        flags = ["-O3", "-shared", "-fPIC", *FLAGS.get(_backend.native().cpu_isa(), [])]
+        flags = ["-O3", "-shared", "-fPIC", *FLAGS.get(_backend.native().cpu_isa(), ())]
         compiler = os.environ.get("CC", "cc")
         subprocess.run([compiler, *flags, str(SOURCE), "-o", str(path)], check=True)
         library = ctypes.CDLL(str(path))

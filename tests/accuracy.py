@@ -9,12 +9,15 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 1e-2, to
 
 
 def assert_accurate(
-    actual: dict[str, Tensor], same_precision: dict[str, Tensor], exact: dict[str, Tensor]
+    actual: dict[str, Tensor],
+    same_precision: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    tolerance: float | None = None,
 ) -> None:
     """Check results by name against the float64 reference `exact`.
 
     The largest error may exceed that of plain PyTorch in the same precision by no more than the
-    tolerance of the dtype, relative to the largest entry.
+    tolerance, by default that of the dtype, relative to the largest entry.
     """
     assert actual.keys() == exact.keys() == same_precision.keys()
     for name, result in actual.items():
@@ -24,7 +27,7 @@ def assert_accurate(
         assert result.isfinite().all(), name
         scale = max(_largest(wanted), 1e-2)
         error, plain_error = _largest(result.cpu() - wanted), _largest(plain.cpu() - wanted)
-        limit = plain_error + TOLERANCE[plain.dtype] * scale
+        limit = plain_error + (tolerance or TOLERANCE[plain.dtype]) * scale
         assert error <= limit, f"{name}: error {error:.3e} above {limit:.3e} at scale {scale:.3e}"
 
 

@@ -22,20 +22,23 @@ ROOT = Path(__file__).resolve().parents[1]
 def build_module(source: Path, name: str) -> ModuleType:
     """Build a target of the CMake project in the folder `source`, and import it.
 
+    With the environment variable DEEPCRF_SANITIZE=ON, with the sanitizers of `make sanitize`.
+
     What was built is kept under a digest of all that went into it, so that nothing runs, CMake
     neither, until some of that changes.
 
     Raises:
         RuntimeError: The build failed; the message ends with the compiler's.
     """
-    folder = ROOT / "build" / source.name
+    sanitize = os.environ.get("DEEPCRF_SANITIZE") == "ON"
+    folder = ROOT / "build" / (f"{source.name}_sanitized" if sanitize else source.name)
     folder.mkdir(parents=True, exist_ok=True)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     path = folder / f"{name}-{_digest(source)}{suffix}"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            _build(source, folder, name)
+            _build(source, folder, name, ["-DDEEPCRF_SANITIZE=ON"] if sanitize else [])
             for former in folder.glob(f"{name}-*{suffix}"):
                 former.unlink()
             (folder / (name + suffix)).rename(path)
@@ -65,7 +68,7 @@ def _digest(source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(source: Path, folder: Path, target: str) -> None:
+def _build(source: Path, folder: Path, target: str, settings: list[str]) -> None:
     cache = folder / "CMakeCache.txt"
     if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={source}\n" not in cache.read_text():
         cache.unlink()  # of a checkout that was copied
@@ -77,6 +80,7 @@ def _build(source: Path, folder: Path, target: str) -> None:
         *(cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja"),
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
+        *settings,
     ]
     for command in (configure, [cmake, "--build", str(folder), "--target", target]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -27,7 +27,8 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
 void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                          const py::object& marginals,
                                          const py::object& grad_messages, const py::tuple& gradient,
-                                         int num_threads, uintptr_t stream) {
+                                         const std::string& precision, int num_threads,
+                                         uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -35,7 +36,7 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
   const DType dtype = accumulator_dtype(factored.dtype);
   const MessageGradientArguments arguments = {
       untyped(marginals, "marginals", dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", dtype, device, {N, K})};
+      untyped(grad_messages, "grad_messages", dtype, device, {N, K}), matmul_precision(precision)};
   const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_messages_factored_backward, view, factored, arguments,
                           out, execution_context(num_threads, stream));
@@ -67,7 +68,7 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
   const DType dtype = accumulator_dtype(table.dtype);
   const MessageGradientArguments arguments = {
       untyped(marginals, "marginals", dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", dtype, device, {N, K})};
+      untyped(grad_messages, "grad_messages", dtype, device, {N, K}), MatmulPrecision::highest};
   void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
   DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
                  execution_context(num_threads, stream));
@@ -81,7 +82,7 @@ void bind_pairwise_messages(py::module_& module) {
              py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_factored_backward", &pairwise_messages_factored_backward,
              py::arg("graph"), py::arg("potential"), py::arg("marginals"), py::arg("grad_messages"),
-             py::arg("gradient"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("gradient"), py::arg("precision"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_table", &pairwise_messages_table, py::arg("graph"),
              py::arg("energies"), py::arg("marginals"), py::arg("messages"), py::arg("num_threads"),
              py::arg("stream"));

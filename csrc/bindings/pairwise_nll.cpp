@@ -8,21 +8,23 @@ namespace {
 
 void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
                            const py::object& labels, int64_t ignore_index, const py::object& losses,
-                           int num_threads, uintptr_t stream) {
+                           const std::string& precision, int num_threads, uintptr_t stream) {
   const Device device = Tensor(losses, "losses").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = accumulator_dtype(factored.dtype);
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
-  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored, view, factored, truth, out,
+  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored, view, factored,
+                          matmul_precision(precision), truth, out,
                           execution_context(num_threads, stream));
 }
 
 void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& potential,
                                     const py::object& labels, int64_t ignore_index,
                                     const py::object& edge_weight, const py::object& losses,
-                                    const py::tuple& gradient, int num_threads, uintptr_t stream) {
+                                    const py::tuple& gradient, const std::string& precision,
+                                    int num_threads, uintptr_t stream) {
   const Device device = Tensor(losses, "losses").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
@@ -32,8 +34,9 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
       factored_gradient(gradient, factored, view.num_nodes, device);
-  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored_backward, view, factored, truth, weight,
-                          out, gradients, execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored_backward, view, factored,
+                          matmul_precision(precision), truth, weight, out, gradients,
+                          execution_context(num_threads, stream));
 }
 
 void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
@@ -93,11 +96,11 @@ void bind_pairwise_nll(py::module_& module) {
              py::arg("factor"), py::arg("allocate"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored", &pairwise_nll_factored, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"), py::arg("losses"),
-             py::arg("num_threads"), py::arg("stream"));
+             py::arg("precision"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_factored_backward", &pairwise_nll_factored_backward, py::arg("graph"),
              py::arg("potential"), py::arg("labels"), py::arg("ignore_index"),
-             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("edge_weight"), py::arg("losses"), py::arg("gradient"), py::arg("precision"),
+             py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_nll_table", &pairwise_nll_table, py::arg("graph"), py::arg("energies"),
              py::arg("labels"), py::arg("ignore_index"), py::arg("losses"), py::arg("num_threads"),
              py::arg("stream"));

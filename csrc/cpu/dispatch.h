@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/factored_potential.h"
+
 namespace deepcrf::cpu {
 
 // amx is avx512_bf16 with matrix tiles for products of bfloat16.
@@ -73,19 +75,29 @@ Function* select_isa(Function* portable, Function* avx2, Function* avx512, Funct
 
 #endif
 
-// Sources in DEEPCRF_CPU_TILE_SOURCES define the same in namespace amx, for bfloat16 alone.
+// The number of bfloat16 that stand for an operand of a product by matrix tiles, as their sum; 0
+// where tiles are not to multiply it. Of few labels, the three products of sums of two take as long
+// as one of float32.
+inline int tile_summands(const AnyFactoredPotential& potential, MatmulPrecision precision) {
+  constexpr int64_t kFewLabels = 7;
+  if (potential.dtype == DType::float64 || precision == MatmulPrecision::highest) return 0;
+  if (precision == MatmulPrecision::medium) return 1;
+  return potential.dtype == DType::float32 && potential.num_labels <= kFewLabels ? 0 : 2;
+}
+
+// Sources in DEEPCRF_CPU_TILE_SOURCES define the same in namespace amx, for potentials that have
+// tile_summands().
 #ifdef DEEPCRF_WITH_TILES
 #define DEEPCRF_DECLARE_TILES(function) \
   namespace amx {                       \
   decltype(cpu::function) function;     \
   }
-#define DEEPCRF_SELECT_TILES(dtype, function)                             \
-  ((dtype) == DType::bfloat16 && ::deepcrf::cpu::active_isa() == Isa::amx \
-       ? amx::function                                                    \
-       : DEEPCRF_SELECT_ISA(function))
+#define DEEPCRF_SELECT_TILES(summands, function)                              \
+  ((summands) > 0 && ::deepcrf::cpu::active_isa() == Isa::amx ? amx::function \
+                                                              : DEEPCRF_SELECT_ISA(function))
 #else
 #define DEEPCRF_DECLARE_TILES(function)
-#define DEEPCRF_SELECT_TILES(dtype, function) DEEPCRF_SELECT_ISA(function)
+#define DEEPCRF_SELECT_TILES(summands, function) DEEPCRF_SELECT_ISA(function)
 #endif
 
 }  // namespace deepcrf::cpu

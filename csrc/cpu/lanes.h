@@ -39,6 +39,25 @@ inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
   return (Vec<float>)(__builtin_convertvector(halves, Words) << 16);
 }
 
+inline Vec<float> load_up_to(const float16* from, int64_t count) {
+  constexpr int V = kLanes<float>;
+  float16 halves[V] = {};
+  if (count >= V) {
+    std::memcpy(halves, from, sizeof(halves));
+  } else {
+    std::memcpy(halves, from, count * sizeof(float16));
+  }
+#if defined(__AVX512F__)
+  __m256i bits;
+  std::memcpy(&bits, halves, sizeof(bits));
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xFFFF, bits);
+#else
+  float lanes[V];
+  for (int i = 0; i < V; ++i) lanes[i] = halves[i];
+  return load(lanes);
+#endif
+}
+
 template <typename T>
 inline void store_up_to(T* to, int64_t count, Vec<T> v) {
   if (count >= kLanes<T>) return store(to, v);

@@ -24,7 +24,9 @@ DEEPCRF_DECLARE_TILES(mean_field)
 void mean_field(const std::vector<GraphView>& graphs,
                 const std::vector<AnyFactoredPotential>& potentials,
                 const MeanFieldArguments& arguments, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_TILES(arguments.dtype, mean_field)(graphs, potentials, arguments, ctx);
+  [[maybe_unused]] const int summands =
+      potentials.empty() ? 0 : tile_summands(potentials[0], arguments.precision);
+  DEEPCRF_SELECT_TILES(summands, mean_field)(graphs, potentials, arguments, ctx);
 }
 
 }  // namespace deepcrf::cpu

@@ -176,6 +176,20 @@ class MessageGradient {
   Buffer<T> weight_gradient_;  // [group, K, K, lanes]
 };
 
+// The coefficients that a node brings to its neighbours; call in parallel.
+template <typename T>
+void join_coefficients(int64_t num_nodes, int64_t num_labels,
+                       const T* marginals,      // [N, K]
+                       const T* grad_messages,  // [N, K]
+                       T* coefficients) {       // [N, 2K]: marginals, then grad_messages
+#pragma omp for schedule(static)
+  for (int64_t p = 0; p < num_nodes; ++p) {
+    T* to = coefficients + p * 2 * num_labels;
+    std::copy_n(marginals + p * num_labels, num_labels, to);
+    std::copy_n(grad_messages + p * num_labels, num_labels, to + num_labels);
+  }
+}
+
 // dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]); call in parallel.
 template <typename T>
 void differentiate_bias(const GraphView& graph, int64_t num_labels, const T* marginals,
@@ -226,11 +240,7 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
 #pragma omp parallel num_threads(num_threads)
   {
     MessageGradient<T>& worker = workers.mine();
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < num_nodes; ++p) {
-      std::copy_n(marginals + p * K, K, coefficients.get() + p * 2 * K);
-      std::copy_n(grad_messages + p * K, K, coefficients.get() + p * 2 * K + K);
-    }
+    join_coefficients(num_nodes, K, marginals, grad_messages, coefficients.get());
     differentiate_bias(graph, K, marginals, grad_messages, coefficients.get(), neighbour_sums.get(),
                        static_cast<T*>(gradient.bias));
 

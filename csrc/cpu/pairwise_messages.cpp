@@ -110,12 +110,13 @@ namespace deepcrf::cpu {
 DEEPCRF_DECLARE_ISAS(pairwise_messages_factored)
 DEEPCRF_DECLARE_TILES(pairwise_messages_factored)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_factored_backward)
+DEEPCRF_DECLARE_TILES(pairwise_messages_factored_backward)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_table)
 DEEPCRF_DECLARE_ISAS(pairwise_messages_table_backward)
 
 void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                                 const MessageArguments& arguments, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_messages_factored)
+  DEEPCRF_SELECT_TILES(tile_summands(potential, arguments.precision), pairwise_messages_factored)
   (graph, potential, arguments, ctx);
 }
 
@@ -124,7 +125,8 @@ void pairwise_messages_factored_backward(const GraphView& graph,
                                          const MessageGradientArguments& arguments,
                                          const AnyFactoredGradient& gradient,
                                          const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_ISA(pairwise_messages_factored_backward)
+  DEEPCRF_SELECT_TILES(tile_summands(potential, arguments.precision),
+                       pairwise_messages_factored_backward)
   (graph, potential, arguments, gradient, ctx);
 }
 

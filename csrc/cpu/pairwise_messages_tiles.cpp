@@ -1,4 +1,6 @@
-// Messages over bfloat16 potentials by matrix tiles.
+// Messages and their gradient by matrix tiles.
+#include "cpu/dispatch.h"
+#include "cpu/tile_message_gradient.h"
 #include "cpu/tile_messages.h"
 #include "ops/pairwise_messages.h"
 
@@ -6,8 +8,22 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 
 void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                                 const MessageArguments& arguments, const ExecutionContext& ctx) {
-  receive_all<TileReceiver>(graph, potential, static_cast<const float*>(arguments.marginals),
-                            static_cast<float*>(arguments.messages), ctx.num_threads);
+  const auto run = tile_summands(potential, arguments.precision) == 2
+                       ? receive_all<TileReceiver<2>>
+                       : receive_all<TileReceiver<1>>;
+  run(graph, potential, static_cast<const float*>(arguments.marginals),
+      static_cast<float*>(arguments.messages), ctx.num_threads);
+}
+
+void pairwise_messages_factored_backward(const GraphView& graph,
+                                         const AnyFactoredPotential& potential,
+                                         const MessageGradientArguments& arguments,
+                                         const AnyFactoredGradient& gradient,
+                                         const ExecutionContext& ctx) {
+  const auto run = tile_summands(potential, arguments.precision) == 2 ? tile_messages_backward<2>
+                                                                      : tile_messages_backward<1>;
+  run(graph, potential, static_cast<const float*>(arguments.marginals),
+      static_cast<const float*>(arguments.grad_messages), gradient, ctx.num_threads);
 }
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

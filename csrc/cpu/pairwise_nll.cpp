@@ -114,12 +114,14 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype
 }
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
-                           const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
+                           MatmulPrecision, const EdgeLabels& labels, void* losses,
+                           const ExecutionContext& ctx) {
   factored_losses(graph, potential, labels, nullptr, losses, nullptr, ctx.num_threads);
 }
 
 void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
-                                    const EdgeLabels& labels, const void* edge_weight, void* losses,
+                                    MatmulPrecision, const EdgeLabels& labels,
+                                    const void* edge_weight, void* losses,
                                     const AnyFactoredGradient& gradient,
                                     const ExecutionContext& ctx) {
   factored_losses(graph, potential, labels, edge_weight, losses, &gradient, ctx.num_threads);
@@ -165,17 +167,19 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels, DType dtype
 }
 
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
-                           const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_nll_factored)
-  (graph, potential, labels, losses, ctx);
+                           MatmulPrecision precision, const EdgeLabels& labels, void* losses,
+                           const ExecutionContext& ctx) {
+  DEEPCRF_SELECT_TILES(tile_summands(potential, precision), pairwise_nll_factored)
+  (graph, potential, precision, labels, losses, ctx);
 }
 
 void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
-                                    const EdgeLabels& labels, const void* edge_weight, void* losses,
+                                    MatmulPrecision precision, const EdgeLabels& labels,
+                                    const void* edge_weight, void* losses,
                                     const AnyFactoredGradient& gradient,
                                     const ExecutionContext& ctx) {
-  DEEPCRF_SELECT_TILES(potential.dtype, pairwise_nll_factored_backward)
-  (graph, potential, labels, edge_weight, losses, gradient, ctx);
+  DEEPCRF_SELECT_TILES(tile_summands(potential, precision), pairwise_nll_factored_backward)
+  (graph, potential, precision, labels, edge_weight, losses, gradient, ctx);
 }
 
 void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,

@@ -93,17 +93,25 @@ class TileScope {
 
 // A matrix as tiles are read from it: tile (i, step) of an operand A, or (step, j) of B, begins at
 // data + tile * tile_step + step * depth_step, all in 32-bit elements.
+//
+// An element stands for itself, rounded to bfloat16, or is a sum of two: then what rounding left is
+// a matrix of the same form, remainder_step further.
 struct TileOperand {
   const void* data;
   int64_t tile_step;
   int64_t depth_step;
   int64_t row_step;
+  int64_t remainder_step;
 
   const void* at(int64_t tile, int64_t step) const {
     return static_cast<const uint32_t*>(data) + tile * tile_step + step * depth_step;
   }
   TileOperand from_tile(int64_t tile) const {
-    return {at(tile, 0), tile_step, depth_step, row_step};
+    return {at(tile, 0), tile_step, depth_step, row_step, remainder_step};
+  }
+  TileOperand remainder() const {
+    return {static_cast<const uint32_t*>(data) + remainder_step, tile_step, depth_step, row_step,
+            0};
   }
 };
 
@@ -117,18 +125,10 @@ inline void begin_sums(const float* sums, int64_t stride, bool fresh) {
   }
 }
 
-// sums[Rows, Columns] (tiles) += A B over `steps`; where `fresh`, = A B.
+// Tiles 0 to 3 += A B over `steps`.
 template <int Rows, int Columns>
-inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperand& b,
-                           float* sums,  // rows sums_row apart
-                           int64_t sums_row, bool fresh) {
-  static_assert(Rows <= 2 && Columns <= 2);
-  const int64_t sums_stride = sums_row * 4, a_stride = a.row_step * 4, b_stride = b.row_step * 4;
-  float* below = sums + kTileRows * sums_row;
-  begin_sums<0>(sums, sums_stride, fresh);
-  if constexpr (Columns == 2) begin_sums<1>(sums + kTileRows, sums_stride, fresh);
-  if constexpr (Rows == 2) begin_sums<2>(below, sums_stride, fresh);
-  if constexpr (Rows == 2 && Columns == 2) begin_sums<3>(below + kTileRows, sums_stride, fresh);
+inline void multiply_steps(int64_t steps, const TileOperand& a, const TileOperand& b) {
+  const int64_t a_stride = a.row_step * 4, b_stride = b.row_step * 4;
   for (int64_t step = 0; step < steps; ++step) {
     load_tile<4>(a.at(0, step), a_stride);
     load_tile<6>(b.at(0, step), b_stride);
@@ -143,6 +143,26 @@ inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperan
       if constexpr (Columns == 2) multiply_tiles<3, 5, 7>();
     }
   }
+}
+
+// sums[Rows, Columns] (tiles) += A B over `steps`; where `fresh`, = A B. Of elements that are sums
+// of two, the product of both remainders is left out: it is as small as what is left of them.
+template <int Summands, int Rows, int Columns>
+inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperand& b,
+                           float* sums,  // rows sums_row apart
+                           int64_t sums_row, bool fresh) {
+  static_assert(Summands <= 2 && Rows <= 2 && Columns <= 2);
+  const int64_t sums_stride = sums_row * 4;
+  float* below = sums + kTileRows * sums_row;
+  begin_sums<0>(sums, sums_stride, fresh);
+  if constexpr (Columns == 2) begin_sums<1>(sums + kTileRows, sums_stride, fresh);
+  if constexpr (Rows == 2) begin_sums<2>(below, sums_stride, fresh);
+  if constexpr (Rows == 2 && Columns == 2) begin_sums<3>(below + kTileRows, sums_stride, fresh);
+  multiply_steps<Rows, Columns>(steps, a, b);
+  if constexpr (Summands == 2) {
+    multiply_steps<Rows, Columns>(steps, a, b.remainder());
+    multiply_steps<Rows, Columns>(steps, a.remainder(), b);
+  }
   store_tile<0>(sums, sums_stride);
   if constexpr (Columns == 2) store_tile<1>(sums + kTileRows, sums_stride);
   if constexpr (Rows == 2) store_tile<2>(below, sums_stride);
@@ -150,6 +170,7 @@ inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperan
 }
 
 // The same for any number of tiles. B's tiles of two columns stay in L1 while all rows pass.
+template <int Summands>
 inline void multiply_tiles_into(int64_t rows, int64_t columns, int64_t steps, const TileOperand& a,
                                 const TileOperand& b, float* sums, int64_t sums_row, bool fresh) {
   for (int64_t j = 0; j < columns; j += 2) {
@@ -157,10 +178,45 @@ inline void multiply_tiles_into(int64_t rows, int64_t columns, int64_t steps, co
     for (int64_t i = 0; i < rows; i += 2) {
       float* block = sums + i * kTileRows * sums_row + j * kTileRows;
       const bool two_rows = i + 1 < rows, two_columns = j + 1 < columns;
-      const auto multiply = two_rows ? (two_columns ? multiply_block<2, 2> : multiply_block<2, 1>)
-                                     : (two_columns ? multiply_block<1, 2> : multiply_block<1, 1>);
+      const auto multiply =
+          two_rows
+              ? (two_columns ? multiply_block<Summands, 2, 2> : multiply_block<Summands, 2, 1>)
+              : (two_columns ? multiply_block<Summands, 1, 2> : multiply_block<Summands, 1, 1>);
       multiply(steps, a.from_tile(i), b_columns, block, sums_row, fresh);
     }
+  }
+}
+
+// Calls store(i, pairs) with the pairs of two vectors as sums of Summands bfloat16 each.
+template <int Summands, typename Store>
+inline void split_pairs(Vec<float> first, Vec<float> second, Store&& store) {
+#pragma GCC unroll 2
+  for (int i = 0; i < Summands; ++i) {
+    const Vec<BfloatPair> pairs = pack_pairs(first, second);
+    store(i, pairs);
+    first -= firsts(pairs);
+    second -= seconds(pairs);
+  }
+}
+
+// The same of neighbours in one vector; what rounding left goes remainder_step words further.
+template <int Summands>
+inline void store_split(bfloat16* to, int64_t remainder_step, Vec<float> v) {
+#pragma GCC unroll 2
+  for (int i = 0; i < Summands; ++i) {
+    bfloat16* rounded = to + 2 * i * remainder_step;
+    store_bfloat16(reinterpret_cast<BfloatPair*>(rounded), v);
+    if (i + 1 < Summands) v -= load_up_to(rounded, kTileRows);
+  }
+}
+
+// Calls function(T{}) with the dtype of a potential that tiles multiply.
+template <class Function>
+inline void dispatch_tile_dtype(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::float32: return function(float{});
+    case DType::float16: return function(float16{});
+    default: return function(bfloat16{});
   }
 }
 

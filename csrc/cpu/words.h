@@ -47,6 +47,12 @@ inline Vec<BfloatPair> pack_pairs(Vec<float> first, Vec<float> second) {
 #endif
 }
 
+// The numbers of pairs.
+inline Vec<float> firsts(Vec<BfloatPair> pairs) { return (Vec<float>)(pairs << 16); }
+inline Vec<float> seconds(Vec<BfloatPair> pairs) {
+  return (Vec<float>)(pairs & static_cast<int32_t>(0xFFFF0000u));
+}
+
 // Sixteen floats, rounded to nearest even, as eight neighbouring pairs.
 inline void store_bfloat16(BfloatPair* to, Vec<float> v) {
 #if defined(__AVX512BF16__)

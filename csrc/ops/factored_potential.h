@@ -7,8 +7,9 @@
 
 namespace deepcrf {
 
-// How exact products of float32 must be on CUDA, by torch's names: as float32; three products of
-// TensorFloat32; one. The CPU's are of float32.
+// How exact products must be, by torch's names: as float32; three products of TensorFloat32 on
+// CUDA, of bfloat16 by matrix tiles of a CPU; one. Other kernels of the CPU multiply float32
+// whatever it is.
 enum class MatmulPrecision { highest, high, medium };
 
 template <class T>

@@ -21,6 +21,7 @@ struct MessageArguments {
 struct MessageGradientArguments {
   const void* marginals;      // [N, K]
   const void* grad_messages;  // [N, K]
+  MatmulPrecision precision;  // of the CPU's products
 };
 
 namespace cpu {

@@ -18,13 +18,13 @@ struct EdgeLabels {
 
 namespace cpu {
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
-                           const EdgeLabels& labels,
+                           MatmulPrecision precision, const EdgeLabels& labels,
                            void* losses,  // [E]
                            const ExecutionContext& ctx);
 
 // The loss and, in the same pass, the gradient of sum_e edge_weight[e] * loss[e].
 void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPotential& potential,
-                                    const EdgeLabels& labels,
+                                    MatmulPrecision precision, const EdgeLabels& labels,
                                     const void* edge_weight,  // [E], or null: all ones
                                     void* losses,             // [E]
                                     const AnyFactoredGradient& gradient,

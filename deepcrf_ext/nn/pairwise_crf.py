@@ -305,7 +305,7 @@ def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: in
             marginals = mean_field(unary, potentials, iterations - 1)
         for potential in potentials:
             own = potential_tensors(potential)
-            energies = energies + messages(graph_tensors(potential.graph), own, marginals)
+            energies = energies + messages(graph_tensors(potential.graph), own, marginals, False)
     return (-energies).log_softmax(1)
 
 

@@ -50,7 +50,7 @@ def uses_cuda_kernels(tensor: torch.Tensor) -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether the kernels of the CPU multiply bfloat16 by matrix tiles (Intel AMX)."""
+    """Whether the kernels of the CPU multiply by matrix tiles (Intel AMX) what may be bfloat16."""
     return bool(native().cpu_isa() == "amx")
 
 
@@ -58,3 +58,17 @@ def allocator(tensor: torch.Tensor) -> Callable[[int], torch.Tensor]:
     """What makes the scratch memory of a native call beside the tensor: of a number of bytes, uint8
     [bytes], uninitialised. The kernels of the CPU do not call it."""
     return functools.partial(torch.empty, dtype=torch.uint8, device=tensor.device)
+
+
+def product_precision(dtype: torch.dtype, exact: bool = False) -> str:
+    """How exact products of a potential are to be now, as `torch.set_float32_matmul_precision` says
+    it: "highest", "high" or "medium".
+
+    Of float32 what torch says. On a CPU with matrix tiles an operand is one bfloat16 under "medium"
+    and the sum of two, which hold a float16, under "high".
+
+    exact: "high" at least.
+    """
+    of_halves = {torch.bfloat16: "medium", torch.float16: "high"}
+    precision = of_halves.get(dtype) or torch.get_float32_matmul_precision()
+    return "high" if exact and precision == "medium" else precision

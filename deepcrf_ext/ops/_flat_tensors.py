@@ -52,9 +52,15 @@ def prepare(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def prepare_products(potential: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`prepare` of what messages read: bfloat16 stays as it is where matrix tiles multiply it."""
-    tiles = len(potential) == 4 and potential[0].dtype == torch.bfloat16 and _backend.has_tiles()
-    return tuple(tensor.contiguous() for tensor in potential) if tiles else prepare(potential)
+    """`prepare` of what is multiplied: halves stay as they are where matrix tiles read them."""
+    if len(potential) == 4 and tiles_read(potential[0].dtype):
+        return tuple([tensor.contiguous() for tensor in potential])
+    return prepare(potential)
+
+
+def tiles_read(dtype: torch.dtype) -> bool:
+    """Whether kernels of the CPU read factored potentials of this dtype, a half, as it is."""
+    return dtype in HALVES and _backend.has_tiles()
 
 
 def prepare_values(values: Tensor) -> Tensor:

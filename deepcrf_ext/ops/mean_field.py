@@ -17,6 +17,7 @@ from deepcrf_ext.ops._flat_tensors import (
     potential_tensors,
     prepare,
     prepare_products,
+    tiles_read,
 )
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.pairwise_messages import messages
@@ -42,7 +43,7 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
 
     Returns:
         [N, K] in the dtype of ``unary``; rows sum to 1. Under `torch.autocast` float32, as that of
-        `torch.softmax`. Between iterations nothing is rounded to less. On CUDA
+        `torch.softmax`. Between iterations nothing is rounded to less.
         `torch.set_float32_matmul_precision` holds as in `pairwise_messages`.
 
     Raises:
@@ -69,7 +70,8 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
     for _ in range(iterations):
         energies = wide_unary
         for graph, potential in zip(graphs, tensors, strict=True):
-            energies = energies + messages(graph, potential, marginals)
+            # The gradient is taken at the marginals, so that errors of theirs add to its own.
+            energies = energies + messages(graph, potential, marginals, True)
         marginals = (-energies).softmax(1)
     return marginals.to(dtype)
 
@@ -81,7 +83,12 @@ def _needs_gradient(unary: Tensor, potentials: Sequence[Sequence[Tensor]]) -> bo
 
 
 def _widened(potential: list[Tensor]) -> list[Tensor]:
-    if potential[0].dtype not in HALVES:
+    dtype = potential[0].dtype
+    if dtype not in HALVES:
+        return potential
+    # A compiled graph does not ask for the kernels of the machine that it is traced on.
+    compiling = torch.compiler.is_compiling()
+    if len(potential) == _POTENTIAL_TENSORS and not compiling and tiles_read(dtype):
         return potential
     return [tensor.to(torch.float32) for tensor in potential]
 
@@ -106,7 +113,7 @@ def mean_field_factored(
         unary,
         iterations,
         marginals,
-        torch.get_float32_matmul_precision(),
+        _backend.product_precision(potentials[0].dtype if potentials else unary.dtype),
     )
     _backend.native().mean_field(
         *arguments, _backend.allocator(unary), *_backend.launch_args(unary)

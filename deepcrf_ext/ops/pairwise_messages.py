@@ -44,10 +44,12 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
 
     Returns:
         [N, K] in the dtype of the potential, summed in float32 at least. Under `torch.autocast` in
-        its dtype, as a matrix product. On CUDA `torch.set_float32_matmul_precision` holds for a
-        float32 potential: "highest" multiplies in float32, "high" by three products of
-        TensorFloat32, nearly as exact, "medium" by one, which rounds each operand by 2⁻¹¹.
-        Gradients take torch's own products as well, which under "high" are TensorFloat32.
+        its dtype, as a matrix product. `torch.set_float32_matmul_precision`, read at every call and
+        again by backward, holds for a float32 potential on CUDA and on CPUs with matrix tiles
+        (Intel AMX): "highest", the default, multiplies in float32, "high" by three products of
+        TensorFloat32 on CUDA and of bfloat16 on the CPU (16 bits of each operand), "medium" by one,
+        which rounds each operand by 2⁻¹¹ on CUDA and 2⁻⁹ on the CPU. Gradients on CUDA take torch's
+        own products as well, which under "high" are TensorFloat32.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -58,16 +60,18 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
     dtype = autocast_dtype(marginals.device)
     if dtype is None or potential.dtype == torch.float64:
         dtype = potential.dtype
-    return messages(graph, tensors, marginals).to(dtype)
+    return messages(graph, tensors, marginals, False).to(dtype)
 
 
 class _Messages(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: list[Tensor], marginals: Tensor, *potential: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, graph: list[Tensor], exact: bool, marginals: Tensor, *potential: Tensor
+    ) -> Tensor:
         ctx.graph = graph
         ctx.save_for_backward(marginals, *potential)
         with below_autograd():
-            return messages(graph, list(potential), marginals)
+            return messages(graph, list(potential), marginals, exact)
 
     @staticmethod
     def backward(ctx: Any, *grad_messages: Tensor) -> tuple[Any, ...]:
@@ -75,41 +79,52 @@ class _Messages(torch.autograd.Function):
         marginals, *potential = ctx.saved_tensors
         gradients: list[Tensor | None] = [None] * (1 + len(potential))
         with torch.no_grad():
-            if ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[2]:
                 of_marginals = _gradient_of_marginals(ctx.graph, potential, gradient)
                 gradients[0] = of_marginals.to(marginals.dtype)
-            if any(ctx.needs_input_grad[2:]):
+            if any(ctx.needs_input_grad[3:]):
                 of_potential = messages_backward(ctx.graph, potential, marginals, gradient)
                 gradients[1:] = rounded(of_potential, potential)
         origins = [gradient, marginals, *potential]
-        return None, *once(
-            "deepcrf_ext: the backward pass of pairwise_messages", gradients, origins
+        return (
+            None,
+            None,
+            *once("deepcrf_ext: the backward pass of pairwise_messages", gradients, origins),
         )
 
 
 def _gradient_of_marginals(
     graph: list[Tensor], potential: list[Tensor], gradient: Tensor
 ) -> Tensor:
-    if potential[0].dtype == torch.float16:  # gradients may be larger than it holds, or smaller
+    # Gradients may be larger than float16 holds, or smaller.
+    if potential[0].dtype == torch.float16 and _backend.uses_cuda_kernels(gradient):
         potential = [tensor.to(torch.float32) for tensor in potential]
-    return messages(graph, potential, gradient)
+    return messages(graph, potential, gradient, False)
 
 
-def _differentiable(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
-    result: Tensor = _Messages.apply(graph, marginals, *potential)
+def _differentiable(
+    graph: list[Tensor], potential: list[Tensor], marginals: Tensor, exact: bool
+) -> Tensor:
+    result: Tensor = _Messages.apply(graph, exact, marginals, *potential)
     return result
 
 
-def _fake(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
+def _fake(graph: list[Tensor], potential: list[Tensor], marginals: Tensor, exact: bool) -> Tensor:
     return empty_values(marginals, *marginals.shape)
 
 
 @operator(fake=_fake, differentiable=_differentiable)
-def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) -> Tensor:
-    """`pairwise_messages` of the tensors of a graph and a potential, in the dtype of its sums."""
+def messages(
+    graph: list[Tensor], potential: list[Tensor], marginals: Tensor, exact: bool
+) -> Tensor:
+    """`pairwise_messages` of the tensors of a graph and a potential, in the dtype of its sums.
+
+    exact: products by the CPU's matrix tiles are of sums of two bfloat16, where one might do.
+    """
     graph_operand, operand = prepare(graph), prepare_products(potential)
     values = prepare_values(marginals)
     received = empty_values(values, *values.shape)
+    exact = exact and not _backend.uses_cuda_kernels(values)
     native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:
         native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
@@ -119,7 +134,7 @@ def messages(graph: list[Tensor], potential: list[Tensor], marginals: Tensor) ->
             operand,
             values,
             received,
-            torch.get_float32_matmul_precision(),
+            _backend.product_precision(operand[0].dtype, exact),
             _backend.allocator(values),
             *launch_args,
         )
@@ -137,7 +152,7 @@ def messages_backward(
     graph: list[Tensor], potential: list[Tensor], marginals: Tensor, grad_messages: Tensor
 ) -> list[Tensor]:
     """Gradients of the tensors of the potential, given that of the messages, [N, K]."""
-    graph_operand, operand = prepare(graph), prepare(potential)
+    graph_operand, operand = prepare(graph), prepare_products(potential)
     values, gradient = prepare_values(marginals), prepare_values(grad_messages)
     if len(potential) != 1 and _backend.uses_cuda_kernels(values):
         return potential_gradients(graph_operand, operand, values, gradient)
@@ -149,6 +164,12 @@ def messages_backward(
         )
     else:
         native.pairwise_messages_factored_backward(
-            graph_operand, operand, values, gradient, tuple(gradients), *launch_args
+            graph_operand,
+            operand,
+            values,
+            gradient,
+            tuple(gradients),
+            _backend.product_precision(operand[0].dtype),
+            *launch_args,
         )
     return gradients

@@ -21,6 +21,7 @@ from deepcrf_ext.ops._flat_tensors import (
     graph_tensors,
     potential_tensors,
     prepare,
+    prepare_products,
     prepare_values,
     rounded,
 )
@@ -48,6 +49,8 @@ def pairwise_nll(
     Returns:
         A scalar, or [E], in the dtype of the potential; under `torch.autocast` in float32, as that
         of `torch.nn.functional.cross_entropy`. Sums are taken in float32 at least.
+        `torch.set_float32_matmul_precision` holds for a float32 potential on CPUs with matrix tiles
+        (Intel AMX) as in `pairwise_messages`, and on CUDA as for torch's own products.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -199,17 +202,21 @@ def _losses(
     if potential[0].dtype == torch.bfloat16 and len(potential) == 4:
         operand = tuple(tensor.contiguous() for tensor in potential)  # multiplied as it is
     else:
-        operand = prepare(potential)
+        operand = prepare_products(potential)
     losses = empty_values(operand[0], *graph[1].shape)
     gradients = empty_gradients(potential) if differentiate else []
-    native, launch_args = _backend.native(), _backend.launch_args(losses)
-    arguments = (graph_operand, operand if len(operand) == 4 else operand[0], labels, ignore_index)
-    name = "pairwise_nll_factored" if len(operand) == 4 else "pairwise_nll_table"
+    native = _backend.native()
+    closing: tuple[Any, ...] = _backend.launch_args(losses)
+    factored = len(operand) == 4
+    arguments = (graph_operand, operand if factored else operand[0], labels, ignore_index)
+    name = "pairwise_nll_factored" if factored else "pairwise_nll_table"
+    if factored:
+        closing = (_backend.product_precision(operand[0].dtype), *closing)
     if not differentiate:
-        getattr(native, name)(*arguments, losses, *launch_args)
+        getattr(native, name)(*arguments, losses, *closing)
     else:
-        results = tuple(gradients) if len(gradients) == 4 else gradients[0]
-        getattr(native, name + "_backward")(*arguments, weight, losses, results, *launch_args)
+        results = tuple(gradients) if factored else gradients[0]
+        getattr(native, name + "_backward")(*arguments, weight, losses, results, *closing)
     return losses, gradients
 
 

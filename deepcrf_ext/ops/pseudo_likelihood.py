@@ -44,6 +44,7 @@ def pseudo_likelihood_nll(
     Returns:
         A scalar, or [N], in the dtype of ``unary``; under `torch.autocast` in float32, as that of
         `torch.nn.functional.cross_entropy`. Sums are taken in float32 at least.
+        `torch.set_float32_matmul_precision` holds as in `pairwise_messages`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -58,7 +59,7 @@ def pseudo_likelihood_nll(
 
     for potential in potentials:
         tensors = potential_tensors(potential)
-        energies = energies + messages(graph_tensors(potential.graph), tensors, truth)
+        energies = energies + messages(graph_tensors(potential.graph), tensors, truth, False)
         if potential.graph.num_self_loops:
             with torch.autocast(unary.device.type, enabled=False):
                 wide = type(potential)(potential.graph, *(t.to(truth.dtype) for t in tensors))

@@ -99,17 +99,23 @@ void multiply(int sums, int a, int b) {
   require(rows(a) == rows(sums), "A must have the rows of the sums", a);
   require(row_bytes(b) == row_bytes(sums), "B must have the columns of the sums", b);
   require(row_bytes(a) == 4 * rows(b), "A must have as many pairs as B has rows", a);
-  for (int m = 0; m < rows(sums); ++m) {
-    for (int n = 0; n < row_bytes(sums) / 4; ++n) {
-      float sum;
-      std::memcpy(&sum, &state.data[sums][m][n * sizeof(sum)], sizeof(sum));
-      for (int k = 0; k < rows(b); ++k) {
-        for (int i = 0; i < 2; ++i) {
-          sum += float(element(a, m, 2 * k + i)) * float(element(b, k, 2 * n + i));
-        }
-      }
-      std::memcpy(&state.data[sums][m][n * sizeof(sum)], &sum, sizeof(sum));
+  // B as [row, number of its pairs, column]; all is zero outside of the shapes.
+  float right[kRows][2][kRows];
+  for (int k = 0; k < kRows; ++k) {
+    for (int n = 0; n < kRows; ++n) {
+      for (int i = 0; i < 2; ++i) right[k][i][n] = element(b, k, 2 * n + i);
     }
+  }
+  for (int m = 0; m < rows(sums); ++m) {
+    float row[kRows];
+    std::memcpy(row, state.data[sums][m], sizeof(row));
+    for (int k = 0; k < rows(b); ++k) {
+      for (int i = 0; i < 2; ++i) {
+        const float left = element(a, m, 2 * k + i);
+        for (int n = 0; n < kRows; ++n) row[n] += left * right[k][i][n];
+      }
+    }
+    std::memcpy(state.data[sums][m], row, row_bytes(sums));
   }
 }
 
