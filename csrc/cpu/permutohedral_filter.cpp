@@ -5,6 +5,22 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 
 namespace {
 
+// Copies rows of C values. A few are copied one by one, which a call for each row would take
+// longer for.
+template <int Few, typename T>
+void copy_rows(int64_t count, int64_t num_channels, const T* from, int64_t from_width, T* to,
+               int64_t to_width) {
+  if (num_channels > Few) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(from + i * from_width, num_channels, to + i * to_width);
+    }
+  } else {
+    for (int64_t c = 0; c < num_channels; ++c) {
+      for (int64_t i = 0; i < count; ++i) to[i * to_width + c] = from[i * from_width + c];
+    }
+  }
+}
+
 template <typename Row>
 void filter(const Row& row, const PermutohedralLattice& lattice, int64_t num_channels,
             const typename Row::T* values, bool transposed, typename Row::T* filtered,
@@ -28,7 +44,7 @@ void filter(const Row& row, const PermutohedralLattice& lattice, int64_t num_cha
       state.clear_block(b);
       for (int64_t n = b * block; n < std::min(N, (b + 1) * block); n += kTile) {
         const int64_t count = std::min(kTile, N - n);
-        for (int64_t i = 0; i < count; ++i) std::copy_n(values + (n + i) * C, C, tile + i * W);
+        copy_rows<Row::V>(count, C, values + n * C, C, tile, W);
         state.splat_tile(b, n, count, nullptr, tile);
       }
     }
@@ -40,7 +56,7 @@ void filter(const Row& row, const PermutohedralLattice& lattice, int64_t num_cha
       for (int64_t n = b * block; n < std::min(N, (b + 1) * block); n += kTile) {
         const int64_t count = std::min(kTile, N - n);
         state.slice_tile(source, n, count, nullptr, nullptr, tile);
-        for (int64_t i = 0; i < count; ++i) std::copy_n(tile + i * W, C, filtered + (n + i) * C);
+        copy_rows<Row::V>(count, C, tile, W, filtered + n * C, C);
       }
     }
   }
