@@ -98,7 +98,6 @@ def test_from_dict_names_what_does_not_fit():
         ("amp", "yes", "amp: got 'yes', must be bool or one of bfloat16, float16 or null"),
         ("batch_size", 0, "batch_size"),
         ("data.palette_masks", "grey", "data.palette_masks: got 'grey', must be one of indices"),
-        ("data.classes", [1], "data.classes: got [1], must be a list of str or a mapping or str"),
         ("optim.schedule", "sine", "optim.schedule: got 'sine', must be one of exponential"),
         ("data.crop", [3], "data.crop: got [3], must be a list of int, int or null"),
         ("model.widths", [16, "wide"], "model.widths[1]: got 'wide', must be int"),
