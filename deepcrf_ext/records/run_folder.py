@@ -67,10 +67,10 @@ def record_start(folder: Path, step: int, **facts: Any) -> None:
     write_text(path, json.dumps({"starts": [*earlier, start]}, indent=1) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsLog:
@@ -93,9 +93,9 @@ class MetricsLog:
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line; numbers, at the top or one level down, also go to TensorBoard.
 
-        Numbers that are none, such as the mean IoU where no pixel has a label, are null in it.
+        Numbers that JSON lacks, such as NaN where no pixel has a label, are null in it.
         """
-        line = _without_nan({"kind": kind, "step": step, **values})
+        line = _finite({"kind": kind, "step": step, **values})
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         for key, value in values.items():
             numbers = value if isinstance(value, Mapping) else {"": value}
