@@ -1,12 +1,13 @@
 """Every benchmark in one run, and the table of goals: python benchmarks/bench_all.py
 
 Half an hour on two cores; on a processor with matrix tiles, where float32 is measured under "high"
-and "medium" precision too, some minutes more. `--device cuda` measures a GPU; scaling and goals are
-the CPU's.
+and "medium" precision too, some minutes more. `--device cuda` measures a GPU; fresh processes,
+scaling and goals are the CPU's.
 """
 
 from __future__ import annotations
 
+import bench_cold_start
 import bench_densecrf
 import bench_edges
 import bench_end_to_end
@@ -43,6 +44,7 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
     bench_weak_losses.main(device=device, seconds=seconds)
     bench_end_to_end.main(device=device, seconds=seconds)
     if device == "cpu":
+        bench_cold_start.main()
         bench_scaling.main(seconds=seconds / 2)
         goals.main()
 

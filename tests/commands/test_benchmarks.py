@@ -112,6 +112,21 @@ def test_record_of_weak_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+def test_record_of_fresh_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_cold_start
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    bench_cold_start.main(repeats=1)
+    record = json.loads(only_file(tmp_path, "cold_start-*.json").read_text())
+    ours, torch_alone, *others = record["measurements"]
+    assert [m["contender"] for m in (ours, torch_alone)] == ["deepcrf_ext", "torch alone"]
+    assert ours["peak_bytes"] > torch_alone["peak_bytes"] > 10e6
+    assert all(m["contender"] == "pydensecrf2" and m["peak_bytes"] > 10e6 for m in others)
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        bench_cold_start.run_script("raise SystemExit(3)")
+
+
 @pytest.mark.slow
 def test_record_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_meanfield

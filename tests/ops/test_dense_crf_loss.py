@@ -10,6 +10,7 @@ from accuracy import assert_accurate, assert_close
 from dense_problems import every_target, scene
 from hypothesis import given
 from hypothesis import strategies as st
+from image_loss_problems import assert_compiles_once, value_and_gradient
 from targets import Target
 from threads import torch_threads
 from torch import Tensor
@@ -35,15 +36,6 @@ def segmentation(
     logits = 2 * torch.randn(batch, num_labels, *axes, generator=generator, dtype=torch.float64)
     image = 40 * torch.rand(batch, channels, *axes, generator=generator)
     return logits.softmax(1), image, torch.rand(batch, *axes, generator=generator)
-
-
-def value_and_gradient(
-    function: Any, probabilities: Tensor, *args: Any, **kwargs: Any
-) -> dict[str, Tensor]:
-    leaf = probabilities.detach().requires_grad_()
-    value = function(leaf, *args, **kwargs)
-    (gradient,) = torch.autograd.grad(value, leaf)
-    return {"value": value.detach(), "gradient": gradient}
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -280,17 +272,10 @@ def test_autocast_computes_losses_in_float32(operator_target: Target, dtype: tor
 
 
 def test_compiles_whole_for_any_size(operator_target: Target) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(dense_crf_loss, backend="aot_eager", fullgraph=True, dynamic=True)
-    for index, axes in enumerate([(5, 6), (7, 9), (8, 4)]):
-        problem = segmentation(2, 3, 3, axes)
-        probabilities, image, mask = (t.to(operator_target.device) for t in problem)
-        # Nothing is compiled anew for the later sizes.
-        with torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"):
-            result = value_and_gradient(compiled, probabilities, image, mask=mask)
-        wanted = value_and_gradient(dense_crf_loss, probabilities, image, mask=mask)
-        for name, value in wanted.items():
-            assert_close(result[name], value)
+    problems = [segmentation(2, 3, 3, axes) for axes in [(5, 6), (7, 9), (8, 4)]]
+    assert_compiles_once(
+        dense_crf_loss, [tuple(t.to(operator_target.device) for t in each) for each in problems]
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accuracy import assert_accurate, assert_close
-from gated_problems import segmentation, value_and_gradient
 from hypothesis import given
 from hypothesis import strategies as st
+from image_loss_problems import segmentation, value_and_gradient
 from targets import Target
 from threads import torch_threads
 from torch import Tensor

@@ -1,11 +1,12 @@
-"""For tests of the gated CRF loss: problems, and a loss with its gradient."""
+"""For tests of the losses of images: problems, and what every such loss must do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from accuracy import assert_close
 from torch import Tensor
 
 
@@ -38,3 +39,17 @@ def value_and_gradient(
     value = function(leaf, *args, **kwargs)
     (gradient,) = torch.autograd.grad(value, leaf)
     return {"value": value.detach(), "gradient": gradient}
+
+
+def assert_compiles_once(
+    loss: Callable[..., Tensor], problems: Iterable[tuple[Tensor, Tensor, Tensor | None]]
+) -> None:
+    """The loss compiles whole, for all of these sizes at once, to the same value and gradient."""
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for index, (probabilities, image, mask) in enumerate(problems):
+        with torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"):
+            result = value_and_gradient(compiled, probabilities, image, mask=mask)
+        wanted = value_and_gradient(loss, probabilities, image, mask=mask)
+        for name, value in wanted.items():
+            assert_close(result[name], value)

@@ -1,0 +1,34 @@
+"""The log of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from deepcrf_ext.records.run_folder import MetricsLog
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_are_null(tmp_path: Path, value: float) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.write("val", 3, {"nll": {"full": value, "unary": 0.5}, "lr": value})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "kind": "val",
+        "step": 3,
+        "nll": {"full": None, "unary": 0.5},
+        "lr": None,
+    }
+
+
+def test_goes_on_after_a_step_and_a_torn_line(tmp_path: Path) -> None:
+    lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"kind": "tr')
+    log = MetricsLog(tmp_path, 2)
+    log.write("train", 3, {"lr": 0.5})
+    log.close()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line.get("lr")) for line in steps] == [(1, None), (2, None), (3, 0.5)]
