@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -96,6 +97,9 @@ class TrainConfig:
             together, and the weights of the relations (model.relation_weight, which had best start
             at 0.01 then). Or a list of phases, one after another, such as [{objective: piecewise,
             share: 0.7}, {objective: end_to_end, share: 0.3, lr_factor: 0.1}].
+        unary_loss: What the unary's own likelihood counts, such as 0.5, beside an objective that
+            trains it together with the relations: it stays as good alone, instead of leaving to
+            them what it knew.
         warm_start: Share of the epochs that train the unaries alone; then the network of every
             relation starts from the unary's, as if neighbours were independent. 0 trains all from
             the start, as the paper does from VGG-16 weights.
@@ -136,6 +140,7 @@ class TrainConfig:
     device: str = "auto"
     amp: Amp = None
     objective: ObjectiveName | tuple[PhaseConfig, ...] = "piecewise"
+    unary_loss: float = 0.0
     warm_start: float = 0.6
     class_balance: (
         Literal["none", "median_frequency"] | tuple[float, ...] | dict[str, float] | str
@@ -160,6 +165,8 @@ class TrainConfig:
         if (self.backbone_weights if vgg else self.vgg_weights) is not None:
             name = "backbone_weights" if vgg else "vgg_weights"
             raise InputError(f"{name}: does not go with model.backbone {self.model.backbone}")
+        if not 0 <= self.unary_loss < math.inf:
+            raise InputError(f"unary_loss: {self.unary_loss} must be finite and not negative")
         if not 0 <= self.warm_start < 1:
             raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
         if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from deepcrf_ext.config import ObjectiveName
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.models import DeepCRF, Variant
-from deepcrf_ext.nn.node_losses import node_labels, node_weights, weighted_mean
+from deepcrf_ext.nn.node_losses import node_labels, node_nll, node_weights, weighted_mean
 from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
@@ -64,11 +64,15 @@ class PotentialLoss:
 
 @dataclass(frozen=True)
 class CRFLoss:
-    """A loss of the nodes of a CRF whose potentials train together."""
+    """A loss of the nodes of a CRF whose potentials train together.
+
+    unary_loss: what the unary's own likelihood counts beside it.
+    """
 
     name: str
     variant: Variant
     objective: ObjectiveName
+    unary_loss: float = 0.0
 
     @property
     def potentials(self) -> tuple[str, ...]:
@@ -83,10 +87,16 @@ class CRFLoss:
             values = pseudo_likelihood_nll(
                 energies_of_nodes, potentials, nodes, IGNORE_INDEX, reduction="none"
             ).float()
-            return weighted_mean(values, node_weights(nodes, model.class_weights, IGNORE_INDEX))
-        return mean_field_nll(
-            unary, potentials, nodes, model.config.iterations, model.class_weights
-        )
+            weights = node_weights(nodes, model.class_weights, IGNORE_INDEX)
+            value = weighted_mean(values, weights)
+        else:
+            value = mean_field_nll(
+                unary, potentials, nodes, model.config.iterations, model.class_weights
+            )
+        if self.unary_loss and self.variant.unary is not None:
+            alone = node_nll(unary, nodes, model.class_weights, IGNORE_INDEX)
+            value = value + self.unary_loss * alone
+        return value
 
     def count(self, model: DeepCRF, labels: Tensor) -> Tensor:
         return model.node_count(labels)
@@ -110,18 +120,19 @@ def mean_field_nll(
 
 
 def make_losses(
-    objective: ObjectiveName, model: DeepCRF, potentials: Sequence[str]
+    objective: ObjectiveName, model: DeepCRF, potentials: Sequence[str], unary_loss: float = 0.0
 ) -> tuple[Loss, ...]:
     """The losses of a step that trains these potentials of a model.
 
     Piecewise there is one for each of them. Otherwise there is one for the CRF of the model
-    (`DeepCRF.default_variant`, which must be among them) and one for each further unary.
+    (`DeepCRF.default_variant`, which must be among them), with its unary's own likelihood times
+    `unary_loss`, and one for each further unary.
     """
     if objective == "piecewise":
         return tuple(PotentialLoss(name) for name in potentials)
     variant = model.default_variant()
     others = (name for name in potentials if name not in variant.potentials)
-    crf = CRFLoss(model.name_of(variant), variant, objective)
+    crf = CRFLoss(model.name_of(variant), variant, objective, unary_loss)
     return (crf, *(PotentialLoss(name) for name in others))
 
 

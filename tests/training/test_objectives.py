@@ -103,6 +103,45 @@ def test_crf_loss_is_what_the_oracle_says_and_trains_all_of_the_crf(
     assert further.mean(model, pyramid, labels) == model.loss("unary_1scale", pyramid, labels)
 
 
+@pytest.mark.parametrize("objective", ["pseudo_likelihood", "end_to_end"])
+def test_the_unary_alone_counts_beside_the_crf(objective: ObjectiveName) -> None:
+    model, pyramid, labels = tiny_crf()
+    model.class_weights = torch.tensor([0.5, 1.0, 3.0])
+    alone = model.loss("unary", pyramid, labels)
+    (plain, _) = make_losses(objective, model, model.potential_names)
+    (both, further) = make_losses(objective, model, model.potential_names, unary_loss=0.4)
+    wanted = plain.mean(model, pyramid, labels) + 0.4 * alone
+    torch.testing.assert_close(both.mean(model, pyramid, labels), wanted)
+    assert further.mean(model, pyramid, labels) == model.loss("unary_1scale", pyramid, labels)
+    (relation, *_) = make_losses("piecewise", model, ["surrounding"], unary_loss=0.4)
+    assert relation.mean(model, pyramid, labels) == model.loss("surrounding", pyramid, labels)
+
+
+def test_a_crf_without_a_unary_has_none_beside_it() -> None:
+    model = DeepCRF(replace(MODEL, potentials=("surrounding",)), 3)
+    labels = torch.randint(0, 3, (1, 10, 12))
+    pyramid = model.pyramid(torch.rand(1, 3, 10, 12) * 255)
+    losses = [make_losses("end_to_end", model, ["surrounding"], share)[0] for share in (0.0, 0.4)]
+    values = [loss.mean(model, pyramid, labels) for loss in losses]
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_what_the_unary_counts_must_be_a_share(value: float) -> None:
+    with pytest.raises(InputError, match=f"unary_loss: {value} must be finite and not negative"):
+        TrainConfig(unary_loss=value)
+
+
+def test_a_run_trains_by_what_the_unary_counts(root: Path) -> None:
+    images, labels = batch()
+    losses = [
+        make_trainer(root, objective="end_to_end", unary_loss=share).step(images, labels)
+        for share in (0.0, 2.0)
+    ]
+    name = "1unary+2pair"
+    assert losses[1][name] > losses[0][name] + 1
+
+
 def test_marginals_without_iterations_are_the_unarys() -> None:
     model, pyramid, labels = tiny_crf()
     model.config = replace(model.config, iterations=0)
