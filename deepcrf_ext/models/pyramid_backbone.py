@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +20,12 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 TRIAL_SIZE = 128
 _STRIDES = (2, 4, 8, 16, 32)
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def _thread() -> int | None:
+    """Which thread this is; None in compiled code, which cannot tell."""
+    return None if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class _Stop(Exception):
@@ -29,7 +37,8 @@ class FeatureMaps(nn.Module):
 
     A map is the output of a module that keeps its stride throughout, so a block that halves the
     resolution inside gives its output alone. What comes after the last map, such as a classifier,
-    is not run and is taken out of the network.
+    is not run (but for an export, which leaves out what is not used) and is taken out of the
+    network. Several threads may call it at once.
 
     Args:
         network: from images [B, 3, H, W].
@@ -69,13 +78,17 @@ class FeatureMaps(nn.Module):
         wanted = {self.names[stride] for stride in self.strides}
         outputs: dict[str, Tensor] = {}
         handles = []
+        caller = _thread()
         for name, module in self.network.named_modules():
             if not name or not (every or name in wanted):
                 continue
 
             def keep(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                if None not in (caller, here := _thread()) and here != caller:
+                    return  # another thread's call of the same network
                 outputs[name] = output
-                if wanted <= outputs.keys():
+                # An export counts the modules that are entered and left.
+                if wanted <= outputs.keys() and not _is_exporting():
                     raise _Stop
 
             handles.append(module.register_forward_hook(keep))
@@ -147,13 +160,29 @@ class _DepthwiseConv:
         with torch.autocast("cpu", enabled=False):
             return plain(maps.float()).to(maps.dtype)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled by the class that it was of, as its own has no name that could be looked up."""
+        _, _, *state = super().__reduce_ex__(max(2, int(protocol)))
+        return (_empty_depthwise, (type(self).__bases__[1],), *state)
+
+
+@functools.cache
+def _depthwise(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """The class of a `_DepthwiseConv` in place of a convolution's."""
+    return type(kind.__name__, (_DepthwiseConv, kind), {})
+
+
+def _empty_depthwise(kind: type[nn.Conv2d]) -> nn.Conv2d:
+    made = _depthwise(kind)
+    return made.__new__(made)
+
 
 def _leave_autocast(network: nn.Module) -> None:
     """Makes every depthwise convolution of a network a `_DepthwiseConv`."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_DepthwiseConv, kind), {})
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        if depthwise and not isinstance(module, _DepthwiseConv):
+            module.__class__ = _depthwise(type(module))
 
 
 class PyramidBackbone(nn.Module):

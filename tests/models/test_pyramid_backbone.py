@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,41 @@ def test_depthwise_convolutions_leave_autocast_on_a_cpu() -> None:
     assert backbone.maps.network.stages[1][-1].weight.grad is None
     copied(torch.randn(1, 3, 64, 64))
     assert seen[1][1].dtype == torch.float32
+
+
+def depthwise() -> PyramidBackbone:
+    network = Network()
+    network.stages[1].append(Widen(4, 4, 3, padding=1, groups=4))
+    return PyramidBackbone(network, 8, channels=5).eval()
+
+
+def test_copies_compute_the_same() -> None:
+    backbone, images = depthwise(), torch.randn(1, 3, 45, 33)
+    for same in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert torch.equal(same(images), backbone(images))
+        assert type(same.maps.network.stages[1][-1]) is type(backbone.maps.network.stages[1][-1])
+    again = PyramidBackbone(backbone.maps.network, 16)
+    assert isinstance(again.maps.network.stages[1][-1], Widen)
+
+
+@torch.no_grad()
+def test_threads_share_a_network() -> None:
+    backbone = depthwise()
+    images = [torch.randn(1, 3, 32, 32 * width) for width in range(1, 5)]
+    wanted = [backbone(image) for image in images]
+
+    @torch.no_grad()
+    def run(index: int) -> bool:
+        return torch.equal(backbone(images[index % 4]), wanted[index % 4])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, range(200)))
+
+
+def test_exports() -> None:
+    backbone, images = depthwise(), torch.randn(1, 3, 45, 33)
+    program = torch.export.export(backbone, (images,))
+    torch.testing.assert_close(program.module()(images), backbone(images))
 
 
 def test_images_are_normalised_as_the_network_expects() -> None:
