@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 from deepcrf_ext.pydensecrf import install
@@ -32,7 +33,14 @@ def main() -> None:
     # As `python SCRIPT` does: its folder is searched first, and it sees its own arguments alone.
     sys.path[0] = str(Path(options.script).resolve().parent)
     sys.argv = [options.script, *options.arguments]
-    runpy.run_path(options.script, run_name="__main__")
+    with tempfile.TemporaryDirectory() as folder:
+        # Processes that the script spawns begin anew, with these paths.
+        Path(folder, "pydensecrf.py").write_text(
+            "from deepcrf_ext.pydensecrf import install\n"
+            f"install(device={options.device!r}, replace=True)\n"
+        )
+        sys.path.insert(1, folder)
+        runpy.run_path(options.script, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,27 @@ def test_a_script_runs_unchanged(tmp_path: Path) -> None:
         assert "Traceback" not in run.stderr
 
 
+def test_processes_of_a_script_find_the_package_too(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        """
+import multiprocessing
+import pydensecrf.densecrf as dcrf
+from pydensecrf.utils import unary_from_labels
+
+def name(_):
+    return dcrf.__name__, unary_from_labels.__module__
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn", "forkserver"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(*pool.map(name, [0])[0])
+"""
+    )
+    run = python("-m", "deepcrf_ext.pydensecrf", "script.py", folder=tmp_path)
+    wanted = "deepcrf_ext.pydensecrf.densecrf deepcrf_ext.pydensecrf.utils\n"
+    assert (run.returncode, run.stdout) == (0, 3 * wanted), run.stderr
+
+
 def test_install(tmp_path: Path) -> None:
     """Before, again, and in a spawned process, whose pickles come from this one."""
     program = f"""
