@@ -51,21 +51,22 @@ reported and left out; the exit code is then 1, or 2 if none could be read."""
 def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
     """The image files that the arguments name, each once, with the sub-folders they are from.
 
-    A folder stands for the images in it; where it holds none, for those in its sub-folders, those
-    below `output` apart. Raises InputError for a path that does not exist and for a folder without
-    images.
+    A folder stands for the images in it; where it holds none, for those in its sub-folders. Hidden
+    files and the results of an earlier run in `output` are none of them. Raises InputError for a
+    path that does not exist and for a folder without images.
     """
+    results = _earlier_results(output)
+
+    def is_image(path: Path) -> bool:
+        real = path.resolve()
+        return path.suffix.lower() in IMAGE_SUFFIXES and not results & {real, *real.parents}
+
     found: dict[Path, str] = {}
     seen: set[Path] = set()
     for path in inputs:
         if path.is_dir():
-            files = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
-            )
-            if not files:
-                results = None if output is None else output.resolve()
-                below = (p for p in walk(path) if p.suffix.lower() in IMAGE_SUFFIXES)
-                files = [p for p in below if results not in p.resolve().parents]
+            own = (p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
+            files = sorted(filter(is_image, own)) or list(filter(is_image, walk(path)))
             if not files:
                 raise InputError(
                     f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
@@ -75,11 +76,20 @@ def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path
         else:
             raise InputError(f"{path}: no such file or folder")
         for file in files:
-            if file.resolve() not in seen:
-                seen.add(file.resolve())
+            place = file.parent.resolve() / file.name  # two links to a file are two images
+            if place not in seen:
+                seen.add(place)
                 folder = file.parent.relative_to(path) if path.is_dir() else Path()
                 found[file] = folder.as_posix()
     return found
+
+
+def _earlier_results(output: Path | None) -> set[Path]:
+    """The folders and the legend that an earlier run wrote into a folder; none if none did."""
+    if output is None or not all((output / name).is_dir() for name in ("labels", "overlays")):
+        return set()
+    names = ("labels", "overlays", "marginals", "legend.png")
+    return {(output / name).resolve() for name in names}
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

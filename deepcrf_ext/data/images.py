@@ -24,6 +24,7 @@ _DECODER_ERRORS = (
     EOFError,
     LookupError,
     OverflowError,
+    MemoryError,
     struct.error,
     zlib.error,
 )
@@ -89,7 +90,10 @@ def _deep_colours(picture: ImageFile.ImageFile, path: Path) -> np.ndarray | None
     if not (isinstance(raw_mode, str) and raw_mode.startswith("RGB") and ";16" in raw_mode):
         return None
     unchanged = cv2.IMREAD_UNCHANGED
-    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), unchanged)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), unchanged)
+    except cv2.error:  # more than 2**30 pixels
+        decoded = None
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
         return None  # Pillow says what is wrong, or does what it can
     colours: np.ndarray = decoded[..., 2::-1]
@@ -217,7 +221,8 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
     except InputError:
         raise
     except _DECODER_ERRORS as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+        reason = "out of memory" if isinstance(error, MemoryError) else error
+        raise InputError(f"{path}: cannot be read as an image ({reason})") from error
 
 
 _size_lock = threading.Lock()

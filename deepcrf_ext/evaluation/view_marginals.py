@@ -91,12 +91,21 @@ def _energies(model: DeepCRF, images: Tensor, names: Iterable[str], amp: Amp) ->
     try:
         with autocast(model.device, amp):
             return model.energies(images, names)
-    except GraphMemoryError as error:
+    except (GraphMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
         height, width = images.shape[2:]
+        reason = next(iter(str(error).splitlines()), "out of memory")
         raise InputError(
-            f"an image of {width}x{height} pixels is too large to be seen whole: {error}; or show "
+            f"an image of {width}x{height} pixels is too large to be seen whole: {reason}; or show "
             "it smaller (--max-size) or in parts (--window)"
         ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, on any device."""
+    of_memory = isinstance(error, (GraphMemoryError, MemoryError, torch.OutOfMemoryError))
+    return of_memory or "DefaultCPUAllocator" in str(error)
 
 
 def _add_time(seconds: dict[str, float], name: str, start: float, device: torch.device) -> float:

@@ -105,6 +105,32 @@ def test_an_image_too_large_to_be_seen_whole_is_left_out(run, tmp_path, capsys, 
     assert (tmp_path / "out/labels/small.png").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+        RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_networks_without_memory_leave_out_the_image(run, tmp_path, capsys, monkeypatch, error):
+    model, _, _ = load_model(run)
+    inputs = type(model).inputs
+
+    def hungry(self, images, names=None):
+        if images.shape[2] > 50:
+            raise error
+        return inputs(self, images, names)
+
+    monkeypatch.setattr(type(model), "inputs", hungry)
+    for name, side in (("large", 90), ("small", 20)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    arguments = [str(tmp_path), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "large.png: an image of 90x90 pixels is too large" in capsys.readouterr().err
+    assert (tmp_path / "out/labels/small.png").exists()
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -325,6 +351,29 @@ def test_a_folder_of_folders(run, pictures, tmp_path, capsys):
     assert list(find_images([root / "deep" / "b"]).values()) == [".", "."]
     (root / "one.png").write_bytes((pictures / "dot.png").read_bytes())
     assert [path.name for path in find_images([root], root / "out")] == ["one.png"]
+
+
+def test_results_beside_their_images(run, pictures, tmp_path, capsys):
+    """The output may be the folder of the images, or one above it: results are no images."""
+    root = tmp_path / "series"
+    (root / "images" / "deep").mkdir(parents=True)
+    (root / "images" / "deep" / "dot.png").write_bytes((pictures / "dot.png").read_bytes())
+    for inputs, output in ((root / "images", root), (root, root), (pictures, pictures)):
+        arguments = [str(inputs), "--checkpoint", str(run), "--output", str(output)]
+        for _ in range(2):
+            assert main([*arguments, "--overwrite"]) == 0
+        count = 5 if inputs == pictures else 1
+        assert capsys.readouterr().out.count(f"{count} of {count} images") == 2
+    assert (root / "labels" / "images" / "deep" / "dot.png").exists()
+
+
+def test_hidden_files_are_no_images_and_links_to_one_file_are_several(pictures, tmp_path):
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    (folder / "._a.png").write_bytes(b"what macOS keeps of a file")
+    for name in ("a.png", "b.png"):
+        (folder / name).symlink_to(pictures / "dot.png")
+    assert [path.name for path in find_images([folder, folder / "a.png"])] == ["a.png", "b.png"]
 
 
 NAME = st.sampled_from(["a.jpg", "a.png", "A.png", "a.jpg.png", "b.png", "a.png-2.png", "a.jpg-2"])

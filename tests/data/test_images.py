@@ -168,6 +168,33 @@ def test_damaged_files_are_named(tmp_path: Path, reader, content, message) -> No
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("reader", [read_image, read_labels])
+def test_sizes_beyond_all_memory_are_named(tmp_path: Path, reader) -> None:
+    """As of a damaged header."""
+    path = save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[16:24] = 2 * (2**31 - 1).to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a.png: cannot be read as an image \(out of memory\)"):
+        reader(path)
+
+
+def test_deep_colours_that_opencv_refuses_are_read_by_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of more pixels than it takes."""
+    deep = np.full((3, 4, 3), 0x9012, np.uint16)
+    path = tmp_path / "a.png"
+    assert cv2.imwrite(str(path), deep)
+
+    def refuse(*_: object) -> None:
+        raise cv2.error("pixels <= CV_IO_MAX_IMAGE_PIXELS")
+
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    np.testing.assert_array_equal(read_image(path), (deep >> 8).astype(np.uint8))
+
+
 def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_image(tmp_path)
