@@ -95,16 +95,17 @@ def _run(argv: Sequence[str] | None) -> int:
     crf = dense_crf_settings(arguments, True, "")
     if arguments.normalisation is not None:
         crf = replace(crf, params=replace(crf.params, normalisation=arguments.normalisation))
+    output = RefinedFolder(arguments.output, arguments.probabilities)
     pairs, problems = pair_masks(
         arguments.images,
         arguments.masks,
         arguments.truth,
         (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern),
+        output.earlier(),
     )
     for problem in problems:
         _report(problem)
     masks = count_classes(pairs, mask_settings(arguments), arguments.workers)
-    output = RefinedFolder(arguments.output, arguments.probabilities)
     files = output.begin(pairs, record_of(masks, crf), arguments.overwrite)
     todo = {file.name for file in files}
 

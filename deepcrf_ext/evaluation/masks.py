@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,11 +264,13 @@ def pair_masks(
     masks: Path,
     truth: Path | None = None,
     patterns: tuple[str, str, str] = ("**", "**", "**"),
+    results: Collection[Path] = (),
 ) -> tuple[list[MaskFiles], list[str]]:
     """Images with masks of their names, and what does not fit, a line each.
 
     Two files are a pair whatever their names. In folders, names are paths without suffixes, or the
     `{name}` of a pattern (see `FilePattern`). An image without a mask is left out in silence.
+    results: folders of results, whose files are neither where they lie below the others.
 
     Raises InputError where there is no pair.
     """
@@ -283,7 +285,11 @@ def pair_masks(
             found.append({})
             continue
         require_folder(folder, f"a folder ({option[2:].split('-')[0]}s)")
-        found.append(FilePattern(option, text, known).find(folder, "").files)
+        matched = FilePattern(option, text, known).find(folder, "")
+        inner = {path.resolve() for path in results} - {folder.resolve()}
+        everything = {path for paths in matched.files.values() for path in paths}
+        matched.leave_out({path for path in everything if inner & set(path.resolve().parents)})
+        found.append(matched.files)
     images_found, masks_found, truth_found = found
     masked = {path.resolve() for paths in masks_found.values() for path in paths}
     images_found = {

@@ -44,10 +44,22 @@ class RefinedFolder:
         """The refined labels of a name."""
         return self.path / "labels" / f"{name}.png"
 
-    def is_finished(self, name: str) -> bool:
-        """Whether the results of a name are there; files are written whole, labels last."""
-        return self.labels(name).exists() and (
-            not self.probabilities or any(path.exists() for path in self._probabilities(name))
+    def earlier(self) -> tuple[Path, ...]:
+        """The folders that an earlier run has written to; none if there was none."""
+        folders = self.path / "labels", self.path / "probabilities"
+        return folders if (self.path / RECORD).exists() else ()
+
+    def is_finished(self, name: str, begun: int = 0) -> bool:
+        """Whether the results of a name are there; files are written whole, labels last.
+
+        begun: when they were last to be done again, in ns: earlier ones are not the results.
+        """
+
+        def is_new(path: Path) -> bool:
+            return path.exists() and path.stat().st_mtime_ns >= begun
+
+        return is_new(self.labels(name)) and (
+            not self.probabilities or any(map(is_new, self._probabilities(name)))
         )
 
     def _probabilities(self, name: str) -> tuple[Path, Path]:
@@ -67,20 +79,39 @@ class RefinedFolder:
             for path in (self.labels(file.name), *self._probabilities(file.name)):
                 if path.resolve() in inputs:
                     raise InputError(f"--output: {path} is an input; choose another folder")
-        noted = self.path / RECORD
-        if noted.exists() and not overwrite:
-            former = json.loads(noted.read_text())
-            changed = [key for key in record if former.get(key) != record[key]]
+        former = self._former()
+        if not overwrite:
+            changed = [key for key in record if former and former.get(key) != record[key]]
             if changed:
                 raise InputError(
                     f"--output: {self.path} holds results of other settings ({changed[0]} was "
                     f"{former.get(changed[0])}, is {record[changed[0]]}); choose another folder, "
                     "or give --overwrite to replace them"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        with write_whole(noted) as stream:
-            stream.write((json.dumps(record, indent=1) + "\n").encode())
-        return [file for file in files if overwrite or not self.is_finished(file.name)]
+        begun = former.get("begun", 0)
+        if overwrite:
+            self._note(record)
+            begun = (self.path / RECORD).stat().st_mtime_ns  # by the clock of the results' times
+        self._note({**record, "begun": begun})
+        return [file for file in files if not self.is_finished(file.name, begun)]
+
+    def _former(self) -> dict[str, Any]:
+        """What was noted of the run that is here; empty where there is none."""
+        noted = self.path / RECORD
+        if not noted.exists():
+            return {}
+        try:
+            former = json.loads(noted.read_text())
+        except ValueError as error:
+            raise InputError(f"--output: {noted} is damaged ({error})") from error
+        if not isinstance(former, dict):
+            raise InputError(f"--output: {noted} is of something else; choose another folder")
+        return former
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self._write(
+            self.path / RECORD, lambda f: f.write((json.dumps(record, indent=1) + "\n").encode())
+        )
 
     def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
         """Write the results of an image: marginals float [K, H, W] where wanted, labels [H, W]."""

@@ -245,6 +245,36 @@ def test_a_stopped_run_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads((folders / "out" / "refine.json").read_text())["bilateral_sxy"] == 80
 
 
+def test_a_stopped_run_that_overwrites_goes_on_too(folders: Path) -> None:
+    """What it has not come to yet is of other settings."""
+    assert run(folders, "labels", *CRF) == 0
+    out, other = folders / "out" / "labels", [*CRF, "--dense-crf-iterations", "0"]
+    (folders / "images" / "b.png").rename(folders / "b.png")  # the run is stopped before b
+    assert run(folders, "labels", *other, "--overwrite") == 1
+    (folders / "b.png").rename(folders / "images" / "b.png")
+    kept = (out / "a.png").stat().st_mtime_ns
+    assert run(folders, "labels", *other) == 0
+    assert (out / "a.png").stat().st_mtime_ns == kept
+    for name in SIZES:
+        given = labels(folders / "labels" / f"{name}.png")
+        np.testing.assert_array_equal(labels(out / f"{name}.png"), given)
+
+
+@pytest.mark.parametrize("output", ["labels", "labels/sharp"])
+def test_results_among_the_masks_are_no_masks(folders: Path, output: str) -> None:
+    arguments = [str(folders / "images"), str(folders / "labels"), *CRF, "--probabilities"]
+    for more in ([], [], ["--overwrite"]):
+        assert main([*arguments, "--output", str(folders / output), *more]) == 0
+
+
+def test_a_damaged_record_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "out").mkdir()
+    for text in ("{", "[3]"):
+        (folders / "out" / "refine.json").write_text(text)
+        assert run(folders, "labels", *CRF) == 2
+        assert "refine.json is" in capsys.readouterr().err
+
+
 def test_bad_files_are_listed(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(regions(20, 52)).save(folders / "labels" / "b.png")
     (folders / "images" / "sub" / "c.png").write_bytes(b"no picture")

@@ -28,7 +28,7 @@ print(dcrf.__name__, np.array(crf.inference(2)).shape, sys.argv[1:], __name__)
 
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=folder
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, cwd=folder
     )
 
 
@@ -57,14 +57,13 @@ def name(_):
     return dcrf.__name__, unary_from_labels.__module__
 
 if __name__ == "__main__":
-    for method in ("fork", "spawn", "forkserver"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            print(*pool.map(name, [0])[0])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(*pool.map(name, [0])[0])
 """
     )
     run = python("-m", "deepcrf_ext.pydensecrf", "script.py", folder=tmp_path)
     wanted = "deepcrf_ext.pydensecrf.densecrf deepcrf_ext.pydensecrf.utils\n"
-    assert (run.returncode, run.stdout) == (0, 3 * wanted), run.stderr
+    assert (run.returncode, run.stdout) == (0, wanted), run.stderr
 
 
 def test_install(tmp_path: Path) -> None:
