@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import threading
 from collections import Counter
@@ -162,14 +161,18 @@ class _DepthwiseConv:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled by the class that it was of, as its own has no name that could be looked up."""
-        _, _, *state = super().__reduce_ex__(max(2, int(protocol)))
-        return (_empty_depthwise, (type(self).__bases__[1],), *state)
+        reduced: Any = super().__reduce_ex__(max(2, int(protocol)))
+        return (_empty_depthwise, (type(self).__bases__[1],), *reduced[2:])
 
 
-@functools.cache
+_DEPTHWISE: dict[type, type[nn.Conv2d]] = {}
+
+
 def _depthwise(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     """The class of a `_DepthwiseConv` in place of a convolution's."""
-    return type(kind.__name__, (_DepthwiseConv, kind), {})
+    if kind not in _DEPTHWISE:
+        _DEPTHWISE[kind] = type(kind.__name__, (_DepthwiseConv, kind), {})
+    return _DEPTHWISE[kind]
 
 
 def _empty_depthwise(kind: type[nn.Conv2d]) -> nn.Conv2d:
@@ -180,8 +183,9 @@ def _empty_depthwise(kind: type[nn.Conv2d]) -> nn.Conv2d:
 def _leave_autocast(network: nn.Module) -> None:
     """Makes every depthwise convolution of a network a `_DepthwiseConv`."""
     for module in network.modules():
-        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-        if depthwise and not isinstance(module, _DepthwiseConv):
+        if not isinstance(module, nn.Conv2d) or isinstance(module, _DepthwiseConv):
+            continue
+        if module.groups == module.in_channels > 1:
             module.__class__ = _depthwise(type(module))
 
 
