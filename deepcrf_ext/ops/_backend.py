@@ -6,6 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -60,9 +61,17 @@ def allocator(tensor: torch.Tensor) -> Callable[[int], torch.Tensor]:
     return functools.partial(torch.empty, dtype=torch.uint8, device=tensor.device)
 
 
-def product_precision(dtype: torch.dtype, exact: bool = False) -> str:
-    """How exact products of a potential are to be now, as `torch.set_float32_matmul_precision` says
-    it: "highest", "high" or "medium".
+def float32_precision(on_cuda: bool) -> str:
+    """How exact torch wants products of float32 now: "highest", "high" or "medium"."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by the newer `fp32_precision`, a backend at a time
+        backend: Any = torch.backends.cuda if on_cuda else torch.backends.mkldnn
+        return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")
+
+
+def product_precision(potential: torch.Tensor, exact: bool = False) -> str:
+    """How exact products of a potential are to be now, of which this is a tensor.
 
     Of float32 what torch says. On a CPU with matrix tiles an operand is one bfloat16 under "medium"
     and the sum of two, which hold a float16, under "high".
@@ -70,5 +79,5 @@ def product_precision(dtype: torch.dtype, exact: bool = False) -> str:
     exact: "high" at least.
     """
     of_halves = {torch.bfloat16: "medium", torch.float16: "high"}
-    precision = of_halves.get(dtype) or torch.get_float32_matmul_precision()
+    precision = of_halves.get(potential.dtype) or float32_precision(uses_cuda_kernels(potential))
     return "high" if exact and precision == "medium" else precision

@@ -44,7 +44,7 @@ def potential_gradients(
     element = torch.bfloat16 if source.dtype == torch.bfloat16 else sums
     native, launch_args = _backend.native(), _backend.launch_args(source)
 
-    precision = torch.get_float32_matmul_precision()
+    precision = _backend.product_precision(source)
     columns = native.message_columns(source, num_labels, precision)
     coefficients = marginals.new_empty(num_nodes, columns, dtype=element)
     native.message_coefficients(

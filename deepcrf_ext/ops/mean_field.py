@@ -113,7 +113,7 @@ def mean_field_factored(
         unary,
         iterations,
         marginals,
-        _backend.product_precision(potentials[0].dtype if potentials else unary.dtype),
+        _backend.product_precision(potentials[0] if potentials else unary),
     )
     _backend.native().mean_field(
         *arguments, _backend.allocator(unary), *_backend.launch_args(unary)

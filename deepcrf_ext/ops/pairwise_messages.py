@@ -49,7 +49,9 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
         (Intel AMX): "highest", the default, multiplies in float32, "high" by three products of
         TensorFloat32 on CUDA and of bfloat16 on the CPU (16 bits of each operand), "medium" by one,
         which rounds each operand by 2⁻¹¹ on CUDA and 2⁻⁹ on the CPU. Gradients on CUDA take torch's
-        own products as well, which under "high" are TensorFloat32.
+        own products as well, which under "high" are TensorFloat32. Where torch was told by
+        ``torch.backends.cuda.matmul.fp32_precision``, or that of ``mkldnn`` for the CPU, "tf32" is
+        "high" and "bf16" is "medium".
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -134,7 +136,7 @@ def messages(
             operand,
             values,
             received,
-            _backend.product_precision(operand[0].dtype, exact),
+            _backend.product_precision(operand[0], exact),
             _backend.allocator(values),
             *launch_args,
         )
@@ -169,7 +171,7 @@ def messages_backward(
             values,
             gradient,
             tuple(gradients),
-            _backend.product_precision(operand[0].dtype),
+            _backend.product_precision(operand[0]),
             *launch_args,
         )
     return gradients

@@ -211,7 +211,7 @@ def _losses(
     arguments = (graph_operand, operand if factored else operand[0], labels, ignore_index)
     name = "pairwise_nll_factored" if factored else "pairwise_nll_table"
     if factored:
-        closing = (_backend.product_precision(operand[0].dtype), *closing)
+        closing = (_backend.product_precision(operand[0]), *closing)
     if not differentiate:
         getattr(native, name)(*arguments, losses, *closing)
     else:

@@ -105,7 +105,7 @@ def environment() -> tuple[dict[str, str], bool]:
         "CPU": f"{_cpu_model()}, {os.cpu_count()} logical cores",
         "GPUs": _gpus(),
         "threads": f"{torch.get_num_threads()} (torch.get_num_threads())",
-        "float32 products": f"{torch.get_float32_matmul_precision()} precision "
+        "float32 products": f"{_backend.float32_precision(torch.cuda.is_available())} precision "
         "(torch.get_float32_matmul_precision())",
     }
     try:
