@@ -171,14 +171,13 @@ def test_threads_with_other_sizes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("precision", ["highest", "high"])
-def test_loss_under_torchs_flags(
-    reduced: bool, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_under_torchs_flags(reduced: bool, precision: str) -> None:
     """Half-precision sums stay whole, whatever torch's own products may do."""
     matmul = torch.backends.cuda.matmul
-    monkeypatch.setattr(matmul, "allow_bf16_reduced_precision_reduction", reduced)
     former = torch.get_float32_matmul_precision()
+    former_reduced = matmul.allow_bf16_reduced_precision_reduction
     torch.set_float32_matmul_precision(precision)
+    matmul.allow_bf16_reduced_precision_reduction = reduced
     try:
         problem = grid_problem(9, 11, FACTORED, 6, 512).to(GPU, torch.bfloat16)
         results = value_and_gradients("pairwise_nll_mean", dc, problem)
@@ -190,6 +189,7 @@ def test_loss_under_torchs_flags(
         assert matmul.allow_bf16_reduced_precision_reduction is reduced
     finally:
         torch.set_float32_matmul_precision(former)
+        matmul.allow_bf16_reduced_precision_reduction = former_reduced
 
 
 def test_range_box_past_two_to_the_31_edges_on_the_device() -> None:
