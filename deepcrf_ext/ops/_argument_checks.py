@@ -87,6 +87,8 @@ def checked_labels(
     `torch.nn.functional.cross_entropy` raises there: a `RuntimeError` or a device assertion.
     """
     ignore_index = checked_int("ignore_index", ignore_index)
+    if not torch.compiler.is_compiling() and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}, must be an integer of 64 bits")
     check_tensor("labels", labels, "N", {"N": num_nodes})
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")

@@ -356,6 +356,7 @@ def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
         raise TypeError(f"{name}: got {index.dtype}, must have an integer dtype")
     if index.dim() != 1:
         raise ValueError(f"{name}: got {list(index.shape)}, must have shape [E]")
+    index = index.long()  # first: there is little else that torch does with uint16
     if index.numel() > 0:
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < 0 or high >= num_nodes:
@@ -363,4 +364,4 @@ def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
                 f"{name}: got {low if low < 0 else high}, must be in 0..num_nodes-1 with "
                 f"num_nodes = {num_nodes}"
             )
-    return index.long()
+    return index

@@ -106,7 +106,11 @@ def test_from_edges(case: tuple[list[tuple[int, int]], int]) -> None:
     assert graph.edge_order.tolist() == by_position
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64],
+    ids=str,
+)
 def test_from_edges_takes_any_integer_dtype(dtype: torch.dtype) -> None:
     source, target = torch.tensor([2, 0, 199], dtype=dtype), torch.tensor([1, 2, 0], dtype=dtype)
     if dtype == torch.uint8:  # products of node numbers must not wrap in the input's dtype

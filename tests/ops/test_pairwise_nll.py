@@ -98,7 +98,9 @@ def test_gradient_of_a_reduction(target: Target) -> None:
     torch.testing.assert_close(gradients[0] * num_valid, gradients[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64], ids=str
+)
 @pytest.mark.parametrize("ignore_index", [255, -1, 0, 2])
 def test_labels_of_any_integer_dtype(target: Target, dtype: torch.dtype, ignore_index: int) -> None:
     problem = small_problem(ignored=0.0).to(target.device, torch.float64)
@@ -124,6 +126,7 @@ def test_labels_of_any_integer_dtype(target: Target, dtype: torch.dtype, ignore_
         ({"labels": torch.zeros(6, dtype=torch.int64, device="meta")}, ValueError, "labels"),
         ({"ignore_index": 1.0}, TypeError, "ignore_index"),
         ({"ignore_index": None}, TypeError, "ignore_index"),
+        ({"ignore_index": 2**63}, ValueError, "ignore_index"),
         ({"reduction": "median"}, ValueError, "reduction"),
         ({"reduction": None}, ValueError, "reduction"),
     ],
