@@ -125,28 +125,27 @@ inline void begin_sums(const float* sums, int64_t stride, bool fresh) {
   }
 }
 
-// Tiles 0 to 3 += A B over `steps`.
-template <int Rows, int Columns>
-inline void multiply_steps(int64_t steps, const TileOperand& a, const TileOperand& b) {
+// Tiles 0 to 3 += A B of one step. An operand that is not to be loaded is there from a step before.
+template <int Rows, int Columns, bool LoadA = true, bool LoadB = true>
+inline void multiply_step(int64_t step, const TileOperand& a, const TileOperand& b) {
   const int64_t a_stride = a.row_step * 4, b_stride = b.row_step * 4;
-  for (int64_t step = 0; step < steps; ++step) {
-    load_tile<4>(a.at(0, step), a_stride);
-    load_tile<6>(b.at(0, step), b_stride);
-    multiply_tiles<0, 4, 6>();
-    if constexpr (Columns == 2) {
-      load_tile<7>(b.at(1, step), b_stride);
-      multiply_tiles<1, 4, 7>();
-    }
-    if constexpr (Rows == 2) {
-      load_tile<5>(a.at(1, step), a_stride);
-      multiply_tiles<2, 5, 6>();
-      if constexpr (Columns == 2) multiply_tiles<3, 5, 7>();
-    }
+  if constexpr (LoadA) load_tile<4>(a.at(0, step), a_stride);
+  if constexpr (LoadB) load_tile<6>(b.at(0, step), b_stride);
+  multiply_tiles<0, 4, 6>();
+  if constexpr (Columns == 2) {
+    if constexpr (LoadB) load_tile<7>(b.at(1, step), b_stride);
+    multiply_tiles<1, 4, 7>();
+  }
+  if constexpr (Rows == 2) {
+    if constexpr (LoadA) load_tile<5>(a.at(1, step), a_stride);
+    multiply_tiles<2, 5, 6>();
+    if constexpr (Columns == 2) multiply_tiles<3, 5, 7>();
   }
 }
 
 // sums[Rows, Columns] (tiles) += A B over `steps`; where `fresh`, = A B. Of elements that are sums
-// of two, the product of both remainders is left out: it is as small as what is left of them.
+// of two, the product of both remainders is left out: it is as small as what is left of them. Every
+// step is added whole, so that the sums do not depend on how the steps are parted into calls.
 template <int Summands, int Rows, int Columns>
 inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperand& b,
                            float* sums,  // rows sums_row apart
@@ -158,10 +157,14 @@ inline void multiply_block(int64_t steps, const TileOperand& a, const TileOperan
   if constexpr (Columns == 2) begin_sums<1>(sums + kTileRows, sums_stride, fresh);
   if constexpr (Rows == 2) begin_sums<2>(below, sums_stride, fresh);
   if constexpr (Rows == 2 && Columns == 2) begin_sums<3>(below + kTileRows, sums_stride, fresh);
-  multiply_steps<Rows, Columns>(steps, a, b);
-  if constexpr (Summands == 2) {
-    multiply_steps<Rows, Columns>(steps, a, b.remainder());
-    multiply_steps<Rows, Columns>(steps, a.remainder(), b);
+  for (int64_t step = 0; step < steps; ++step) {
+    if constexpr (Summands == 2) {
+      multiply_step<Rows, Columns>(step, a, b.remainder());
+      multiply_step<Rows, Columns, false, true>(step, a, b);
+      multiply_step<Rows, Columns, true, false>(step, a.remainder(), b);
+    } else {
+      multiply_step<Rows, Columns>(step, a, b);
+    }
   }
   store_tile<0>(sums, sums_stride);
   if constexpr (Columns == 2) store_tile<1>(sums + kTileRows, sums_stride);
