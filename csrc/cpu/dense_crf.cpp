@@ -151,8 +151,7 @@ class DenseMeanField {
 #pragma omp parallel num_threads(num_threads_)
     {
       Tile& tile = tiles.mine();
-      std::vector<T*> source;
-      for (int64_t offset : source_offsets) source.push_back(sources.mine().get() + offset);
+      T* own_sources = sources.mine().get();
       for (int64_t done = 0; done <= arguments_.iterations; ++done) {
         if (done > 0) {
           for (Kernel<Row>& kernel : kernels_) kernel.blur(scratch.mine());
@@ -164,10 +163,11 @@ class DenseMeanField {
             const int64_t count = std::min(kTile, end - n);
             for (size_t k = 0; k < kernels_.size(); ++k) {
               const bool at_block = n % kernels_[k].block_size() == 0;
+              T* source = own_sources + source_offsets[k];
               if (done > 0) {
-                if (at_block) kernels_[k].copy_block(n, source[k]);
+                if (at_block) kernels_[k].copy_block(n, source);
                 T* rows = tile.rows.get();
-                kernels_[k].slice(source[k], n, count, k == 0 ? nullptr : rows, rows);
+                kernels_[k].slice(source, n, count, k == 0 ? nullptr : rows, rows);
               }
               if (at_block && done < arguments_.iterations) kernels_[k].clear_block(n);
             }

@@ -159,6 +159,10 @@ void place(const Embedding& embedding, const float* features, int64_t num_values
   }
 }
 
+// Room for a key of Words words, or of any number where that is 0: each holds a coordinate or more.
+template <int Words>
+constexpr int kMostWords = Words > 0 ? Words : kMaxLatticeDims;
+
 // The lattice points that one block touches, numbered in the order it meets them.
 template <int Words>
 class BlockBuilder {
@@ -197,13 +201,12 @@ class BlockBuilder {
                         int16_t* vertices, float* weights) {
     const int d = D > 0 ? D : static_cast<int>(embedding_.num_dims);
     constexpr int kCorners = D > 0 ? D + 1 : kMaxLatticeDims + 1;
-    constexpr int kWords =
-        Words > 0 ? Words : kMaxLatticeDims;  // a word holds a coordinate or more
     // By rank: the axis of a coordinate and its offset.
     int32_t axes[kCorners], former_axes[kCorners] = {-1};
     float offsets[kCorners];
     KeyTable<Words> table(words());
-    uint64_t origins[kWords * V], key[kWords], former_origin[kWords];
+    uint64_t origins[kMostWords<Words> * V], key[kMostWords<Words>],
+        former_origin[kMostWords<Words>];
     const int16_t* former = nullptr;
     for (int64_t n = first; n < first + count; n += V) {
       const int64_t lanes = std::min<int64_t>(V, first + count - n);
@@ -292,9 +295,7 @@ void build_lattice(const Embedding& embedding, const KeyLayout& layout, const fl
   points->neighbours.assign((d + 1) * M * 2, static_cast<int32_t>(M));
 #pragma omp parallel num_threads(num_threads)
   {
-    uint64_t local[4];
-    std::vector<uint64_t> large(words > 4 ? words : 0);
-    uint64_t* key = words > 4 ? large.data() : local;
+    uint64_t key[kMostWords<Words>] = {};
     for (int64_t axis = 0; axis <= d; ++axis) {
       int32_t* pairs = points->neighbours.data() + axis * M * 2;
       const uint64_t* step = builders.mine().step(axis);

@@ -115,7 +115,7 @@ def _differentiable(
     graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
 ) -> Tensor:
     # Stands for a table, whose values backward has no need of.
-    origin = potential[0].flatten()[:0].clone() if len(potential) == 1 else None
+    origin = potential[0][:0].clone() if len(potential) == 1 else None
     result: Tensor = _Losses.apply(graph, labels, ignore_index, reduction, origin, *potential)
     return result
 
