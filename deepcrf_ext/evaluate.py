@@ -86,7 +86,8 @@ def _column(result: Evaluation, name: str) -> list[str]:
 
 def _write_per_image(path: Path, scores: Sequence[ImageScores]) -> None:
     """One line for each image and row; a cell is empty where a score is undefined."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # Names that are no UTF-8, as of old archives, are written as the bytes they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(ImageScores)])
         writer.writeheader()
         for row in map(asdict, scores):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
@@ -111,7 +112,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         open_dataset(config.data, split=split, seed=config.seed, strict=False)
         for split in (config.data.train_split, config.data.val_split)
     )
-    _refuse_bad_files((train_set, val_set), world)
+    _refuse_bad_files(config, (train_set, val_set), world)
     _refuse_same_images(config, train_set, val_set)
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
@@ -131,7 +132,8 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         print(
             f"{config.data.dataset}: {len(train_set)} training and {len(val_set)} validation "
             f"images, {train_set.num_classes} classes; {config.model.preset} model, {count:,} "
-            f"parameters on {trainer.device}{processes}; writing {folder}"
+            f"parameters on {trainer.device}{processes}; writing {folder}",
+            flush=True,
         )
     try:
         with StopRequest() as stop:
@@ -140,6 +142,8 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         raise TrainingError(f"{error}; all can go on with --resume {folder}") from error
     except OSError as error:  # such as a full disk
         if not (folder / "last.pt").exists():
+            if world.is_main and checkpoint is None:
+                shutil.rmtree(folder, ignore_errors=True)  # the mended command may take its name
             raise
         text = f"{parsing.describe(error)}; mended, it can go on with --resume {folder}"
         raise InputError(text) from error
@@ -188,17 +192,36 @@ def _refuse_same_images(
         )
 
 
-def _refuse_bad_files(datasets: Sequence[SegmentationDataset], world: World) -> None:
+def _refuse_bad_files(
+    config: TrainConfig, datasets: Sequence[SegmentationDataset], world: World
+) -> None:
     """Raises InputError where a file cannot be used, hours before training would come to it."""
     problem: str | None = None
     if world.is_main:
         try:
-            refuse_bad_files(*datasets)
+            _report_labels(config, datasets, refuse_bad_files(*datasets))
         except InputError as error:
             problem = str(error)
     problem = world.from_main(problem)
     if problem is not None:
         raise InputError(problem)
+
+
+def _report_labels(
+    config: TrainConfig,
+    datasets: Sequence[SegmentationDataset],
+    pixels: Sequence[np.ndarray | None],
+) -> None:
+    """Says which classes training will not see. Raises InputError where a split has no label."""
+    for name, dataset, counts in zip(("train", "val"), datasets, pixels, strict=True):
+        if counts is None:
+            continue
+        split = getattr(config.data, f"{name}_split")
+        absent = [label for label, count in zip(dataset.classes, counts, strict=False) if not count]
+        if len(absent) == dataset.num_classes:
+            raise InputError(f"data.{name}_split: no pixel of {split} has a label, all are ignored")
+        if absent and name == "train":
+            print(f"{split} has no pixel of {', '.join(absent)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,15 +7,35 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
+from io import TextIOWrapper
+from itertools import pairwise
+from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
+from deepcrf_ext.data.settings_files import refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.libraries import require
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+_MODE = "deepcrf_ext"
+_YAML = get_loader("yaml")
+
+
+def _load(text: str) -> Any:
+    """A value or a file of settings as jsonargparse reads YAML, but what is a comment alone, as
+    '#c8140a' or '#4', is text, and no key may be there twice. Raises InputError, YAMLError."""
+    if text.lstrip().startswith("#") and "\n" not in text:
+        return text
+    refuse_repeated_keys(text)
+    return _YAML(text)
+
+
+set_loader(_MODE, _load, (yaml.YAMLError,))
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
@@ -26,6 +46,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         exit_on_error=False,
         print_config="--print-config",
         allow_abbrev=False,
+        parser_mode=_MODE,
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; options after it override it."
@@ -52,7 +73,24 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
     given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
     with _one_line_errors(options):
         arguments: Namespace = parser.parse_args(given)
+    for name in parser.groups or ():
+        if name in arguments and not isinstance(arguments[name], Namespace):
+            raise InputError(
+                f"{name}: got {arguments[name]}, must be settings by name, as --{name}.NAME"
+            )
+    _refuse_comments(arguments, given)
     return arguments
+
+
+def _refuse_comments(arguments: Namespace, given: Sequence[str]) -> None:
+    """Raises InputError for a value that begins with # and became null, as a comment of YAML."""
+    words = [part for word in given for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        name = option.lstrip("-").replace("-", "_")
+        if value.startswith("#") and name in arguments and arguments[name] is None:
+            raise InputError(
+                f"{name}: got {value}, which YAML takes for a comment; a file is ./{value}"
+            )
 
 
 @contextmanager
@@ -66,6 +104,10 @@ def _one_line_errors(options: Collection[str]) -> Iterator[None]:
             raise InputError(str(cause)) from error
         message = _plain(" ".join(str(error).split()), options)
         raise InputError(message + _suggestion(message, options)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"config: must be a file of settings in YAML, is no text ({error})"
+        ) from error
 
 
 def _spell_with_dashes(parser: ArgumentParser) -> set[str]:
@@ -100,10 +142,10 @@ def _respell(word: str, options: Set[str]) -> str:
 
 def _suggestion(message: str, options: Collection[str]) -> str:
     """What an unknown option in a message was probably meant to be, to stand behind it."""
-    match = re.search(r"nrecognized arguments: (--[^\s=]+)", message)
+    match = re.search(r"nrecognized arguments: (--[^\s=]+)|^(\S+): unknown setting", message)
     if match is None:
         return ""
-    name = match[1].replace("_", "-")
+    name = (match[1] or f"--{match[2]}").replace("_", "-")
     similar = [option for option in sorted(options) if option.endswith(f".{name[2:]}")]
     similar += difflib.get_close_matches(name, options, 1)
     return f"; did you mean {similar[0]}?" if similar else ""
@@ -141,6 +183,13 @@ def _plain(message: str, options: Collection[str]) -> str:
         return f"{', '.join(names)}: must be given"
     if match := re.match(r'Parser key "([^"]+)": Unable to load config \'(.*?)\'', message):
         return f"{match[1]}: got {match[2]}, must be a file of settings; each is --{match[1]}.NAME"
+    if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", message):
+        return f"{match[1]}.{match[2]}: unknown setting"
+    if match := re.fullmatch(r"Option '(.+)' is not accepted", message):
+        return f"{match[1]}: unknown setting"
+    if match := re.match(r"Unexpected config: ?(.{0,40})|Problems parsing config: (.*)", message):
+        held = match[2] or (f"holds {match[1]}" if match[1] else "holds none")
+        return f"config: must be a file of settings in YAML, as epochs: 12 ({held})"
     message = _INNER.sub(r'Parser key "\1.', message)
     match = _VALUE.fullmatch(message)
     if match is None:
@@ -182,8 +231,10 @@ def run_command(body: Callable[[], int | None]) -> int:
     """Runs a command's body and returns its exit code.
 
     Bad input and failing files end in one `error:` line on stderr and code 2, a training that
-    cannot go on in code 1, Ctrl-C in code 130.
+    cannot go on in code 1, Ctrl-C in code 130. Names of files that stdout cannot write are escaped.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return body() or 0
     except TrainingError as error:

@@ -15,6 +15,7 @@ from deepcrf_ext.cli import parsing
 from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
+from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
 from deepcrf_ext.progress import Progress
@@ -85,7 +86,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if source.dataset == "folder" and source.root is None:
         raise InputError("root: not given; must be the folder of the data set")
     if source.root is not None:
-        require_folder(source.root.expanduser(), "the folder of the data set")
+        require_folder(home_expanded(source.root), "the folder of the data set")
     splits = arguments.splits or list_splits(source)
     if not splits:
         splits = ["train"]  # whose absence is told with what is there instead
@@ -107,6 +108,8 @@ def _run(argv: Sequence[str] | None) -> None:
     for split, reason in unopened.items():
         if overviews:
             print(f"not there: {split}: {reason}\n")
+    if source.dataset == "folder" and "val" not in splits and not arguments.splits:
+        print("not there: val, which training measures; its --data.val-split names another\n")
     write_contact_sheet(overviews, arguments.output, arguments.pictures)
     problems = sum(len(overview.problems) for overview in overviews)
     if problems:

@@ -41,7 +41,9 @@ class CamVid(FileDataset):
         image_folder = require_folder(root / split, f"the folder of {split} images")
         label_folder = require_folder(root / f"{split}annot", f"the folder of {split} labels")
         images = sorted(
-            path for path in image_folder.iterdir() if path.suffix.lower() in (".jpg", ".png")
+            path
+            for path in image_folder.iterdir()
+            if path.suffix.lower() in (".jpg", ".png") and not path.name.startswith(".")
         )
         if not images:
             raise InputError(f"{image_folder}: holds no image; must hold .jpg or .png files")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from deepcrf_ext.data.settings_files import find_file, parse_yaml, read_text
 from deepcrf_ext.errors import InputError
 
 Classes = Sequence[str] | Mapping[str, object] | str | Path
+Value = TypeVar("Value")
+_WRAPPERS = ("classes", "names", "categories", "labels", "id2label", "label2id")
+"""Keys of YAML and JSON files below which the list may be."""
 _FORMS = (
     "a list of names, a map of names to colours, or a file: one name a line, with its colour "
     "or without, YAML or JSON"
@@ -62,25 +65,51 @@ def read_classes(value: Classes, root: Path) -> ClassList:
     path = find_file("data.classes", value, root, _FORMS)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return _from_content(parse_yaml(path), str(path))
-    return _from_pairs([_from_line(line) for line in _lines(read_text(path))], str(path))
+    return _from_lines(read_text(path), str(path))
 
 
 def _from_content(content: object, source: str) -> ClassList:
     """From what YAML gives: names, or names with colours, as a list or as a map."""
     if isinstance(content, Mapping):
-        items = list(content.items())
-        if items and all(isinstance(key, int) for key in content):  # {0: background, 1: crack}
-            if sorted(content) != list(range(len(content))):
-                raise InputError(f"{source}: indices {sorted(content)} must be 0, 1, 2 and so on")
-            return _from_content([content[index] for index in range(len(content))], source)
-        if len(items) == 1 and isinstance(items[0][1], list | Mapping):  # names: [...]
-            key, inner = items[0]
-            if parse_colour(inner) is None and key in ("classes", "names"):
+        for key in _WRAPPERS:  # names: [...]
+            inner = content.get(key)
+            if isinstance(inner, list | Mapping) and parse_colour(inner) is None:
                 return _from_content(inner, source)
-        return _from_pairs([(key, colour) for key, colour in items], source)
+        keys, values = list(content), list(content.values())
+        if not any(map(parse_colour, values)) and (indices := _indices(keys)):
+            return _from_content(_in_order(indices, values, source), source)  # {0: a, 1: b}
+        if indices := _indices(values):
+            return _from_content(_in_order(indices, keys, source), source)  # {a: 0, b: 1}
+        return _from_pairs(list(content.items()), source)
     if isinstance(content, list | tuple):
-        return _from_pairs([_from_item(item) for item in content], source)
+        items = list(content)
+        if indices := _indices([_id(item) for item in items]):
+            items = _in_order(indices, items, source)
+        return _from_pairs([_from_item(item) for item in items], source)
     raise InputError(f"{source}: got {content!r}, must be {_FORMS}")
+
+
+def _indices(values: Sequence[object]) -> list[int] | None:
+    """Numbers, or their digits, as JSON has them in keys; None where a value is neither."""
+    if not all(type(v) is int or re.fullmatch(r"\d{1,5}", str(v)) for v in values):
+        return None
+    return [int(str(value)) for value in values]
+
+
+def _in_order(indices: Sequence[int], values: Sequence[Value], source: str) -> list[Value]:
+    """The values in the order of their indices. Raises InputError unless these are 0, 1, 2 ..."""
+    by_index = dict(zip(indices, values, strict=True))
+    if set(by_index) != set(range(len(values))):
+        raise InputError(
+            f"{source}: indices {sorted(indices)} must be 0, 1, 2 and so on; data.labels says what "
+            "other values are, and where masks hold colours alone, indices are to be left out"
+        )
+    return [by_index[index] for index in range(len(values))]
+
+
+def _id(item: object) -> object:
+    """The index that a file gives an item of its list, if any."""
+    return item.get("id", item.get("index")) if isinstance(item, Mapping) else None
 
 
 def _from_item(item: object) -> tuple[object, object]:
@@ -91,17 +120,40 @@ def _from_item(item: object) -> tuple[object, object]:
     return item, None
 
 
-def _lines(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    header = lines[:1] and re.fullmatch(r"name\s*[,;\t ]\s*r\w*\W+g\w*\W+b\w*", lines[0].lower())
-    return lines[1:] if header else lines
+_COMMENT = re.compile(r"(^#(?![0-9a-fA-F]{6}\b)|\s#\s).*")
+_HEADER = re.compile(
+    r"((id|index|value|label|class|name|colou?r|color_rgb|parts|actions|hex|r|g|b|red|green|blue)"
+    r"([\s,;:]+|$)){2,}"
+)
+_COLOUR = r"(?P<colour>#[0-9a-fA-F]{6}|\d{1,3}(?:[\s,;]+\d{1,3}){2})"
+_COLOURED = (
+    re.compile(rf"(?P<name>.*?)[\s,;:]+{_COLOUR}(?::.*)?"),
+    re.compile(rf"{_COLOUR}[\s,;]+(?P<name>.*)"),
+)
+_NUMBERED = re.compile(r"(\d{1,5})[\s,;:]+(.+)")
+
+
+def _from_lines(text: str, source: str) -> ClassList:
+    """From lines `crack`, `crack 200 20 10`, `crack #c8140a`, `200 20 10 crack`, the same with
+    commas, or all with their indices in front; CVAT's `crack:200,20,10::` too.
+
+    Comments, a line that names the columns and labelme's `__ignore__`, which is no class, are left
+    out.
+    """
+    stripped = (_COMMENT.sub("", line.strip()).strip() for line in text.splitlines())
+    lines = [line for line in stripped if line and line != "__ignore__"]
+    if lines and _HEADER.fullmatch(lines[0].lower()):
+        del lines[0]
+    parts = [_NUMBERED.fullmatch(line) for line in lines if not _COLOURED[1].fullmatch(line)]
+    numbered = [match.groups() for match in parts if match]
+    if len(numbered) == len(lines):
+        lines = _in_order([int(n) for n, _ in numbered], [rest for _, rest in numbered], source)
+    return _from_pairs([_from_line(line) for line in lines], source)
 
 
 def _from_line(line: str) -> tuple[object, object]:
-    """`crack`, `crack 200 20 10`, `crack #c8140a`, `200 20 10 crack`, and the same with commas."""
-    colour = r"(?P<colour>#[0-9a-fA-F]{6}|\d{1,3}(?:[\s,;]+\d{1,3}){2})"
-    for pattern in (rf"(?P<name>.*?)[\s,;]+{colour}", rf"{colour}[\s,;]+(?P<name>.*)"):
-        if match := re.fullmatch(pattern, line):
+    for pattern in _COLOURED:
+        if match := pattern.fullmatch(line):
             return match["name"], match["colour"]
     return line, None
 

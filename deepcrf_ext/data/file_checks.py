@@ -20,7 +20,7 @@ from deepcrf_ext.data.reduced import Reduced, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.progress import Progress
 
-FORMAT = 1  # raise it when the way that files are read changes
+FORMAT = 2  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
 
 
@@ -54,18 +54,34 @@ def check_files(
             images.
         progress: called with 1 after each file.
     """
-    inner = whole(dataset)
-    apart = inner.problems if isinstance(inner, FileDataset) else ()
-    bad = [r.problem for r in report_files(dataset, progress) if r.problem is not None]
-    return [*apart, *bad]
+    return _problems(dataset, report_files(dataset, progress))
 
 
-def refuse_bad_files(*datasets: SegmentationDataset) -> None:
-    """Raises InputError naming everything that `check_files` finds, while progress is shown."""
+def refuse_bad_files(*datasets: SegmentationDataset) -> list[np.ndarray | None]:
+    """Raises InputError naming everything that `check_files` finds, while progress is shown.
+
+    Returns how many pixels of a data set have each label, int64 [256]; None for one that is no
+    files.
+    """
+    problems: list[str] = []
+    pixels: list[np.ndarray | None] = []
     with Progress(None, "check", "file") as shown:
-        problems = [p for dataset in datasets for p in check_files(dataset, shown.update)]
+        for dataset in datasets:
+            reports = report_files(dataset, shown.update)
+            problems += _problems(dataset, reports)
+            counts = np.zeros(256, np.int64)
+            for report in reports:
+                counts[list(report.counts)] += list(report.counts.values())
+            pixels.append(counts if isinstance(whole(dataset), FileDataset) else None)
     if problems:
         raise InputError(listed(list(dict.fromkeys(problems))))
+    return pixels
+
+
+def _problems(dataset: Dataset[Any], reports: Sequence[FileReport]) -> list[str]:
+    inner = whole(dataset)
+    apart = inner.problems if isinstance(inner, FileDataset) else ()
+    return [*apart, *(report.problem for report in reports if report.problem is not None)]
 
 
 def report_files(
@@ -124,7 +140,7 @@ class _Memory:
     """
 
     def __init__(self, coding: str) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         digest = hashlib.sha256(coding.encode()).hexdigest()[:24]
         self.path = Path(base) / "deepcrf_ext" / "checked-files" / f"{digest}.json"
         self.entries: dict[str, list[Any]] = {}

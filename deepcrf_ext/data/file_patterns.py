@@ -124,7 +124,11 @@ def find_splits(root: Path, text: str) -> list[str]:
     folder = root.joinpath(*parts[:index])
     if not folder.is_dir():
         return []
-    names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    names = (
+        path.name
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (path.is_dir() or index + 1 == len(parts))
+    )
     splits = {
         name[len(before) : len(name) - len(after)]
         for name in names

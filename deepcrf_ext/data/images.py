@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> np.ndarray:
     with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
-        deep = _deep_colours(picture, path)
+        deep = deep_channels(picture, path)
         if deep is not None:
             upright = Image.fromarray(_upper_bits(deep))
             upright.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
@@ -83,11 +83,16 @@ def _upper_bits(values: np.ndarray) -> np.ndarray:
     return (values >> (used - 8)).astype(np.uint8)
 
 
-def _deep_colours(picture: ImageFile.ImageFile, path: Path) -> np.ndarray | None:
-    """uint16 [H, W, 3] of a picture with 16 bits a colour, of which Pillow gives 8; else None."""
+def is_deep(picture: ImageFile.ImageFile) -> bool:
+    """Whether a picture has several channels of 16 bits, of which Pillow gives 8."""
     arguments = picture.tile[0][3] if picture.tile else None
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    if not (isinstance(raw_mode, str) and raw_mode.startswith("RGB") and ";16" in raw_mode):
+    return isinstance(raw_mode, str) and raw_mode.startswith(("RGB", "LA")) and ";16" in raw_mode
+
+
+def deep_channels(picture: ImageFile.ImageFile, path: Path) -> np.ndarray | None:
+    """uint16 [H, W, 3] of the colours of a picture that `is_deep`; None for others."""
+    if not is_deep(picture):
         return None
     unchanged = cv2.IMREAD_UNCHANGED
     try:

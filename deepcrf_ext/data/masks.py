@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from deepcrf_ext.data.images import has_values, open_picture, read_values
+from deepcrf_ext.data.images import deep_channels, has_values, is_deep, open_picture, read_values
 from deepcrf_ext.data.label_maps import value_code
 from deepcrf_ext.errors import InputError
 
@@ -30,11 +30,23 @@ def read_codes(path: Path, palette_masks: PaletteMasks = "indices") -> np.ndarra
             return _pack(np.asarray(picture.convert("RGB")))
         if has_values(picture):
             return _encode_values(read_values(picture), path)
+        if is_deep(picture):
+            return _encode_deep(deep_channels(picture, path), path)
         if picture.mode in ("LA", "La"):
             return _encode_values(np.asarray(picture)[..., 0], path)
         if picture.mode == "PA":
             raise InputError(f"{path}: a palette with alpha; must be saved without one of both")
         return _pack(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
+
+
+def _encode_deep(colours: np.ndarray | None, path: Path) -> np.ndarray:
+    """uint16 [H, W, 3] to codes: values where all are grey, else colours of 8 bits as 16."""
+    if colours is not None:
+        if (colours % 257 == 0).all():
+            return _pack((colours // 257).astype(np.uint8))
+        if (colours == colours[..., :1]).all():
+            return _encode_values(colours[..., 0], path)
+    raise InputError(f"{path}: colours of 16 bits; must have 8 bits each, or one channel of values")
 
 
 def _pack(colours: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from deepcrf_ext.data.images import JPEG_SUFFIXES
 from deepcrf_ext.data.label_maps import Labels, describe_code
 from deepcrf_ext.data.masks import read_codes
 from deepcrf_ext.data.registry import DATASETS, open_dataset
+from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 
 MAX_VALUES = 64  # a folder without a label map: more values in its masks are no coding
@@ -52,7 +53,7 @@ def list_splits(source: DataSource) -> list[str]:
     """The splits that are there; of a folder those that its patterns find. Empty if none is."""
     if source.dataset != "folder":
         return list(DATASETS.get(source.dataset, ()))
-    root = (source.root or Path()).expanduser()
+    root = home_expanded(source.root or Path())
     if source.split_file is not None:
         return find_splits(root, source.split_file) or ["all"]
     text = source.images or "images/{split}/**"
@@ -65,7 +66,7 @@ def survey(source: DataSource, split: str, progress: Progress | None = None) -> 
     left_out: Sequence[Path] = ()
     dataset: SegmentationDataset
     if source.dataset == "folder" and source.root is not None:
-        dataset = FolderDataset(source.root.expanduser(), split, source, strict=False)
+        dataset = FolderDataset(home_expanded(source.root), split, source, strict=False)
         left_out = dataset.pairing.left_out
     else:
         dataset = open_dataset(source, split=split, strict=False)
@@ -114,7 +115,7 @@ def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
     Raises InputError where there are more than can be a coding.
     """
     assert source.root is not None
-    root = source.root.expanduser()
+    root = home_expanded(source.root)
     paths = [
         file.labels
         for split in splits

@@ -11,6 +11,7 @@ from deepcrf_ext.data.base import SegmentationDataset
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.data.folder import FolderDataset
 from deepcrf_ext.data.scenes import Scenes
+from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.data.voc import Voc
 from deepcrf_ext.errors import InputError
 
@@ -107,7 +108,7 @@ def open_dataset(
         return _FACTORIES[name](source.root, split)
     if source.root is None:
         raise InputError(f"data.root: not given, must be the folder of the data set, {name}")
-    folder = source.root.expanduser()
+    folder = home_expanded(source.root)
     if name == "voc":
         return Voc(folder, split, source.split_file, strict)
     if name == "camvid":

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
             f"{option}: got {name}, which is not YAML; must be {purpose}, colours in quotes as in "
             "'#c8140a'"
         )
-    below, as_given = root / name, Path(name).expanduser()
+    below, as_given = root / name, home_expanded(name)
     for path in (below, as_given):
         if path.is_file():
             return path
@@ -25,9 +30,14 @@ def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises InputError naming it when it is not one."""
+    """The text of a file in UTF-8, or in UTF-16 with its mark in front, as Windows writes it.
+
+    Raises InputError naming it when it is neither.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if marked else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
 
@@ -39,8 +49,44 @@ def read_settings(option: str, name: str | Path, root: Path, purpose: str) -> An
 
 
 def parse_yaml(path: Path) -> Any:
-    """What a YAML file, or a JSON file, holds. Raises InputError naming it when it is neither."""
+    """What a YAML file, or a JSON file, holds. Raises InputError naming it when it is neither, or
+    when a key is there twice, of which only the last would count."""
+    text = read_text(path)
     try:
-        return yaml.safe_load(read_text(path))
+        try:
+            return json.loads(text, object_pairs_hook=_mapping)  # with tabs, which YAML refuses
+        except json.JSONDecodeError:
+            refuse_repeated_keys(text)
+            return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def refuse_repeated_keys(text: str) -> None:
+    """Raises InputError where a mapping of YAML has a key twice, YAMLError where it is no YAML."""
+    nodes = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            _refuse_twice([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+
+
+def _refuse_twice(keys: Sequence[str]) -> None:
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise InputError(f"the key {twice[0]!r} is there twice")
+
+
+def home_expanded(path: str | Path) -> Path:
+    """The path with the home folder for a ~ in front; as it is where no such user is known."""
+    return Path(os.path.expanduser(path))

@@ -24,14 +24,22 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 
 def below(root: Path, path: str) -> Path | None:
-    """The file that a split file calls `path`, with or without a slash before it, below `root`.
+    """The file that a split file calls `path`, below `root`: with or without a slash before it, in
+    slashes of either kind, or after the whole path of `root`.
 
     None for a path that leads out of `root`, `..` or a drive.
     """
-    pure = PurePosixPath(path.lstrip("/"))
-    if not pure.parts or ".." in pure.parts or "\\" in path or "\0" in path or ":" in pure.parts[0]:
+    pure = PurePosixPath(path.replace("\\", "/"))
+    for whole in (root.absolute(), root.resolve()):
+        if pure.is_relative_to(whole):
+            return _inside(root, pure.relative_to(whole))
+    return _inside(root, PurePosixPath(str(pure).lstrip("/")))
+
+
+def _inside(root: Path, path: PurePosixPath) -> Path | None:
+    if not path.parts or ".." in path.parts or "\0" in str(path) or ":" in path.parts[0]:
         return None
-    return root / pure
+    return root / path
 
 
 def pairs(root: Path, line: str) -> Iterator[tuple[Path, Path]]:

@@ -133,7 +133,7 @@ class Voc(FileDataset):
             self.root / "SegmentationClassAug",
             "the label PNGs of SBD (or its benchmark_RELEASE must lie beside VOC2012)",
         )
-        names = {path.stem for path in folder.glob("*.png")}
+        names = {path.stem for path in folder.glob("[!.]*.png")}
         if not names:
             raise InputError(f"{folder}: holds no label; must hold .png files")
         return names

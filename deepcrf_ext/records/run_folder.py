@@ -46,7 +46,7 @@ def create_run_folder(config: TrainConfig) -> Path:
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Writes config.yaml, which `--config` reads back."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def record_start(folder: Path, step: int, **facts: Any) -> None:
@@ -86,7 +86,7 @@ class MetricsLog:
                         kept.append(line + "\n")
                 except json.JSONDecodeError:
                     break  # the last line of a run that was killed while writing it
-        path.write_text("".join(kept))
+            write_text(path, "".join(kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.data.settings_files import parse_yaml
+from deepcrf_ext.data.settings_files import home_expanded, parse_yaml
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, World
 from deepcrf_ext.progress import progress
@@ -53,7 +52,7 @@ def plain_balance(balance: object, classes: Sequence[str]) -> str | tuple[float,
     if isinstance(balance, str):
         if balance in ("none", "median_frequency"):
             return balance
-        path = Path(balance).expanduser()
+        path = home_expanded(balance)
         if not path.is_file():
             raise InputError(f"class_balance: {balance} is not a file; must be {_FORMS}, or a file")
         balance = parse_yaml(path)

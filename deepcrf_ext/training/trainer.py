@@ -225,7 +225,8 @@ class Trainer:
     def _finish_epochs(self, log: MetricsLog | None, stop: StopRequest) -> bool:
         """The epochs that are left; False when asked to stop, with a checkpoint to go on from."""
         progress, config = self.progress, self.config
-        total = config.epochs * self.per_epoch
+        left = (config.epochs - progress.epoch) * self.per_epoch - progress.batch
+        total = progress.step + max(left, 0)  # also where a resumed run has other images
         images = min(config.batch_size, len(self.train_set))
         with StepLog(total, progress.step, images, quiet=not self.world.is_main) as bar:
             while progress.epoch < config.epochs:
@@ -391,7 +392,8 @@ class Trainer:
                     f"{progress.epoch + 1}); a lower optim.lr may help; the newest checkpoint is "
                     f"{self.folder / 'last.pt'}"
                 )
-        factor = learning_rate_factor(config.optim, progress.step / self.per_epoch, config.epochs)
+        done = (progress.epoch * self.per_epoch + progress.batch) / self.per_epoch
+        factor = learning_rate_factor(config.optim, done, config.epochs)
         set_learning_rate(self.optimiser, stage.lr_factor * factor)
         self.scaler.step(self.optimiser)
         self.scaler.update()
