@@ -71,7 +71,8 @@ def refuse_bad_files(*datasets: SegmentationDataset) -> list[np.ndarray | None]:
             problems += _problems(dataset, reports)
             counts = np.zeros(256, np.int64)
             for report in reports:
-                counts[list(report.counts)] += list(report.counts.values())
+                for label, count in report.counts.items():
+                    counts[label] += count
             pixels.append(counts if isinstance(whole(dataset), FileDataset) else None)
     if problems:
         raise InputError(listed(list(dict.fromkeys(problems))))

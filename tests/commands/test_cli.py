@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
@@ -50,6 +50,9 @@ COMMANDS = (
             "group: got camvid, must be a file of settings; each is --group.NAME",
         ),
         (["--config", "/not/here.yaml"], "config: File does not exist: '/not/here.yaml'"),
+        (["--group", "{kind: surrounding, kind: above_below}"], "the key 'kind' is there twice"),
+        (["--relations", "{a: 1, a: 2}"], "relations: the key 'a' is there twice"),
+        (["--free", "{a: 1, a: 2}"], "free: the key 'a' is there twice"),
     ],
 )
 def test_bad_values_are_told_plainly(arguments, message):
@@ -63,10 +66,51 @@ def test_bad_values_are_told_plainly(arguments, message):
     parser.add_argument("--some", type=PositiveInt, default=1)
     parser.add_class_arguments(RelationConfig, "group")
     parser.add_argument("--relations", type=dict[str, RelationConfig], default={})
+    parser.add_argument("--free", type=Any, default=None)
     with pytest.raises(InputError) as caught:
         parsing.parse(parser, arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_looks_like_a_comment_is_kept():
+    parser = parsing.make_parser("program", "")
+    parser.add_argument("--free", type=dict[str, Any] | str | None)
+    parser.add_argument("--path", type=Path | None)
+    given = parsing.parse(parser, ["--free", '{a: "#4"}', "--path", "#1"])
+    assert (given.free, given.path) == ({"a": "#4"}, Path("#1"))
+
+
+@pytest.mark.parametrize("option", [["--data.labels", "#4"], ["--data.classes=#4"]])
+def test_a_comment_is_no_null(option: list[str]):
+    with pytest.raises(InputError, match="^data.*: got #4, which YAML takes for a comment; a file"):
+        parse_new_run(option)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"data: {clases: [a, b]}", "data.clases: unknown setting; did you mean --data.classes?"),
+        (b"epochz: 3", "epochz: unknown setting; did you mean --epochs?"),
+        (b"data: {crop: null, crop: [8, 8]}", "the key 'crop' is there twice"),
+        (b"data: 3", "data: got 3, must be settings by name, as --data.NAME"),
+        (b"model:\nepochs: 3", "model: got None, must be settings by name"),
+        (b"PK\x03\x04\xff\xfe\x00", "config: must be a file of settings in YAML, is no text"),
+        (b"- a\n" * 99, "config: must be a file of settings in YAML, as epochs: 12 (holds - a"),
+        (b"", "config: must be a file of settings in YAML, as epochs: 12 (holds none)"),
+        (
+            b'{"step": 1}\n{"step": 2}\n',
+            "config: must be a file of settings in YAML, as epochs: 12",
+        ),
+    ],
+)
+def test_bad_files_of_settings_are_told_plainly(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        parse_new_run(["--config", str(tmp_path / "c.yaml")])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_what_is_missing_is_named_as_it_is_typed():

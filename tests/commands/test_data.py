@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +130,24 @@ def test_bad_options_end_in_one_line(arguments, message, place: Path, capsys) ->
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_what_the_splits_are_and_are_not(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 1, splits=["train"])
+    (root / "images" / "Thumbs.db").touch()
+    assert main([str(root), "--data.classes", "[a, b]"]) == 0
+    out = capsys.readouterr().out
+    assert "Thumbs" not in out
+    assert "not there: val, which training measures; its --data.val-split names another" in out
+
+
+def test_names_that_cannot_be_printed(place: Path) -> None:
+    """In a process of its own, as the output of tests prints anything."""
+    root = write_blobs(place / "data", 1)
+    lonely = os.fsdecode(os.fsencode(root / "masks/val") + b"/caf\xe9.png")
+    Path(lonely).write_bytes(b"")
+    command = [sys.executable, "-m", "deepcrf_ext.data", str(root), "--data.classes", "[a, b]"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: {root}: 1 problem, listed above".encode()
+    assert b"problem: " + os.fsencode(root) + b"/masks/val/caf\\udce9.png: mask" in done.stdout

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from own_data import write, write_blobs
+from tiny_run import lines
 
 from deepcrf_ext import calibrate, evaluate, predict, train, tune_dense_crf
 from deepcrf_ext.data import read_labels
@@ -152,3 +154,48 @@ def test_fine_tuning_on_other_classes(place, capsys):
     narrow = ["--model.widths", "[5, 7]", "--model.head_widths", "[9]", "--model.hidden", "7"]
     assert train.main([*tune, "--init_from", "gone", "--output", "again", *narrow]) == 2
     assert "init_from: no layer of gone/best.pt fits the model" in capsys.readouterr().err
+
+
+def test_labels_that_are_not_there_are_told(place, capsys):
+    root = write_blobs(place / "data", 1)
+    short = ["--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, "--data.classes", "[ground, blob, moon]", *short) == 0
+    assert "train has no pixel of moon\n" in capsys.readouterr().err
+    write_blobs(root, 255, 255, ["val"])
+    assert train_on(root, "--data.labels", "{0: ground, 1: blob, 255: ignore}", *short) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: data.val_split: no pixel of val has a label, all are ignored\n"
+    )
+
+
+def test_a_run_that_goes_on_with_more_images(place, capsys):
+    """Its learning rate and the steps that are left are those of the epochs, not of the steps."""
+    root = write_blobs(place / "data", 1)
+    few = write_blobs(place / "few", 1)
+    for path in [*few.rglob("bild 0.*"), *few.rglob("bild 1.*")]:
+        path.unlink()
+    options = ["--data.classes", "[ground, blob]", "--epochs", "2", "--warm-start", "0"]
+    assert train_on(root, *options) == 0
+    assert train.main(["--resume", "run", "--data.root", str(few), "--epochs", "4"]) == 0
+    steps = [step for step in lines(place / "run", "train") if step["step"] > 6]
+    assert [step["step"] for step in steps] == [7, 8, 9, 10]
+    assert steps[0]["lr"] == pytest.approx(0.05 * 0.5**0.9)
+    assert "epoch 3/4, step 7/10" in capsys.readouterr().err
+
+
+def test_the_home_of_nobody_is_no_root(place, capsys):
+    assert train_on(Path("~nobody-of-this-name/data"), "--data.classes", "[a, b]") == 2
+    assert capsys.readouterr().err.startswith("error: ~nobody-of-this-name/data: does not exist")
+
+
+def test_names_that_are_no_utf8(place, capsys):
+    """As an archive of another system leaves them."""
+    root = write_blobs(place / "data", 1)
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        path = root / kind / "val" / "série 0" / f"bild 0.{suffix}"
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9." + suffix.encode()))
+    options = ["--data.classes", "[ground, blob]", "--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, *options) == 0
+    assert evaluate.main(["--checkpoint", "run", "--output", "out"]) == 0
+    assert b"caf\xe9," in (place / "out/per_image.csv").read_bytes()

@@ -259,7 +259,7 @@ def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
 
     def full_after_the_first_checkpoint(handle: int) -> None:
         calls.append(handle)
-        if len(calls) > 2:  # run.json, last.pt
+        if len(calls) > 4:  # config.yaml twice, run.json, last.pt
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -269,6 +269,20 @@ def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
     assert "last.pt: cannot write the checkpoint (No space left on device)" in last
     assert last.endswith(f"; mended, it can go on with --resume {run}")
     assert load_checkpoint(run / "last.pt")["step"] == 0
+
+
+def test_disk_that_is_full_before_training(data, tmp_path, monkeypatch, capsys):
+    """The mended command may take the name of the run."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(command.Trainer, "save", lambda *_: full(0))
+        assert command.main(options(tmp_path, data, run)) == 2
+    assert capsys.readouterr().err.endswith("error: No space left on device\n")
+    assert not run.exists()
 
 
 def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, capsys):

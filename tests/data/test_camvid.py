@@ -53,6 +53,12 @@ def test_samples_and_attributes(root: Path) -> None:
         dataset[3]
 
 
+def test_hidden_files_are_no_images(root: Path) -> None:
+    for folder in ("train", "trainannot"):
+        (root / folder / "._a.png").write_bytes(b"of another system")
+    assert [sample.name for sample in open_dataset("camvid", root, "train")] == ["a", "b", "c"]
+
+
 def test_labels_may_use_255_for_ignored_pixels(root: Path) -> None:
     write(root / "trainannot" / "a.png", np.full((3, 4), 255, np.uint8))
     assert np.all(open_dataset("camvid", root, "train")[0].labels == 255)

@@ -111,6 +111,17 @@ def test_split_files_of_names(tmp_path: Path, line: str) -> None:
     assert names(tmp_path, split_file="{split}.txt") == ["d", "a b"]
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_split_files_of_other_systems_and_of_whole_paths(tmp_path: Path, linked: bool) -> None:
+    root = lay(tmp_path / "data", *((f"images/x/{n}.png", f"masks/x/{n}.png") for n in "abc"))
+    lines = [r"images\x\c.png", f"{root}/images/x/a.png {root}/masks/x/a.png", "./images/x/b.png"]
+    (root / "train.txt").write_text("\r\n".join(lines), "utf-16")
+    if linked:
+        root = tmp_path / "link"
+        root.symlink_to(tmp_path / "data")
+    assert len(names(root, split_file="train.txt")) == 3
+
+
 @pytest.mark.parametrize("gap", [" ", "\t", ",", ", "])
 def test_split_files_of_pairs(tmp_path: Path, gap: str) -> None:
     lay(tmp_path, ("JPEGImages/x 1.jpg", "Aug/x 1.png"), ("JPEGImages/y.jpg", "Aug/y.png"))

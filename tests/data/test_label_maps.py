@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from own_data import add_pair, source, write
@@ -168,6 +169,33 @@ def test_bad_label_maps(tmp_path: Path, given, message: str) -> None:
     put(tmp_path, np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match=message):
         labels(tmp_path, labels=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("l.yaml", "0: a\n'#ff0000': b\n'#ff0000': c\n"), ("l.json", '{"0": "a", "0": "c"}')],
+)
+def test_a_file_with_a_key_twice_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    put(tmp_path, np.zeros((2, 2), np.uint8))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: the key '.*' is there twice"):
+        labels(tmp_path, labels=name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_lose_nothing(tmp_path: Path, suffix: str) -> None:
+    """Pillow gives their upper 8 bits, of which indices have none."""
+    mask = tmp_path / f"masks/t/a.{suffix}"
+    put(tmp_path, INDICES, suffix)
+    cv2.imwrite(str(mask), rgb(INDICES).astype(np.uint16))
+    assert labels(tmp_path, classes=("a", "b", "c")) == INDICES.tolist()
+    colours = np.array([[[0, 0, 0], [10, 20, 200]]], np.uint16)  # BGR
+    cv2.imwrite(str(tmp_path / "images/t/a.png"), colours.astype(np.uint8))
+    cv2.imwrite(str(mask), 257 * colours)
+    assert labels(tmp_path, labels={0: "ground", "#c8140a": "ball"}) == [[0, 1]]
+    cv2.imwrite(str(mask), 3 * colours)
+    with pytest.raises(InputError, match=f"{mask}: colours of 16 bits; must have 8 bits each"):
+        labels(tmp_path, labels={0: "ground", "#c8140a": "ball"})
 
 
 def test_targets_must_be_classes(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def check_augmented(root: Path) -> None:
 
 def test_augmentation_from_pngs(voc: Path) -> None:
     add_png_labels(voc)
+    (voc / "SegmentationClassAug" / "._x.png").write_bytes(b"of another system")
     check_augmented(voc)
 
 
