@@ -359,9 +359,7 @@ class Trainer:
         count = min(config.accumulate, self.fewest_images)
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         stage = self.stages[progress.stage]
-        objective = make_losses(
-            stage.objective, self.model, stage.potentials, self.config.unary_loss
-        )
+        objective = make_losses(stage.objective, self.model, stage.potentials, config.unary_loss)
         weights = self._part_weights(objective, [part for _, part in parts])
         self.optimiser.zero_grad()
         results = torch.zeros(len(objective), device=self.device)
