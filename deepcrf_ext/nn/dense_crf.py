@@ -120,21 +120,26 @@ class DenseCRF(nn.Module):
                 self.log_scales[name] = nn.Parameter(torch.empty_like(first))
         means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
         _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
-        self.register_buffer("mean", None if means is None else torch.tensor(means))
-        self.register_buffer("std", None if stds is None else torch.tensor(stds))
+        self._normalisation = {"mean": means, "std": stds}
+        for name, values in self._normalisation.items():
+            self.register_buffer(name, None if values is None else torch.tensor(values))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Everything that is learnt goes back to `params`."""
+        """Everything that is learnt goes back to `params`, and all else to what was given, as after
+        `to_empty`."""
         with torch.no_grad():
             if "weights" in self.learn:
                 for name in WEIGHTS:
                     getattr(self, name).fill_(getattr(self.params, name))
-            if "compatibility" in self.learn and self.compatibility is not None:
+            if self.compatibility is not None:
                 first = self._first_compatibility
                 self.compatibility.copy_(
                     1 - torch.eye(self.num_classes) if first is None else first
                 )
+            for name, values in self._normalisation.items():
+                if values is not None:
+                    getattr(self, name).copy_(torch.tensor(values))
             for name, scale in self.log_scales.items():
                 getattr(self, name).copy_(torch.tensor(getattr(self.params, name)))
                 scale.zero_()

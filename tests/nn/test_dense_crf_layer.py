@@ -261,6 +261,29 @@ def test_reset_parameters() -> None:
     assert torch.equal(layer(logits, image), wanted)
 
 
+@pytest.mark.parametrize("learn", [(), ALL])
+def test_made_without_memory(learn: tuple[str, ...]) -> None:
+    """Values are those of a state, or, after `to_empty`, of `reset_parameters`."""
+    params = DenseCRFParams(2, 1.0, 4, 25, 2.0, compatibility=torch.rand(3, 3))
+    logits, image = problem()
+    image = (image.float() - 100) / 60
+
+    def make() -> DenseCRF:
+        return DenseCRF(3, 2, params, learn, mean=[120.0, 110.0, 100.0], std=60.0)
+
+    layer = make()
+    wanted = layer(logits, image)
+    with torch.device("meta"):
+        assigned, loaded, reset = make(), make(), make()
+    assigned.load_state_dict(layer.state_dict(), assign=True)
+    loaded.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    for tensor in (*reset.to_empty(device="cpu").parameters(), *reset.buffers()):
+        tensor.data.fill_(torch.nan)  # what memory holds
+    reset.reset_parameters()
+    for made in (assigned, loaded, reset):
+        assert torch.equal(made(logits, image), wanted)
+
+
 def test_repr() -> None:
     text = repr(DenseCRF(3, 2, PARAMS, ["widths"]))
     for part in ("num_classes=3", "iterations=2", "learn=('widths',)", "bilateral_srgb=25.0"):
