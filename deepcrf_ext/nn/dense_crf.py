@@ -18,6 +18,7 @@ from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
 from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
 
 LEARNABLE = ("weights", "compatibility", "widths")
+_FORBIDDEN = -1e30
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -149,7 +150,8 @@ class DenseCRF(nn.Module):
 
         Args:
             logits: [B, K, *S'], floating point, S' of one to three axes; energies are their
-                negatives. Where S' is not S they are resized to S, (bi-, tri-)linearly.
+                negatives, and -inf forbids a label. Where S' is not S they are resized to S, (bi-,
+                tri-)linearly.
             image: [B, C, *S], uint8 or floating point. With `mean` or `std` a floating-point image
                 is the network's normalised one.
 
@@ -174,8 +176,11 @@ class DenseCRF(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.shape[2:] != image.shape[2:]:
             mode = _INTERPOLATION[logits.dim() - 2]
-            logits = functional.interpolate(logits, image.shape[2:], mode=mode, align_corners=False)
+            finite = logits.clamp(min=_FORBIDDEN)  # 0 times -inf would be NaN
+            logits = functional.interpolate(finite, image.shape[2:], mode=mode, align_corners=False)
         image = self._in_own_units(image)
+        if not (logits.is_cuda or torch.compiler.is_compiling()):
+            _check_logits(logits)
         return dense_crf_log_marginals(-logits, image, self.current_params(), self.iterations)
 
     def current_params(self) -> DenseCRFParams:
@@ -216,6 +221,16 @@ class DenseCRF(nn.Module):
         return image
 
 
+def _check_logits(logits: Tensor) -> None:
+    if logits.sum().isfinite():  # which is quick, and says that all are
+        return
+    if logits.isnan().any() or logits.isposinf().any() or logits.isneginf().all(1).any():
+        raise ValueError(
+            "logits: got NaN, +inf, or no finite one at a position, must hold at least one finite "
+            "one a position"
+        )
+
+
 def _warn_of_units(numbers: Sequence[float], srgb: Width) -> None:
     narrowest = min(srgb) if isinstance(srgb, Sequence) else srgb
     if numbers and narrowest >= 1 and min(numbers) >= 0 and max(numbers) <= 1:
@@ -250,10 +265,16 @@ def _channel_values(name: str, value: Any, positive: bool = False) -> list[float
     """One number for all channels, or one for each."""
     if value is None:
         return None
-    if isinstance(value, Tensor):
-        value = value.tolist()
+    if isinstance(value, (Tensor, np.ndarray)):
+        numbers = value.reshape(-1).tolist()
+        if value.ndim == 0:
+            value = numbers[0]
+        elif max(value.shape) == len(numbers):  # also of [C, 1, 1] and [1, C, 1, 1]
+            value = numbers
+        else:
+            value = value.tolist()
     if is_number(value):
         return [checked_number(name, value, positive)]
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) == 0:
+    if not isinstance(value, (list, tuple)) or len(value) == 0:
         raise TypeError(f"{name}: got {value!r}, must be a number or one for each channel")
     return [checked_number(name, entry, positive) for entry in value]
