@@ -40,7 +40,7 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
     missing.mkdir()
     for name in ABSENT:
         (missing / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
-    done = run("--output", str(output), missing=missing)
+    done = run("--output", str(output), "--budget", "3600", missing=missing)
     assert done.returncode == 0, done.stdout + done.stderr
     results = outcomes(output)
     assert len(results) == 17
