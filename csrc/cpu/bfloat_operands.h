@@ -110,32 +110,30 @@ class BfloatOperands {
     });
   }
 
-  // Rounds the gradients of a block.
-  void pack_gradient(int64_t first, int64_t count, const Panels<float>& gradient) {
+  // Rounds the gradients of a block, one panel of columns.
+  void pack_gradient(int64_t first, int64_t count, int64_t panel, const Panels<float>& gradient) {
     const int64_t block = first / kBlockEdges;
-    for (int64_t panel = 0; panel < gradient.count(); ++panel) {
-      const int64_t width = gradient.width(panel);
-      for (int64_t i = 0; i < std::min(count, kMaskBits); ++i) {
-        const float* from = gradient.at(panel, first + i);
-        BfloatPair* to = gradient_by_edge_.at(panel, block * kMaskBits + i);
-        const bool paired = i + kMaskBits < count;
-        for (int64_t n = 0; n < width; n += V) {
-          const Vec<float> second = paired ? load(from + kMaskBits * width + n) : Vec<float>{};
-          store(to + n, pack_pairs(load(from + n), second));
-        }
+    const int64_t width = gradient.width(panel);
+    for (int64_t i = 0; i < std::min(count, kMaskBits); ++i) {
+      const float* from = gradient.at(panel, first + i);
+      BfloatPair* to = gradient_by_edge_.at(panel, block * kMaskBits + i);
+      const bool paired = i + kMaskBits < count;
+      for (int64_t n = 0; n < width; n += V) {
+        const Vec<float> second = paired ? load(from + kMaskBits * width + n) : Vec<float>{};
+        store(to + n, pack_pairs(load(from + n), second));
       }
     }
     // By twos of vectors; an odd number of vectors leaves a half to fill.
-    for (int64_t column = 0; column < 2 * gradient_by_column_.columns(); column += V) {
+    const bool last = panel + 1 == gradient.count();
+    const int64_t begin = gradient.column(panel), end = begin + width;
+    const int64_t filled = last ? 2 * gradient_by_column_.columns() : end;
+    for (int64_t column = begin; column < filled; column += V) {
       const int64_t to_panel = gradient_by_column_.panel_of(column / 2);
       BfloatPair* to = gradient_by_column_.at(to_panel, first) + column / 2 -
                        gradient_by_column_.column(to_panel);
       const int64_t to_row = gradient_by_column_.width(to_panel);
-      const bool inside = column < gradient.columns();
-      const int64_t panel = inside ? gradient.panel_of(column) : 0;
-      const int64_t width = gradient.width(panel);
-      const float* from =
-          gradient.at(panel, first) + (inside ? column - gradient.column(panel) : 0);
+      const bool inside = column < end;
+      const float* from = gradient.at(panel, first) + (inside ? column - begin : 0);
       for (int64_t i = 0; i < count; ++i) {
         store_bfloat16(to + i * to_row, inside ? load(from + i * width) : Vec<float>{});
       }

@@ -2,8 +2,10 @@
 //
 // It works on tiles of edges. Within a tile every thread takes blocks of edges through
 //   hidden = relu(source + target),  energies = hidden W' + b,  softmax,  hidden gradient = G W,
-// then all threads share out the sums over the tile's edges by the rows and columns they own, so
-// the result does not depend on the number of threads. Only a tile of energies is ever alive.
+// or, where there are fewer blocks than threads, all threads share out the columns, edges and words
+// of features of each step. Then they share out the sums over the tile's edges by the rows and
+// columns they own. The result does not depend on the number of threads. Only a tile of energies is
+// ever alive.
 // What the three products read, and how they multiply, is the business of Operands: FloatOperands,
 // BfloatOperands or TileOperands.
 #pragma once
@@ -61,13 +63,10 @@ class FactoredLoss {
 #pragma omp single
         tile_size = collect_tile(edge, node);
         if (tile_size == 0) break;
-#pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < tile_size; first += kBlockEdges) {
-          const int64_t count = std::min(kBlockEdges, tile_size - first);
-          compute_hidden(first, count);
-          compute_energies(first, count);
-          for (int64_t i = first; i < first + count; ++i) compute_loss(i);
-          if (with_gradient_) differentiate_hidden(first, count);
+        if (ceil_div(tile_size, kBlockEdges) >= num_threads_) {
+          take_blocks(tile_size);
+        } else {
+          share_blocks(tile_size);
         }
         if (with_gradient_) reduce_tile(tile_size);
       }
@@ -85,14 +84,17 @@ class FactoredLoss {
     int64_t target;
   };
 
-  // A tile is sized to stay in a last-level cache, with several blocks for every thread.
+  // A tile is sized to stay in a last-level cache, with several blocks for every thread unless that
+  // takes more than kMostBytes, which those of 64 threads with 150 labels do not.
   int64_t choose_tile_edges() const {
     constexpr int64_t kTileBytes = 16 << 20;
+    constexpr int64_t kMostBytes = 1 << 30;
     constexpr int64_t kMostEdges = 24 * kBlockEdges;
     const int64_t edge_bytes = (pairs_ + 2 * D_) * static_cast<int64_t>(sizeof(T));
     const int64_t least = 2 * kBlockEdges * num_threads_;
-    const int64_t edges = std::clamp(kTileBytes / edge_bytes / kBlockEdges * kBlockEdges, least,
-                                     std::max(kMostEdges, least));
+    const int64_t wanted = std::clamp(kTileBytes / edge_bytes, least, std::max(kMostEdges, least));
+    const int64_t blocks = std::min(wanted, kMostBytes / edge_bytes) / kBlockEdges;
+    const int64_t edges = std::max<int64_t>(blocks, 1) * kBlockEdges;
     return round_up(std::clamp<int64_t>(graph_.num_edges, 1, edges), kBlockEdges);
   }
 
@@ -130,6 +132,56 @@ class FactoredLoss {
     return size;
   }
 
+  // Every thread takes whole blocks, whose energies then stay in its caches.
+  void take_blocks(int64_t tile_size) {
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < tile_size; first += kBlockEdges) {
+      const int64_t count = std::min(kBlockEdges, tile_size - first);
+      compute_hidden(first, count);
+      for (int64_t panel = 0; panel < energies_.count(); ++panel) {
+        compute_energies(first, count, panel);
+      }
+      for (int64_t i = first; i < first + count; ++i) compute_loss(i);
+      if (!with_gradient_) continue;
+      for (int64_t panel = 0; panel < energies_.count(); ++panel) {
+        operands_.pack_gradient(first, count, panel, energies_);
+      }
+      for (int64_t word = 0; word * kMaskBits < D_; ++word) {
+        differentiate_hidden(first, count, word);
+      }
+    }
+  }
+
+  // All threads work on every block, a step at a time.
+  void share_blocks(int64_t tile_size) {
+    share(tile_size, 1,
+          [&](int64_t first, int64_t count, int64_t) { compute_hidden(first, count); });
+    share(tile_size, energies_.count(), [&](int64_t first, int64_t count, int64_t panel) {
+      compute_energies(first, count, panel);
+    });
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < tile_size; ++i) compute_loss(i);
+    if (!with_gradient_) return;
+    share(tile_size, energies_.count(), [&](int64_t first, int64_t count, int64_t panel) {
+      operands_.pack_gradient(first, count, panel, energies_);
+    });
+    share(tile_size, ceil_div(D_, kMaskBits), [&](int64_t first, int64_t count, int64_t word) {
+      differentiate_hidden(first, count, word);
+    });
+  }
+
+  // Calls step(first, count, part) for the edges of every block and every part; the blocks of a
+  // part one after another, as they read the same weight.
+  template <typename Step>
+  void share(int64_t tile_size, int64_t parts, Step&& step) {
+    const int64_t blocks = ceil_div(tile_size, kBlockEdges);
+#pragma omp for schedule(dynamic)
+    for (int64_t turn = 0; turn < blocks * parts; ++turn) {
+      const int64_t first = turn % blocks * kBlockEdges;
+      step(first, std::min(kBlockEdges, tile_size - first), turn / blocks);
+    }
+  }
+
   void compute_hidden(int64_t first, int64_t count) {
     const int64_t row = operands_.hidden_row();
     for (int64_t i = 0; i < count; ++i) {
@@ -147,19 +199,17 @@ class FactoredLoss {
     operands_.pack_hidden(first, count);
   }
 
-  void compute_energies(int64_t first, int64_t count) {
-    for (int64_t panel = 0; panel < energies_.count(); ++panel) {
-      const int64_t width = energies_.width(panel);
-      T* energies = energies_.at(panel, first);
-      // An infinite energy in the padding has no weight in the softmax.
-      for (int64_t n = 0; n < width; ++n) {
-        const int64_t pair = energies_.column(panel) + n;
-        energies[n] = pair < pairs_ ? static_cast<T>(potential_.bias[pair])
-                                    : std::numeric_limits<T>::infinity();
-      }
-      for (int64_t i = 1; i < count; ++i) std::copy_n(energies, width, energies + i * width);
-      operands_.add_energies(first, count, panel, energies_);
+  void compute_energies(int64_t first, int64_t count, int64_t panel) {
+    const int64_t width = energies_.width(panel);
+    T* energies = energies_.at(panel, first);
+    // An infinite energy in the padding has no weight in the softmax.
+    for (int64_t n = 0; n < width; ++n) {
+      const int64_t pair = energies_.column(panel) + n;
+      energies[n] = pair < pairs_ ? static_cast<T>(potential_.bias[pair])
+                                  : std::numeric_limits<T>::infinity();
     }
+    for (int64_t i = 1; i < count; ++i) std::copy_n(energies, width, energies + i * width);
+    operands_.add_energies(first, count, panel, energies_);
   }
 
   // Turns the energies of an edge into its loss and, for gradients, into dL/denergies in place.
@@ -202,19 +252,18 @@ class FactoredLoss {
     }
   }
 
-  // dL/d(source + target) of a block: dL/denergies times W, where hidden > 0.
-  void differentiate_hidden(int64_t first, int64_t count) {
-    const int64_t row = operands_.hidden_row();
-    const T* hidden = operands_.hidden(first);
-    operands_.pack_gradient(first, count, energies_);
-    for (int64_t word = 0; word * kMaskBits < D_; ++word) {
-      const T* product = operands_.multiply_weight(first, count, word, energies_);
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t d = word * kMaskBits; d < std::min((word + 1) * kMaskBits, D_); d += V) {
-          store_up_to(hidden_gradient_.get() + (first + i) * D_ + d, D_ - d,
-                      where_positive<T>(load(hidden + i * row + d),
-                                        Operands::hidden_gradient(product, i, d % kMaskBits)));
-        }
+  // dL/d(source + target) of a block, one word of features: dL/denergies times W, where the sum is
+  // positive.
+  void differentiate_hidden(int64_t first, int64_t count, int64_t word) {
+    const T* product = operands_.multiply_weight(first, count, word, energies_);
+    for (int64_t i = 0; i < count; ++i) {
+      const TileEdge& edge = tile_.get()[first + i];
+      const In* source = potential_.source + edge.source * D_;
+      const In* target = potential_.target + edge.target * D_;
+      for (int64_t d = word * kMaskBits; d < std::min((word + 1) * kMaskBits, D_); d += V) {
+        const Vec<T> sum = load_up_to(source + d, D_ - d) + load_up_to(target + d, D_ - d);
+        store_up_to(hidden_gradient_.get() + (first + i) * D_ + d, D_ - d,
+                    where_positive<T>(sum, Operands::hidden_gradient(product, i, d % kMaskBits)));
       }
     }
   }

@@ -83,7 +83,7 @@ class FloatOperands {
     });
   }
 
-  void pack_gradient(int64_t, int64_t, const Panels<T>&) {}
+  void pack_gradient(int64_t, int64_t, int64_t, const Panels<T>&) {}
 
   // G W of one word of features, this thread's: read by hidden_gradient().
   const T* multiply_weight(int64_t first, int64_t count, int64_t word, const Panels<T>& gradient) {

@@ -109,25 +109,24 @@ class TileOperands {
         energies.at(panel, first), width, false);
   }
 
-  // Rounds the gradients of a block.
-  void pack_gradient(int64_t first, int64_t count, const Panels<float>& gradient) {
-    for (int64_t panel = 0; panel < gradient.count(); ++panel) {
-      const int64_t width = gradient.width(panel);
-      for (int64_t i = 0; i < kBlockEdges; i += 2) {
-        const float* from = gradient.at(panel, first + i);
-        bfloat16* row = gradient_.get() + (first + i) * gradient_row() + gradient.column(panel);
-        BfloatPair* pairs = gradient_by_edge_.at(panel, (first + i) / 2);
-        for (int64_t n = 0; n < width; n += V) {
-          const Vec<float> even = i < count ? load(from + n) : Vec<float>{};
-          const Vec<float> odd = i + 1 < count ? load(from + width + n) : Vec<float>{};
-          store_split<Summands>(row + n, gradient_words(), even);
-          store_split<Summands>(row + gradient_row() + n, gradient_words(), odd);
-          split_pairs<Summands>(even, odd, [&](int summand, Vec<int32_t> both) {
-            store(pairs + summand * gradient_edges_ / 2 * width + n, both);
-          });
-        }
+  // Rounds the gradients of a block, one panel of columns.
+  void pack_gradient(int64_t first, int64_t count, int64_t panel, const Panels<float>& gradient) {
+    const int64_t width = gradient.width(panel);
+    for (int64_t i = 0; i < kBlockEdges; i += 2) {
+      const float* from = gradient.at(panel, first + i);
+      bfloat16* row = gradient_.get() + (first + i) * gradient_row() + gradient.column(panel);
+      BfloatPair* pairs = gradient_by_edge_.at(panel, (first + i) / 2);
+      for (int64_t n = 0; n < width; n += V) {
+        const Vec<float> even = i < count ? load(from + n) : Vec<float>{};
+        const Vec<float> odd = i + 1 < count ? load(from + width + n) : Vec<float>{};
+        store_split<Summands>(row + n, gradient_words(), even);
+        store_split<Summands>(row + gradient_row() + n, gradient_words(), odd);
+        split_pairs<Summands>(even, odd, [&](int summand, Vec<int32_t> both) {
+          store(pairs + summand * gradient_edges_ / 2 * width + n, both);
+        });
       }
     }
+    if (panel + 1 < gradient.count()) return;
     const int64_t columns = gradient.columns();
     for (int64_t i = 0; i < kBlockEdges; ++i) {
       bfloat16* row = gradient_.get() + (first + i) * gradient_row();

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from hypothesis import given
 from problems import FACTORED, Problem, make_problem, random_graph, value_and_gradients
 from strategies import problems, reductions
 from targets import Target
+from threads import torch_threads
 
+import deepcrf_ext as dc
 from deepcrf_ext import EdgeGraph, TablePotential
 
 
@@ -166,3 +170,58 @@ def test_compiled_code_refuses_labels_out_of_range(host_target: Target) -> None:
     torch.testing.assert_close(compiled(problem.labels), function(problem.labels))
     with pytest.raises(RuntimeError, match="labels: must be in"):
         compiled(problem.labels + 3)
+
+
+@pytest.mark.parametrize("labels", [1, 5, 21, 40])
+@pytest.mark.parametrize("edges", [1, 40, 65, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_more_threads_than_blocks_of_edges_change_no_bit(
+    labels: int, edges: int, dtype: torch.dtype
+) -> None:
+    """They then share out the columns of a block's energies, and its features."""
+    problem = make_problem([random_graph(30, edges, labels)], [FACTORED], labels, 70)
+    problem = problem.to(torch.device("cpu"), dtype)
+    results = []
+    for threads in (1, 2, 3, 13):
+        with torch_threads(threads):
+            results.append(value_and_gradients("pairwise_nll_mean", dc, problem))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(other[name], value), name
+
+
+MANY_LABELS = """
+import resource
+import torch
+import deepcrf_ext as dc
+
+def losses(labels):
+    potential = dc.FactoredPotential(
+        graph,
+        *(torch.randn(size, generator=generator)
+          for size in [(32, 1), (32, 1), (labels, labels, 1), (labels, labels)]),
+    )
+    truth = torch.arange(32) % labels
+    return potential, truth, dc.pairwise_nll(potential, truth, reduction="none")
+
+torch.set_num_threads(8)
+generator = torch.Generator().manual_seed(0)
+graph = dc.EdgeGraph.from_edges(*torch.randint(32, (2, 800), generator=generator), 32)
+losses(2)  # starts the threads
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + (2 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+potential, truth, result = losses(1000)
+some = torch.tensor([0, 300, 799])
+first, second = graph.edge_index()[:, some]
+energies = potential.energies_between(first, second).double()
+wanted = energies.flatten(1).neg().logsumexp(1) + energies[range(3), truth[first], truth[second]]
+torch.testing.assert_close(result[some].double(), wanted, rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+def test_energies_of_many_labels_fit_a_gigabyte() -> None:
+    """However many threads there are: 128 edges for each of 8 would take four."""
+    result = subprocess.run([sys.executable, "-c", MANY_LABELS], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
