@@ -28,6 +28,10 @@ void bind_gated_crf_loss(py::module_& module);
 
 namespace {
 
+// Of the functions that Python calls: raised where one of them takes something else, as INTERFACE
+// in deepcrf_ext/ops/_backend.py is.
+constexpr int kInterface = 1;
+
 // The file that omp_get_max_threads was resolved in.
 std::string openmp_runtime() {
   Dl_info info = {};
@@ -63,6 +67,7 @@ PYBIND11_MODULE(DEEPCRF_MODULE_NAME, module) {
     }
   });
 
+  module.attr("interface") = kInterface;
   module.attr("compiler") = DEEPCRF_COMPILER;
   module.def("cuda_build", &cuda_build);
 #ifdef DEEPCRF_CUDA_ON_HOST

@@ -12,6 +12,9 @@ import torch
 
 from deepcrf_ext.ops import _forks  # noqa: F401 - for what it does at every fork
 
+INTERFACE = 1
+"""What these sources call: `kInterface` of the extension (csrc/bindings/module.cpp) is the same."""
+
 
 @functools.cache
 def native() -> ModuleType:
@@ -20,16 +23,24 @@ def native() -> ModuleType:
     Operators call it as `_backend.native()`, so that a test can put another build in its place.
 
     Raises:
-        ImportError: The extension was not built, or cannot be loaded.
+        ImportError: The extension was not built, cannot be loaded, or was built from other sources.
     """
     # torch is imported above, first: its OpenMP runtime is then the one the extension uses.
     try:
-        return importlib.import_module("deepcrf_ext._C")
+        module = importlib.import_module("deepcrf_ext._C")
     except ImportError as error:
         raise ImportError(
             f"the compiled extension deepcrf_ext._C cannot be loaded ({error}); "
             "build it with 'pip install -e .' in the checkout"
         ) from error
+    interface = getattr(module, "interface", 0)
+    if interface != INTERFACE:
+        raise ImportError(
+            f"the compiled extension {module.__file__} was built from other sources (its interface "
+            f"is {interface}, must be {INTERFACE}); rebuild it with 'pip install -e .' in the "
+            "checkout"
+        )
+    return module
 
 
 def launch_args(tensor: torch.Tensor) -> tuple[int, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 
 import pybind11
 import pytest
@@ -61,6 +64,36 @@ def test_unknown_instruction_set_is_an_error() -> None:
     assert "ValueError: DEEPCRF_CPU_ISA must be one that" in result.stderr
     assert "(portable" in result.stderr
     assert "got 'sse9'" in result.stderr
+
+
+SIGNATURES = {1: "37cf02b533e481d2"}
+"""The digest of what the extension's functions take, for each `INTERFACE`."""
+
+
+def test_an_extension_of_other_sources_is_to_be_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("deepcrf_ext._C")
+    monkeypatch.setitem(sys.modules, "deepcrf_ext._C", other)
+    for interface in (None, _backend.INTERFACE - 1, _backend.INTERFACE + 1):
+        if interface is not None:
+            other.interface = interface  # type: ignore[attr-defined]
+        other.__file__ = "old/_C.so"
+        with pytest.raises(
+            ImportError, match=r"old/_C.so was built from other.*; rebuild"
+        ) as error:
+            _backend.native.__wrapped__()
+        assert "\n" not in str(error.value)
+
+
+def test_other_signatures_have_another_interface() -> None:
+    """Where this fails, raise `INTERFACE` in ops/_backend.py and `kInterface` in
+    csrc/bindings/module.cpp, and put the digest here beside it."""
+    native = _backend.native()
+    names = sorted(name for name in dir(native) if callable(getattr(native, name)))
+    signatures = [
+        [name, *re.findall(r"(\w+):", getattr(native, name).__doc__ or "")] for name in names
+    ]
+    digest = sha256(repr(signatures).encode()).hexdigest()[:16]
+    assert {native.interface: digest} == {_backend.INTERFACE: SIGNATURES[_backend.INTERFACE]}
 
 
 def test_import_needs_torch_and_numpy_alone() -> None:
