@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,6 +62,7 @@ def operator(
         if backward is not None and setup_context is not None:
             recorded = _recorded(registered, backward, setup_context)
         _LIBRARY.impl(name, _choice(registered, recorded), "Autograd")
+        torch.library.register_vmap(f"deepcrf_ext::{name}", _one_by_one(registered), lib=_LIBRARY)
         return cast(Function, registered)
 
     return register
@@ -98,6 +99,31 @@ def _choice(registered: Any, differentiable: Callable[..., Any]) -> Any:
             return registered(*args)
 
     return autograd
+
+
+def _one_by_one(registered: Any) -> Callable[..., Any]:
+    """The rule of `torch.vmap`: the operator on each element of a batch in turn."""
+
+    def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        leaves, spec = tree_flatten(args)
+        axes = tree_leaves(in_dims)  # of the same tree; None for what all elements share
+        results = []
+        for i in range(info.batch_size):
+            own = [
+                leaf if axis is None else leaf.select(axis, i)
+                for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+            results.append(registered(*tree_unflatten(own, spec)))
+        sizes = [[leaf.shape for leaf in tree_leaves(result)] for result in results]
+        if any(other != sizes[0] for other in sizes):
+            raise RuntimeError(
+                f"{registered.name()}: got a batch of torch.vmap whose results differ in size, "
+                "must be called on each of its elements"
+            )
+        stacked = tree_map(lambda *each: torch.stack(each), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
+
+    return batched
 
 
 def _want_gradient(args: Sequence[Any]) -> bool:

@@ -54,3 +54,10 @@ def test_constants_within_a_dual_level_are_computed(name: str) -> None:
     wanted = FUNCTIONS[name](torch.ones(()))
     with forward_ad.dual_level():
         assert torch.equal(FUNCTIONS[name](torch.ones(())), wanted)
+
+
+@every_function
+def test_batches_of_vmap_are_computed_one_by_one(name: str) -> None:
+    scales = torch.tensor([0.5, 1.0, 2.0])
+    wanted = torch.stack([FUNCTIONS[name](scale) for scale in scales])
+    assert torch.equal(torch.vmap(FUNCTIONS[name], randomness="same")(scales), wanted)
