@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.config import ModelConfig
-from deepcrf_ext.models.fixed_buffers import FixedBuffers, channel_values
 from deepcrf_ext.models.pyramid_backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,7 +26,7 @@ def make_blocks(config: ModelConfig, num_scales: int) -> VGGBlocks | PyramidBack
     return named_backbone(config.backbone, 2**config.pooled_blocks, config.widths[-1])
 
 
-class ImagePyramid(FixedBuffers):
+class ImagePyramid(nn.Module):
     """Normalises images and resizes them bilinearly to every scale.
 
     Input: RGB [B, 3, H, W], 0..255. Output: for each scale a channels-last float32
@@ -38,11 +37,12 @@ class ImagePyramid(FixedBuffers):
     std: Tensor
 
     def __init__(self, scales: Sequence[float]) -> None:
-        mean, std = (channel_values(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        super().__init__(mean=mean, std=std)
+        super().__init__()
         self.scales = tuple(scales)
         ratios = [Fraction(scale).limit_denominator(10_000) for scale in self.scales]
         self._ratios = [(ratio.numerator, ratio.denominator) for ratio in ratios]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         check_images(images)

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from deepcrf_ext.ops._autocast import autocast_dtype
 from deepcrf_ext.ops._number_checks import checked_int
-from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import (
+    are_seen,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_tensor,
+)
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential, TablePotential
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -83,7 +89,7 @@ def checked_labels(
     """Check `labels` [N] of any integer dtype; return them as int64, and `ignore_index` as an int.
 
     Every label must be `ignore_index` or lie in `0..num_labels-1`. CPU labels are looked at
-    at once. On other devices, and in compiled code, the check runs with the work and raises what
+    at once. On other devices, and in traced code, the check runs with the work and raises what
     `torch.nn.functional.cross_entropy` raises there: a `RuntimeError` or a device assertion.
     """
     ignore_index = checked_int("ignore_index", ignore_index)
@@ -95,7 +101,7 @@ def checked_labels(
     check_device("labels", labels.device, device, "the energies")
     labels = labels.to(torch.int64)
     rule = f"must be in 0..{num_labels - 1} or ignore_index = {ignore_index}"
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+    if not are_seen(labels):
         bad = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
         torch._assert_async(~bad.any(), f"labels: {rule}")
     elif num_nodes > 0:

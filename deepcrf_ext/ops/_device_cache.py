@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Value = TypeVar("Value")
 
@@ -71,7 +72,11 @@ class DeviceCache(Generic[Value]):
     def get_or_build(
         self, key: Hashable, device: torch.device, build: Callable[[], Value]
     ) -> Value:
-        """The value of a key, built on the device where it is not kept."""
+        """The value of a key, built on the device where it is not kept.
+
+        Where tensors are fake, of shapes alone, it is built and not kept."""
+        if isinstance(torch.empty(0), FakeTensor):
+            return build()
         value = self.get(key)
         if value is None:
             with torch.inference_mode(False):  # training may be the next to use it

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._tensor_checks import check_spatial
+from deepcrf_ext.ops._tensor_checks import are_seen, check_spatial
 
 _warned: set[str] = set()
 
@@ -26,7 +26,7 @@ def check_image_tensor(image: Any, sizes: dict[str, int]) -> None:
 def check_range(image: Tensor, name: str, width: Any, stacklevel: int) -> None:
     """Refuse values that are not finite; warn, once each, of a range that fits no width of 1 up.
 
-    Looks at no image on CUDA, for which nothing waits, nor in compiled code.
+    Looks at no image on CUDA, for which nothing waits, nor in traced code.
 
     Args:
         image: of any shape.
@@ -34,13 +34,12 @@ def check_range(image: Tensor, name: str, width: Any, stacklevel: int) -> None:
         width: that width, or several: a number, a sequence of numbers or a tensor.
         stacklevel: of the warning, 2 for the caller of this function.
     """
-    is_seen = not (image.is_cuda or image.numel() == 0 or torch.compiler.is_compiling())
-    if not (image.is_floating_point() and is_seen):
+    if not (image.is_floating_point() and image.numel() > 0 and are_seen(image)):
         return
     low, high = (float(value) for value in image.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("image: got NaN or infinite values, must be finite")
-    narrowest = float(torch.as_tensor(width).detach().min())
+    narrowest = float(torch.as_tensor(width, device="cpu").detach().min())
     found = "negative values" if low < 0 else "values within 0..1" if 0 < high <= 1 else ""
     if found and narrowest >= 1 and found not in _warned:
         _warned.add(found)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DEVICE_TYPES = ("cpu", "cuda")
@@ -63,6 +64,13 @@ def check_device(name: str, device: torch.device, wanted: torch.device, owner: s
     """Check that `name` lies on the device `wanted`, that of the argument called `owner`."""
     if device != wanted:
         raise ValueError(f"{name}: got device {device}, must be {wanted} as {owner}")
+
+
+def are_seen(values: Tensor) -> bool:
+    """Whether the values of a tensor are there to be looked at: not on CUDA, for which nothing
+    waits, nor in code that is traced or run for shapes alone (fake tensors)."""
+    compiling = torch.compiler.is_compiling()
+    return not (compiling or values.device.type != "cpu" or isinstance(values, FakeTensor))
 
 
 SPATIAL_LETTERS = {1: "W", 2: "H W", 3: "D H W"}

@@ -14,6 +14,7 @@ from deepcrf_ext.ops._autocast import result_dtype
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import (
+    are_seen,
     check_device,
     check_dtype,
     check_floating,
@@ -242,7 +243,7 @@ def dense_mean_field(
             )
         ]
         return dense_crf_marginals(tensors, unary, iterations, log)
-    if not (unary.is_cuda or torch.compiler.is_compiling()):
+    if are_seen(unary):
         _check_energies(unary)
     energies = unary.t().contiguous()
     total = energies

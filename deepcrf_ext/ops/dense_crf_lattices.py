@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._device_cache import DeviceCache, keep_for_stream, wait_until_written
 from deepcrf_ext.ops._image_checks import check_image_tensor, check_range
-from deepcrf_ext.ops._tensor_checks import check_device
+from deepcrf_ext.ops._tensor_checks import are_seen, check_device
 from deepcrf_ext.ops.dense_crf_params import WIDTHS, DenseCRFParams, Width
 from deepcrf_ext.ops.permutohedral_filter import LATTICE_BYTES, MAX_DIMS, PermutohedralLattice
 
@@ -148,8 +148,11 @@ def _is_same(own: Width, other: Width) -> bool:
     """Whether two widths are equal, as far as one may look."""
     if not isinstance(own, Tensor) and not isinstance(other, Tensor):
         return own == other
-    own, other = torch.as_tensor(own), torch.as_tensor(other)
-    if own.is_cuda or other.is_cuda or torch.compiler.is_compiling():
+    own, other = (
+        width if isinstance(width, Tensor) else torch.tensor(width, device="cpu")
+        for width in (own, other)
+    )
+    if not (are_seen(own) and are_seen(other)):
         return True
     return own.shape == other.shape and torch.equal(own.float(), other.float())
 
