@@ -1,7 +1,8 @@
 """Pairwise potentials: one K x K table of energies for every edge of a graph.
 
 Energies are costs, P(y | x) ∝ exp(-E), as in Lin, Shen, Reid and van den Hengel, "Efficient
-Piecewise Training of Deep Structured Models for Semantic Segmentation" (arXiv:1504.01013v2).
+Piecewise Training of Deep Structured Models for Semantic Segmentation" (arXiv:1504.01013v2). They
+are finite.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ class TablePotential:
     Args:
         graph: the edges (p, q).
         energies: [E, K, K], floating point, on the graph's device: `V_pq(k, j)` of every edge,
-            in the order of `graph.edge_index()`; kept as `table`.
+            in the order of `graph.edge_index()`; kept as `table`. Finite: a pair of labels that is
+            to be ruled out gets a large one, such as 1e4, as the expected energy of one of +inf is
+            +inf whatever the marginals.
 
     Raises:
         TypeError: an argument is of another type or dtype.
