@@ -84,6 +84,13 @@ def test_tolerance_is_a_fraction_of_the_diagonal(column: int, score: float) -> N
     assert scores.mean_f1 == score
 
 
+@pytest.mark.parametrize(("column", "score"), [(204, 1.0), (205, 0.0)])
+def test_the_tolerance_itself_is_near_enough(column: int, score: float) -> None:
+    metric = BoundaryF1(2, tolerance=4 / 500)
+    metric.update(halves(column), halves(200))
+    assert metric.compute().mean_f1 == score
+
+
 def test_what_is_ignored_does_not_count() -> None:
     truth = halves(200)
     truth[:, 190:210] = 255

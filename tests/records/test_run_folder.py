@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from deepcrf_ext.records.run_folder import MetricsLog
+from deepcrf_ext.config import TrainConfig
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.run_folder import MetricsLog, create_run_folder
+
+
+def test_a_new_run_takes_an_empty_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = TrainConfig(output=folder)
+    assert create_run_folder(config) == folder
+    with pytest.raises(InputError, match="exists already; choose another folder$"):
+        create_run_folder(config)
+    (folder / "last.pt").touch()
+    with pytest.raises(InputError, match=f"another folder or use --resume {folder}$"):
+        create_run_folder(config)
+    with pytest.raises(InputError, match="config.yaml exists already; choose another folder$"):
+        create_run_folder(TrainConfig(output=folder / "config.yaml"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
