@@ -161,6 +161,12 @@ def test_image_command(run: Path, tmp_path: Path, capsys, source: str) -> None:
     assert gains == pytest.approx(odds["total"] - odds["unary"], rel=1e-4, abs=1e-4)
     nats = [abs(item["nats"]) for item in record["neighbours"]]
     assert nats == sorted(nats, reverse=True)
+    height, width = dataset[1].labels.shape
+    rows, columns = load_model(run)[0].grid_size(height, width)
+    for item in record["neighbours"]:
+        row, column = item["node"]
+        centre = [(column + 0.5) * width / columns, (row + 0.5) * height / rows]
+        assert item["pixel"] == pytest.approx(centre, abs=0.051)  # rounded to tenths
     assert cv2.imread(str(file.with_suffix(".png"))).shape[1] > 600
     assert record["label"] in capsys.readouterr().out
 

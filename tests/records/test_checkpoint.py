@@ -96,6 +96,16 @@ def test_numbered_potentials_of_earlier_versions_are_read_by_name(potentials, tm
         load_model(run)
 
 
+def test_relations_of_earlier_versions_weigh_1(run):
+    state = load_checkpoint(run / "last.pt")
+    weights = [key for key in state["model"] if key.endswith(".log_weight")]
+    assert len(weights) == 2
+    state["model"] = {key: value for key, value in state["model"].items() if key not in weights}
+    save(run / "last.pt", state)
+    found = load_model(run)[0].state_dict()
+    assert [found[key].exp().item() for key in weights] == [1.0, 1.0]
+
+
 def test_potentials_in_another_order_are_loaded_by_name(run):
     state = load_checkpoint(run / "last.pt")
     names = ["above_below", "unary_1scale", "surrounding", "unary"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from own_data import write_blobs
 from tiny_run import lines
 
 from deepcrf_ext import evaluate, train
+from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.nn import grid_graphs
+from deepcrf_ext.training import graph_memory
 
 OPTIONS = [
     *("--data.dataset", "folder", "--data.classes", "[ground, ball]", "--epochs", "1"),
@@ -39,6 +43,17 @@ def test_validation_in_windows(root: Path, tmp_path: Path, capsys) -> None:
     assert "error: an image of 56x40 pixels is too large to be seen whole" in error
     assert "(--max-size) or in parts (--window)" in error
     assert evaluate.main(["--checkpoint", str(run), "--window", "[12, 16]"]) == 0
+
+
+def test_the_grid_of_a_backbone_is_told_by_its_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by a trial run, for which the largest image might be too large."""
+    tried: list[tuple[int, int]] = []
+    model = SimpleNamespace(backbone="any", grid_size=lambda *size: (size[0] // 4, size[1] // 4))
+    monkeypatch.setattr(graph_memory, "_largest_size", lambda dataset: (50, 83))
+    monkeypatch.setattr(graph_memory, "_check", lambda _, images, grid, device: tried.append(grid))
+    config = TrainConfig(DataConfig(crop=(12, 16)))
+    graph_memory.validation_views(config, model, [], torch.device("cpu"))
+    assert tried == [(13, 21)]
 
 
 def test_no_crops_no_windows(root: Path, tmp_path: Path, capsys) -> None:
