@@ -1,6 +1,6 @@
 """One benchmark on a GPU, all cases and contenders in one process: calls, and replays of graphs.
 
-    python benchmarks/gpu_times.py meanfield --output FOLDER --seconds-left 60
+    python benchmarks/gpu_times.py meanfield --output FOLDER
 
 A part of on_gpu.py, for whose few minutes a process for each measurement, as harness.py has it,
 would be too slow. The record is written anew after each measurement, what tells most first. With
@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ import deepcrf_ext as dc
 OURS = "deepcrf_ext"
 REUSED = "deepcrf_ext, lattices reused"
 SECONDS = 0.3  # a measurement on a device repeats for
+NO_TIME = "no time left"
 REPLAYED = ", replayed"  # what a contender's graph is called by
 Call = Callable[[], Any]
 folder = tempfile.TemporaryDirectory()  # of the photographs that a training reads
@@ -125,18 +129,29 @@ BENCHMARKS = {
 }
 
 
-def timed(call: Call, replayed: bool, device: torch.device, seconds: float) -> dict[str, Any]:
-    """The fields of a measurement; `left_out` says what went wrong, if something did."""
+def result_of(
+    method: Callable[..., dict[str, Any]],
+    make: Callable[[], Call],
+    device: torch.device,
+    seconds: float,
+) -> dict[str, Any]:
+    """The fields of a measurement of what `make` returns, by `measure` or `measure_replay`.
+
+    `left_out` says what went wrong, if something did.
+    """
     try:
-        return (measure_replay if replayed else measure)(call, device, seconds)
+        return method(make(), device, seconds)
     except torch.OutOfMemoryError:
         return {"left_out": harness.DOES_NOT_FIT}
     except Exception as error:  # the others are still wanted
         return {"left_out": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
 
-def run(name: str, device: torch.device, dry_run: bool, deadline: float) -> None:
-    """Measures a benchmark; what is not begun by the deadline (`time.monotonic`) is left out."""
+def run(name: str, device: torch.device, dry_run: bool, deadline: float) -> bool:
+    """Measures a benchmark; what is not begun by the deadline (`time.monotonic`) is left out.
+
+    Whether this package's calls went as they should, those that do not fit aside.
+    """
     benchmark = BENCHMARKS[name]
     seconds = 0.0 if dry_run else SECONDS
     limits = result_path("ceilings", device, "json")
@@ -153,7 +168,7 @@ def run(name: str, device: torch.device, dry_run: bool, deadline: float) -> None
             continue  # a compiler's minute for what compiles nothing on the device
         for case in benchmark.small if dry_run else benchmark.cases:
             if time.monotonic() > deadline:
-                add(case, contender, {"left_out": "no time left"})
+                add(case, contender, {"left_out": NO_TIME})
                 continue
             if benchmark.needed_bytes(case, contender) > memory:
                 add(case, contender, {"left_out": harness.DOES_NOT_FIT})
@@ -161,27 +176,32 @@ def run(name: str, device: torch.device, dry_run: bool, deadline: float) -> None
             torch.manual_seed(0)
             if contender == "torch.compile":
                 torch._dynamo.reset()
-            call = benchmark.make_call(case, contender, device)
-            add(case, contender, timed(call, False, device, seconds))
+            make = cache(partial(benchmark.make_call, case, contender, device))
+            add(case, contender, result_of(measure, make, device, seconds))
             if device.type == "cuda" and contender in benchmark.replayed:
-                add(case, contender + REPLAYED, timed(call, True, device, seconds))
-            del call
+                result = result_of(measure_replay, make, device, seconds)
+                add(case, contender + REPLAYED, result)
+            del make
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+    ours = [measurement for measurement in measurements if measurement.contender.startswith(OURS)]
+    return {measurement.left_out for measurement in ours} <= {None, NO_TIME, harness.DOES_NOT_FIT}
 
 
-def main() -> None:
+def main() -> int:
+    """0 when every call of this package went as it should."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("benchmark", choices=["ceilings", *BENCHMARKS])
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of records")
-    parser.add_argument("--seconds-left", type=float, default=60.0, help="begin nothing later")
+    parser.add_argument(
+        "--until", type=float, default=math.inf, help="begin nothing later on the monotonic clock"
+    )
     parser.add_argument("--commit", default="", help="of the code, where there is no git")
     parser.add_argument("--case", help="with --repeat: the case; default: the first")
     parser.add_argument("--repeat", type=int, help="run one case of deepcrf_ext so often, untimed")
     parser.add_argument("--dry-run", action="store_true", help="tiny cases on the CPU")
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.seconds_left
     harness.RESULTS = arguments.output
     harness.COMMIT = harness.COMMIT or arguments.commit
     device = torch.device("cpu" if arguments.dry_run else "cuda")
@@ -197,8 +217,9 @@ def main() -> None:
         for _ in range(arguments.repeat):
             call()
     else:
-        run(arguments.benchmark, device, arguments.dry_run, deadline)
+        return int(not run(arguments.benchmark, device, arguments.dry_run, arguments.until))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +37,22 @@ from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.progress import progress
-from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.checkpoint import checkpoint_digest, load_model
+from deepcrf_ext.records.result_folder import ResultFolder, Task
+from deepcrf_ext.records.whole_files import write_whole
 
 _DESCRIPTION = """Segment images with a trained model.
 
 Writes below the output folder: labels/NAME.png (class indices with a palette), overlays/NAME.png
 (the image tinted with its labels), legend.png (the colours of the classes) and, with --marginals,
 marginals/NAME.npz. NAME is the name of the image without its suffix, or with it where two images
-would share a name. A folder stands for the images in it; where it holds none, for those in its
-sub-folders, whose results go to sub-folders of the same names. An image that cannot be read is
-reported and left out; the exit code is then 1, or 2 if none could be read."""
+would share a name. Every file is written whole or not at all, and predict.json notes what it is of:
+the same command goes on where it was stopped, does images that are new or have changed since, and
+passes over the others; --overwrite does all again.
+
+A folder stands for the images in it; where it holds none, for those in its sub-folders, whose
+results go to sub-folders of the same names. An image that cannot be read is reported and left out;
+the exit code is then 1, or 2 if none could be read."""
 
 
 def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
@@ -119,57 +126,69 @@ class _Targets:
     overlay: Path
     marginals: Path | None
 
-    def paths(self) -> list[Path]:
-        return [p for p in (self.labels, self.overlay, self.marginals) if p is not None]
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(p for p in (self.labels, self.overlay, self.marginals) if p is not None)
 
 
-def _plan(
-    images: Mapping[Path, str], output: Path, marginals: bool, overwrite: bool
-) -> dict[Path, _Targets]:
-    """The files to write for each image, which `find_images` found; raises InputError where one
-    must not be written."""
+def _plan(images: Mapping[Path, str], output: Path, marginals: bool) -> dict[Path, _Targets]:
+    """The files to write for each image, which `find_images` found."""
     names: dict[Path, str] = {}
     for below in dict.fromkeys(images.values()):
         paths = [path for path, folder in images.items() if folder == below]
         prefix = "" if below == "." else f"{below}/"
         names |= {p: prefix + name for p, name in zip(paths, output_names(paths), strict=True)}
-    by_image = {
+    return {
         path: _Targets(
-            output / "labels" / f"{names[path]}.png",
-            output / "overlays" / f"{names[path]}.png",
-            output / "marginals" / f"{names[path]}.npz" if marginals else None,
+            output / "labels" / f"{name}.png",
+            output / "overlays" / f"{name}.png",
+            output / "marginals" / f"{name}.npz" if marginals else None,
         )
-        for path in images
+        for path, name in names.items()
     }
-    targets = by_image.values()
-    inputs = {path.resolve() for path in images}
-    for path in (path for target in targets for path in target.paths()):
-        if path.resolve() in inputs:
-            raise InputError(f"--output: {path} is an input image; choose another folder")
-        if not overwrite and path.exists():
-            raise InputError(
-                f"--output: {path} exists; choose another folder, or give --overwrite to replace it"
-            )
-    if (output / "legend.png").resolve() in inputs:
-        raise InputError(
-            f"--output: {output / 'legend.png'} is an input image; choose another folder"
+
+
+def _begin(
+    targets: Mapping[Path, _Targets], output: Path, settings: Mapping[str, Any], overwrite: bool
+) -> dict[Path, _Targets]:
+    """Notes the run in the output folder; the images that are still to be done.
+
+    Raises InputError where something is there that must not be replaced.
+    """
+    tasks = {
+        path: Task(
+            target.labels.relative_to(output / "labels").with_suffix("").as_posix(),
+            (path,),
+            target.paths(),
         )
-    for folder in {path.parent for target in targets for path in target.paths()}:
+        for path, target in targets.items()
+    }
+    todo = ResultFolder(output, "predict.json").begin(list(tasks.values()), settings, overwrite)
+    names = {task.name for task in todo}
+    for folder in {path.parent for target in targets.values() for path in target.paths()}:
         folder.mkdir(parents=True, exist_ok=True)
-    return by_image
+    return {path: target for path, target in targets.items() if tasks[path].name in names}
 
 
-def _write_legend(
-    path: Path, classes: Sequence[str], palette: npt.NDArray[np.uint8], overwrite: bool
-) -> None:
-    """Writes the colours of the classes; raises InputError where a legend of others would go."""
+def _legend(
+    path: Path,
+    classes: Sequence[str],
+    palette: npt.NDArray[np.uint8],
+    overwrite: bool,
+    images: Iterable[Path],
+) -> npt.NDArray[np.uint8]:
+    """The picture of the classes' colours that is to be written to a path.
+
+    Raises InputError where that is an image, or a legend of others.
+    """
+    if path.resolve() in {image.resolve() for image in images}:
+        raise InputError(f"--output: {path} is an input; choose another folder")
     picture = legend(classes, palette)
     if not overwrite and path.exists() and not np.array_equal(read_image(path), picture):
         raise InputError(
             f"--output: {path} is of other classes; choose another folder, or give --overwrite to "
             "replace it"
         )
-    write_picture(path, picture)
+    return picture
 
 
 def _parser() -> ArgumentParser:
@@ -209,7 +228,9 @@ def _parser() -> ArgumentParser:
         help="Strength of the colours in the overlays: 0 shows only the image, 1 only the colours.",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="Replace results that exist; never an input image."
+        "--overwrite",
+        action="store_true",
+        help="Do again what is finished, and replace results of other settings; never an input.",
     )
     add_device_option(parser)
     return parser
@@ -223,13 +244,23 @@ def _run(argv: Sequence[str] | None) -> int:
     variant = named_variant(model, arguments.row)
     variant = replace(variant, dense_crf=variant.dense_crf or arguments.dense_crf)
     dense_crf = dense_crf_settings(arguments, variant.dense_crf, "--dense-crf or --row full")
-    targets = _plan(images, arguments.output, arguments.marginals, arguments.overwrite)
+    settings = {
+        "checkpoint": checkpoint_digest(arguments.checkpoint),
+        "row": model.name_of(variant),
+        "dense_crf": dense_crf.as_dict() if variant.dense_crf else None,
+        **asdict(views),
+        "alpha": arguments.alpha,
+    }
+    output: Path = arguments.output
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
-    _write_legend(arguments.output / "legend.png", classes, palette, arguments.overwrite)
+    colours = _legend(output / "legend.png", classes, palette, arguments.overwrite, images)
+    targets = _plan(images, output, arguments.marginals)
+    todo = _begin(targets, output, settings, arguments.overwrite)
+    write_picture(output / "legend.png", colours)
     memory = int(1e9 * arguments.memory)
     failed = 0
     quiet = len(images) == 1
-    for path, target in progress(targets.items(), len(images), "predict", "image", quiet):
+    for path, target in progress(todo.items(), len(todo), "predict", "image", quiet):
         try:
             image = read_image(path)
         except InputError as error:
@@ -257,19 +288,25 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {path}: {error}", file=sys.stderr)
             failed += 1
             continue
-        write_labels(target.labels, prediction.labels, palette)
+        with write_whole(target.labels) as file:
+            write_labels(file, prediction.labels, palette)
         size = image.shape[:2]
         tinted = overlay(image, prediction.labels, palette, arguments.alpha)
         del image  # of a large one nothing is in memory for longer than it must
         write_picture(target.overlay, tinted)
         if target.marginals is not None:
-            np.savez_compressed(
-                target.marginals,
-                marginals=prediction.marginals,
-                classes=np.array(classes),
-                size=np.array(size),
-            )
-    print(f"{len(images) - failed} of {len(images)} images segmented into {arguments.output}")
+            with write_whole(target.marginals) as file:
+                np.savez_compressed(
+                    file,
+                    marginals=prediction.marginals,
+                    classes=np.array(classes),
+                    size=np.array(size),
+                )
+    done, earlier = len(images) - failed, len(images) - len(todo)
+    print(
+        f"{done} of {len(images)} images segmented into {output}"
+        + (f" ({earlier} of them earlier)" if earlier else "")
+    )
     return 0 if not failed else 1 if failed < len(images) else parsing.EXIT_INPUT
 
 

@@ -19,12 +19,7 @@ from deepcrf_ext.cli.options import (
     mask_settings,
 )
 from deepcrf_ext.evaluation.masks import count_classes, pair_masks
-from deepcrf_ext.evaluation.refinement import (
-    Outcome,
-    RefinedFolder,
-    record_of,
-    refine_files,
-)
+from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, refine_files
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.parallel.device import choose_device
@@ -39,7 +34,8 @@ included; --mask-pattern '{name}_mask.png' says how masks are called. Two files 
 
 Writes labels/NAME.png below the output folder, in the coding of the mask, and with --probabilities
 probabilities/NAME.npz (float16 [K, H, W]; of saliency grey levels, NAME.png). Every file is written
-whole or not at all, so that a run that was stopped goes on where it was. Files that cannot be used
+whole or not at all, and refine.json notes what it is of, so that a run that was stopped goes on
+where it was, and masks and images that have changed since are done again. Files that cannot be used
 are listed and left out; the exit code is then 1, or 2 if none could be used."""
 
 
@@ -106,7 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for problem in problems:
         _report(problem)
     masks = count_classes(pairs, mask_settings(arguments), arguments.workers)
-    files = output.begin(pairs, record_of(masks, crf), arguments.overwrite)
+    files = output.begin(pairs, masks, crf, arguments.overwrite)
     todo = {file.name for file in files}
 
     def watch(results: Iterable[str | None]) -> Iterator[str | None]:

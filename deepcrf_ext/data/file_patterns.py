@@ -54,11 +54,6 @@ class FilePattern:
                 "images/{split}/** or masks/{split}/{name}_L.png"
             )
 
-    @property
-    def has_split(self) -> bool:
-        """Whether splits differ in their files."""
-        return "{split}" in self.text
-
     def folder(self, root: Path, split: str) -> Path:
         """The folder that all files are below."""
         return root.joinpath(*self._divided(split)[0])

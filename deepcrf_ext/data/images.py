@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -175,11 +176,11 @@ def read_values(picture: ImageFile.ImageFile) -> np.ndarray:
     return values // values.dtype.type(stretch)
 
 
-def write_labels(path: str | Path, labels: np.ndarray, palette: np.ndarray) -> None:
+def write_labels(path: str | Path | BinaryIO, labels: np.ndarray, palette: np.ndarray) -> None:
     """Write a label map as a PNG with a palette, the format of PASCAL VOC.
 
     Args:
-        path: the file to write, ending in .png.
+        path: the file to write, ending in .png, or one that is open.
         labels: uint8 [H, W].
         palette: uint8 [K, 3], RGB. Index 255 is shown in VOC's cream, others from K on in black.
 

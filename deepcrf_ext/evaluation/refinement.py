@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from deepcrf_ext.data.predictions import read_label_picture
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.masks import Masked, MaskFiles, MaskSettings, read_masked
+from deepcrf_ext.evaluation.masks import Kind, Masked, MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
 from deepcrf_ext.ops.dense_crf import dense_crf
+from deepcrf_ext.records.result_folder import ResultFolder, Task
 from deepcrf_ext.records.whole_files import write_whole
 
 Item = TypeVar("Item")
@@ -49,80 +49,47 @@ class RefinedFolder:
         folders = self.path / "labels", self.path / "probabilities"
         return folders if (self.path / RECORD).exists() else ()
 
-    def is_finished(self, name: str, begun: int = 0) -> bool:
-        """Whether the results of a name are there; files are written whole, labels last.
-
-        begun: when they were last to be done again, in ns: earlier ones are not the results.
-        """
-
-        def is_new(path: Path) -> bool:
-            return path.exists() and path.stat().st_mtime_ns >= begun
-
-        return is_new(self.labels(name)) and (
-            not self.probabilities or any(map(is_new, self._probabilities(name)))
-        )
-
-    def _probabilities(self, name: str) -> tuple[Path, Path]:
-        folder = self.path / "probabilities"
-        return folder / f"{name}.npz", folder / f"{name}.png"
+    def _probabilities(self, name: str, kind: Kind) -> Path:
+        suffix = "png" if kind == "saliency" else "npz"
+        return self.path / "probabilities" / f"{name}.{suffix}"
 
     def begin(
-        self, files: Sequence[MaskFiles], record: dict[str, Any], overwrite: bool
+        self,
+        files: Sequence[MaskFiles],
+        masks: MaskSettings,
+        crf: DenseCRFSettings,
+        overwrite: bool,
     ) -> list[MaskFiles]:
         """Note the settings of the run; which of the files are still to be done.
 
         Raises InputError where a result would replace an input, and where results of other settings
-        are here and not to be overwritten.
+        or files are here and not to be overwritten.
         """
-        inputs = {path.resolve() for f in files for path in (f.image, f.mask, f.truth) if path}
-        for file in files:
-            for path in (self.labels(file.name), *self._probabilities(file.name)):
-                if path.resolve() in inputs:
-                    raise InputError(f"--output: {path} is an input; choose another folder")
-        former = self._former()
-        if not overwrite:
-            changed = [key for key in record if former and former.get(key) != record[key]]
-            if changed:
-                raise InputError(
-                    f"--output: {self.path} holds results of other settings ({changed[0]} was "
-                    f"{former.get(changed[0])}, is {record[changed[0]]}); choose another folder, "
-                    "or give --overwrite to replace them"
-                )
-        begun = former.get("begun", 0)
-        if overwrite:
-            self._note(record)
-            begun = (self.path / RECORD).stat().st_mtime_ns  # by the clock of the results' times
-        self._note({**record, "begun": begun})
-        return [file for file in files if not self.is_finished(file.name, begun)]
-
-    def _former(self) -> dict[str, Any]:
-        """What was noted of the run that is here; empty where there is none."""
-        noted = self.path / RECORD
-        if not noted.exists():
-            return {}
-        try:
-            former = json.loads(noted.read_text())
-        except ValueError as error:
-            raise InputError(f"--output: {noted} is damaged ({error})") from error
-        if not isinstance(former, dict):
-            raise InputError(f"--output: {noted} is of something else; choose another folder")
-        return former
-
-    def _note(self, record: dict[str, Any]) -> None:
-        self._write(
-            self.path / RECORD, lambda f: f.write((json.dumps(record, indent=1) + "\n").encode())
+        tasks = {file.name: self._task(file, masks) for file in files}
+        truths = [file.truth for file in files if file.truth is not None]
+        settings = {**asdict(masks), **crf.as_dict()}
+        todo = ResultFolder(self.path, RECORD).begin(
+            list(tasks.values()), settings, overwrite, truths
         )
+        names = {task.name for task in todo}
+        return [file for file in files if file.name in names]
+
+    def _task(self, file: MaskFiles, masks: MaskSettings) -> Task:
+        results = [self.labels(file.name)]
+        if self.probabilities:
+            results.append(self._probabilities(file.name, masks.kind_of(file.mask)))
+        return Task(file.name, (file.image, file.mask), tuple(results))
 
     def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
         """Write the results of an image: marginals float [K, H, W] where wanted, labels [H, W]."""
         if marginals is not None:
-            array, picture = self._probabilities(masked.name)
+            path = self._probabilities(masked.name, masked.kind)
             if masked.kind == "saliency":
                 grey = (marginals[1].float() * 255).round().to(torch.uint8).numpy()
-                self._write(picture, lambda file: Image.fromarray(grey).save(file, format="PNG"))
+                self._write(path, lambda file: Image.fromarray(grey).save(file, format="PNG"))
             else:
                 half = marginals.to(torch.float16).numpy()
-                self._write(array, lambda file: np.savez_compressed(file, probabilities=half))
+                self._write(path, lambda file: np.savez_compressed(file, probabilities=half))
         self._write(self.labels(masked.name), masked.encode(labels.numpy()).write)
 
     @staticmethod
@@ -145,11 +112,6 @@ class Outcome:
     before: float = float("nan")
     after: float = float("nan")
     scored: int = 0
-
-
-def record_of(masks: MaskSettings, crf: DenseCRFSettings) -> dict[str, Any]:
-    """What results depend on, as plain JSON types."""
-    return {**asdict(masks), **crf.as_dict()}
 
 
 def refine_files(

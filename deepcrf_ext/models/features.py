@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.config import ModelConfig
+from deepcrf_ext.models.fixed_buffers import FixedBuffers, channel_values
 from deepcrf_ext.models.pyramid_backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,7 +27,7 @@ def make_blocks(config: ModelConfig, num_scales: int) -> VGGBlocks | PyramidBack
     return named_backbone(config.backbone, 2**config.pooled_blocks, config.widths[-1])
 
 
-class ImagePyramid(nn.Module):
+class ImagePyramid(FixedBuffers):
     """Normalises images and resizes them bilinearly to every scale.
 
     Input: RGB [B, 3, H, W], 0..255. Output: for each scale a channels-last float32
@@ -37,12 +38,11 @@ class ImagePyramid(nn.Module):
     std: Tensor
 
     def __init__(self, scales: Sequence[float]) -> None:
-        super().__init__()
+        mean, std = (channel_values(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        super().__init__(mean=mean, std=std)
         self.scales = tuple(scales)
         ratios = [Fraction(scale).limit_denominator(10_000) for scale in self.scales]
         self._ratios = [(ratio.numerator, ratio.denominator) for ratio in ratios]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         check_images(images)

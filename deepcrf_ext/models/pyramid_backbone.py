@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.backbones import evaluating
+from deepcrf_ext.models.fixed_buffers import FixedBuffers, channel_values
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -189,7 +190,7 @@ def _leave_autocast(network: nn.Module) -> None:
             module.__class__ = _depthwise(type(module))
 
 
-class PyramidBackbone(nn.Module):
+class PyramidBackbone(FixedBuffers):
     """A classification network and a light decoder: images to one map of features.
 
     The maps of strides `stride` to 32 are joined from the smallest up, as in feature pyramid
@@ -215,20 +216,18 @@ class PyramidBackbone(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__()
         if stride not in _STRIDES:
             raise InputError(
                 f"model.pooled_blocks: gives the stride {stride}; a backbone has one of {_STRIDES}"
             )
+        ours = [channel_values(values) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+        theirs = [channel_values(values) for values in (mean, std)]
+        super().__init__(scale=ours[1] / theirs[1], shift=(ours[0] - theirs[0]) / theirs[1])
         self.stride, self.out_channels = stride, channels
         _leave_autocast(network)
         self.maps = FeatureMaps(network, [s for s in _STRIDES if s >= stride])
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.maps.channels)
         self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
-        ours = [torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)]
-        theirs = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
-        self.register_buffer("scale", ours[1] / theirs[1], persistent=False)
-        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1], persistent=False)
 
     scale: Tensor
     shift: Tensor

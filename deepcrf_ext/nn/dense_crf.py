@@ -18,6 +18,7 @@ from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
 from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
 
 LEARNABLE = ("weights", "compatibility", "widths")
+_FORBIDDEN = -1e30
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -96,57 +97,61 @@ class DenseCRF(nn.Module):
         self.learn = _checked_names(learn)
         self.params = _fixed(params)
         """The parameters at the start, as numbers; without the compatibility."""
-        means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
-        _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
-        self._first: dict[str, Any] = {"mean": means, "std": stds}
-        """The values at the start of parameters and buffers."""
+        given = params.compatibility
+        if given is not None:
+            given = given.detach().cpu().clone()
+            if given.shape[0] != self.num_classes:
+                raise ValueError(
+                    f"params: got a compatibility of {given.shape[0]} labels, must be of "
+                    f"num_classes = {self.num_classes}"
+                )
         if "weights" in self.learn:
             for name in WEIGHTS:
-                self._first[name] = getattr(self.params, name)
                 setattr(self, name, nn.Parameter(torch.empty(())))
-        self._first["compatibility"] = self._first_compatibility(params.compatibility)
+        self._first_compatibility = given
         if "compatibility" in self.learn:
             self.compatibility = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
         else:
-            self.register_buffer("compatibility", _empty_as(self._first["compatibility"]))
+            self.register_buffer("compatibility", given)
         self.log_scales = nn.ParameterDict()
         if "widths" in self.learn:
             for name in WIDTHS:
-                self._first[name] = getattr(self.params, name)
-                self.register_buffer(name, _empty_as(self._first[name]))
-                self.log_scales[name] = nn.Parameter(torch.empty_like(getattr(self, name)))
-        self.register_buffer("mean", _empty_as(means))
-        self.register_buffer("std", _empty_as(stds))
+                first = torch.tensor(getattr(self.params, name))
+                self.register_buffer(name, first)
+                self.log_scales[name] = nn.Parameter(torch.empty_like(first))
+        means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
+        _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
+        self._normalisation = {"mean": means, "std": stds}
+        for name, values in self._normalisation.items():
+            self.register_buffer(name, None if values is None else torch.tensor(values))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Everything goes back to what the layer was made with; after `to_empty`, buffers too."""
+        """Everything that is learnt goes back to `params`, and all else to what was given, as after
+        `to_empty`."""
         with torch.no_grad():
-            for name, first in self._first.items():
-                own = getattr(self, name)
-                if own is not None:
-                    own.copy_(torch.as_tensor(first, device=own.device))
-            for scale in self.log_scales.values():
+            if "weights" in self.learn:
+                for name in WEIGHTS:
+                    getattr(self, name).fill_(getattr(self.params, name))
+            if self.compatibility is not None:
+                first = self._first_compatibility
+                self.compatibility.copy_(
+                    1 - torch.eye(self.num_classes) if first is None else first
+                )
+            for name, values in self._normalisation.items():
+                if values is not None:
+                    getattr(self, name).copy_(torch.tensor(values))
+            for name, scale in self.log_scales.items():
+                getattr(self, name).copy_(torch.tensor(getattr(self.params, name)))
                 scale.zero_()
-
-    def _first_compatibility(self, given: Tensor | None) -> Tensor | None:
-        """That of `params`, or Potts where it is learnt."""
-        if given is None:
-            identity = torch.eye(self.num_classes, device="cpu")
-            return 1 - identity if "compatibility" in self.learn else None
-        if given.shape[0] != self.num_classes:
-            raise ValueError(
-                f"params: got a compatibility of {given.shape[0]} labels, must be of "
-                f"num_classes = {self.num_classes}"
-            )
-        return given.detach().cpu().clone()
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
         """Log-marginals of mean field.
 
         Args:
             logits: [B, K, *S'], floating point, S' of one to three axes; energies are their
-                negatives. Where S' is not S they are resized to S, (bi-, tri-)linearly.
+                negatives, and -inf forbids a label. Where S' is not S they are resized to S, (bi-,
+                tri-)linearly.
             image: [B, C, *S], uint8 or floating point. With `mean` or `std` a floating-point image
                 is the network's normalised one.
 
@@ -171,8 +176,11 @@ class DenseCRF(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.shape[2:] != image.shape[2:]:
             mode = _INTERPOLATION[logits.dim() - 2]
-            logits = functional.interpolate(logits, image.shape[2:], mode=mode, align_corners=False)
+            finite = logits.clamp(min=_FORBIDDEN)  # 0 times -inf would be NaN
+            logits = functional.interpolate(finite, image.shape[2:], mode=mode, align_corners=False)
         image = self._in_own_units(image)
+        if not (logits.is_cuda or torch.compiler.is_compiling()):
+            _check_logits(logits)
         return dense_crf_log_marginals(-logits, image, self.current_params(), self.iterations)
 
     def current_params(self) -> DenseCRFParams:
@@ -213,12 +221,14 @@ class DenseCRF(nn.Module):
         return image
 
 
-def _empty_as(first: Any) -> Tensor | None:
-    """Room for values at the start, on torch's default device."""
-    if first is None:
-        return None
-    values = torch.as_tensor(first, device="cpu")
-    return torch.empty(values.shape, dtype=values.dtype)
+def _check_logits(logits: Tensor) -> None:
+    if logits.sum().isfinite():  # which is quick, and says that all are
+        return
+    if logits.isnan().any() or logits.isposinf().any() or logits.isneginf().all(1).any():
+        raise ValueError(
+            "logits: got NaN, +inf, or no finite one at a position, must hold at least one finite "
+            "one a position"
+        )
 
 
 def _warn_of_units(numbers: Sequence[float], srgb: Width) -> None:
@@ -255,10 +265,16 @@ def _channel_values(name: str, value: Any, positive: bool = False) -> list[float
     """One number for all channels, or one for each."""
     if value is None:
         return None
-    if isinstance(value, Tensor):
-        value = value.tolist()
+    if isinstance(value, (Tensor, np.ndarray)):
+        numbers = value.reshape(-1).tolist()
+        if value.ndim == 0:
+            value = numbers[0]
+        elif max(value.shape) == len(numbers):  # also of [C, 1, 1] and [1, C, 1, 1]
+            value = numbers
+        else:
+            value = value.tolist()
     if is_number(value):
         return [checked_number(name, value, positive)]
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) == 0:
+    if not isinstance(value, (list, tuple)) or len(value) == 0:
         raise TypeError(f"{name}: got {value!r}, must be a number or one for each channel")
     return [checked_number(name, entry, positive) for entry in value]

@@ -157,8 +157,8 @@ class PairwiseCRF(nn.Module):
             labels: [B, h, w], or [B, H, W] of any size, which is resized to h x w by nearest
                 neighbour; any integer dtype, 0..K-1 or `ignore_index`.
             objective: "piecewise" or "pseudo_likelihood".
-            class_weights: [K], how much each class counts: a node as its label, an edge as the
-                geometric mean of its two labels. Default: all the same.
+            class_weights: [K], how much each class counts, at least 0: a node as its label, an edge
+                as the geometric mean of its two labels. Default: all the same.
 
         Returns:
             Means over valid nodes or edges, float32 or float64 as `forward`; 0 where none is valid.
@@ -229,8 +229,14 @@ class PairwiseCRF(nn.Module):
         several: Sequence[Mapping[str, float]],
     ) -> list[float]:
         """-log marginal of the labels, mean over labelled nodes, under each of several weights."""
-        sums, count = torch.zeros(len(several), dtype=torch.float64, device="cpu"), 0
-        for logits, features, labels in batches:
+        sums, count = torch.zeros(len(several), dtype=torch.float64), 0
+        for batch in batches:
+            if not isinstance(batch, (list, tuple)) or len(batch) != 3:
+                raise TypeError(
+                    f"batches: got a batch of {type(batch).__name__}, must be of (logits, "
+                    "features, labels)"
+                )
+            logits, features, labels = batch
             device = next(self.parameters()).device if self.relations else logits.device
             logits, features, labels = (t.to(device) for t in (logits, features, labels))
             self._check(logits, features)
@@ -286,9 +292,19 @@ class PairwiseCRF(nn.Module):
     ) -> Tensor | None:
         if weights is None:
             return None
-        weights = torch.as_tensor(weights, device=device)
-        check_tensor("class_weights", weights, "K", {"K": self.num_classes})
-        return weights
+        try:
+            numbers = torch.as_tensor(weights, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"class_weights: got {weights!r}, must be {self.num_classes} numbers"
+            ) from None
+        check_tensor("class_weights", numbers, "K", {"K": self.num_classes})
+        if not (numbers.is_cuda or torch.compiler.is_compiling()):
+            sound = (numbers >= 0) & (numbers < torch.inf)
+            if not sound.all():
+                bad = numbers[~sound][0].item()
+                raise ValueError(f"class_weights: got {bad}, must be finite and at least 0")
+        return numbers
 
 
 def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: int) -> Tensor:

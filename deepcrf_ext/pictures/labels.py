@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.boundaries import outline
 from deepcrf_ext.libraries import cv2
+from deepcrf_ext.records.whole_files import write_whole
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
@@ -77,14 +78,15 @@ def _tinted(image: Image, labels: Labels, palette: Image, alpha: float) -> Image
 
 
 def write_picture(path: Path, picture: Image) -> None:
-    """Writes a picture, uint8 [H, W, 3] RGB, in the format of the path's suffix.
+    """Writes a picture, uint8 [H, W, 3] RGB, whole, in the format of the path's suffix.
 
     Raises OSError when it cannot be encoded or written.
     """
     encoded, data = cv2.imencode(path.suffix, picture[..., ::-1])
     if not encoded:
         raise OSError(f"{path}: cannot be encoded")
-    path.write_bytes(data.tobytes())
+    with write_whole(path) as file:
+        file.write(data.tobytes())
 
 
 def legend(classes: Sequence[str], palette: Image) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ def find_trained(path: Path) -> Path:
     Raises InputError.
     """
     return find_checkpoint(path, "best.pt" if (path / "best.pt").is_file() else "last.pt")
+
+
+def checkpoint_digest(path: Path) -> str:
+    """A short name of what the checkpoint file at `path` holds (see `find_trained`)."""
+    digest = hashlib.sha256()
+    with find_trained(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

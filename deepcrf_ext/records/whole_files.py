@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_LONGEST_NAME = 143  # bytes that every file system takes; most take 255
 
 
 @contextmanager
@@ -17,7 +20,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     OSError when it cannot be written.
     """
     # One name, so that what a killed process left behind is written over.
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("wb") as file:
             yield file
@@ -26,3 +29,10 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    whole = f".{name}.partial"
+    if len(os.fsencode(whole)) <= _LONGEST_NAME:
+        return whole
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.partial"

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.py"
 ABSENT = ("jsonargparse", "safetensors")  # on such a machine
 
 
 def run(*options: str, missing: Path | None = None) -> subprocess.CompletedProcess[str]:
-    paths = filter(None, [missing and str(missing), os.environ.get("PYTHONPATH")])
+    """Without -S the package would be found where it is installed, which it is not there."""
+    paths = [*([str(missing)] if missing else []), sysconfig.get_path("purelib")]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--dry-run", *options],
+        [sys.executable, "-S", str(SCRIPT), "--dry-run", *options],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
@@ -36,7 +40,7 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
     missing.mkdir()
     for name in ABSENT:
         (missing / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
-    done = run("--output", str(output), missing=missing)
+    done = run("--output", str(output), "--budget", "3600", missing=missing)
     assert done.returncode == 0, done.stdout + done.stderr
     results = outcomes(output)
     assert len(results) == 17
@@ -76,6 +80,35 @@ def test_part_that_is_not_there(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path), "--only", "bulid")
     assert done.returncode == 2
     assert "--only: got ['bulid'], must be of ['build', " in done.stderr
+
+
+def test_calls_that_fail_do_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    import gpu_times
+    import harness
+
+    def make_call(case: str, contender: str, device: torch.device) -> gpu_times.Call:
+        if case == "broken":
+            raise RuntimeError("no such kernel")
+        return lambda: None
+
+    cases = ("broken", "whole")
+    benchmark = gpu_times.Benchmark(make_call, cases, cases, ("deepcrf_ext",))
+    monkeypatch.setitem(gpu_times.BENCHMARKS, "any", benchmark)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+
+    def reasons(until: float) -> tuple[bool, list[str | None]]:
+        """Whether all went well, and why there is no time of each case."""
+        good = gpu_times.run("any", torch.device("cpu"), True, until)
+        (path,) = tmp_path.glob("any-*.json")
+        found = json.loads(path.read_text())["measurements"]
+        assert [measurement["case"] for measurement in found] == list(cases)
+        return good, [measurement["left_out"] for measurement in found]
+
+    assert reasons(math.inf) == (False, ["RuntimeError: no such kernel", None])
+    assert reasons(0.0) == (True, ["no time left"] * 2)
 
 
 def test_command_past_its_limit_is_stopped(

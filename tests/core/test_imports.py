@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config"},
     "records": {"ops", "config", "models", "deepcrf_ext"},
     "evaluation": {"ops", "nn", "config", "parallel", "models", "data", "records"},
-    "pictures": {"data", "evaluation"},
+    "pictures": {"data", "evaluation", "records"},
     "explanation": {"ops", "nn", "parallel", "models", "data", "evaluation", "pictures"},
     "training": {
         *("ops", "nn", "config", "parallel", "models", "data", "records"),

@@ -41,6 +41,17 @@ def test_scores_are_those_of_the_definitions():
     assert 0.05 < found.calibration_error < 1
 
 
+@pytest.mark.parametrize("number", range(BINS - 1))
+def test_every_bin_is_one_of_its_own(number: int) -> None:
+    """A wrong pixel in one and a right one in the next do not make up for each other."""
+    confidence = (torch.tensor([[number, number + 1]]) + 0.5) / BINS
+    meter = Probabilities()
+    truth = torch.tensor([[1, 0]])
+    meter.update(torch.zeros(1, 2, dtype=torch.uint8), confidence, confidence, truth)
+    error = float(confidence[0, 0] + 1 - confidence[0, 1]) / 2
+    assert meter.compute().calibration_error == pytest.approx(error)
+
+
 def test_a_certain_and_right_prediction_has_no_error_and_an_impossible_truth_a_finite_nll():
     labels, one = torch.zeros(2, 2, dtype=torch.uint8), torch.ones(2, 2)
     right, wrong = Probabilities(), Probabilities()

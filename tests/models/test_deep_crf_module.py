@@ -278,6 +278,22 @@ def test_copies_compute_the_same(kind: str) -> None:
 
 
 @every_kind
+def test_made_without_memory(kind: str) -> None:
+    """The state of another model fills it, and what no state holds is there."""
+    model = make(**KINDS[kind]())
+    wanted = model(images())
+    with torch.device("meta"):
+        assigned, loaded = make(**KINDS[kind]()), make(**KINDS[kind]())
+    assigned.load_state_dict(model.state_dict(), assign=True)
+    loaded.to_empty(device="cpu")
+    for buffer in loaded.buffers():
+        buffer.fill_(0)  # what memory holds
+    loaded.load_state_dict(model.state_dict())
+    for same in (assigned, loaded):
+        assert torch.equal(same(images()), wanted)
+
+
+@every_kind
 def test_exports_for_any_height_and_width(kind: str, tmp_path: Path) -> None:
     model = make(**KINDS[kind]())
     sizes = {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}

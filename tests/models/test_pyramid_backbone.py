@@ -132,6 +132,21 @@ def test_copies_compute_the_same() -> None:
     assert isinstance(again.maps.network.stages[1][-1], Widen)
 
 
+def test_made_without_memory() -> None:
+    backbone, images = depthwise(), torch.randn(1, 3, 45, 33)
+    wanted = backbone(images)
+    state = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.to_empty(device="cpu")
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        tensor.data.fill_(0)  # what memory holds
+    backbone.load_state_dict(state)
+    assert torch.equal(backbone(images), wanted)
+    with torch.device("meta"):
+        backbone = depthwise()
+    backbone.load_state_dict(state, assign=True)
+    assert torch.equal(backbone(images), wanted)
+
+
 @torch.no_grad()
 def test_threads_share_a_network() -> None:
     backbone = depthwise()

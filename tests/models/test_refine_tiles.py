@@ -62,6 +62,11 @@ def test_a_plan_keeps_to_the_memory(size: tuple[int, int], num_classes: int) -> 
     assert bytes_needed(pixels, num_classes) + band <= 1.05 * memory
 
 
+def test_a_band_across_a_huge_image_keeps_to_the_memory() -> None:
+    plan = Plan.of((40_000, 41_000), 21, DenseCRFParams(), 2 * 10**9)
+    assert 2 * 21 * 40_000 * max(band.stop - band.start for band in plan.columns) <= 1.05e9
+
+
 def test_tiles_see_as_far_as_the_kernels_reach() -> None:
     rows = Plan.of((4000, 4000), 2, DenseCRFParams(), 4 * 10**8).rows
     assert rows[1].start - rows[1].seen.start == 240

@@ -69,6 +69,10 @@ def test_repr_names_the_settings() -> None:
         ({"labels": torch.full((2, 5, 6), 7)}, ValueError, "labels: got 7"),
         ({"objective": "likelihood"}, ValueError, "objective: got 'likelihood', must be one of"),
         ({"class_weights": [1.0, 2.0]}, ValueError, "class_weights: got shape"),
+        ({"class_weights": {0: 1.0}}, TypeError, "class_weights: got {0: 1.0}, must be 3 numbers"),
+        ({"class_weights": "abc"}, TypeError, "class_weights: got 'abc', must be 3 numbers"),
+        ({"class_weights": [1.0, -2.0, 1.0]}, ValueError, "class_weights: got -2.0, must be"),
+        ({"class_weights": torch.tensor([1, torch.nan, 1])}, ValueError, "class_weights: got nan"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(

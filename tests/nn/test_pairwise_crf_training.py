@@ -142,6 +142,8 @@ def test_calibration_without_labels_is_refused(piecewise: PairwiseCRF) -> None:
             layer.calibrate(batches)
     with pytest.raises(ValueError, match="batches: .*not finite"):
         layer.calibrate([(logits * torch.nan, features, labels)])
+    with pytest.raises(TypeError, match="batches: got a batch of dict"):
+        layer.calibrate([{"logits": logits, "features": features, "labels": labels}])
     torch.testing.assert_close(layer.state_dict(), state, rtol=0, atol=0)
 
 

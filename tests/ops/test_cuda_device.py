@@ -159,14 +159,17 @@ def test_threads_with_other_sizes(dtype: torch.dtype) -> None:
         for labels, dim in ((8, 64), (24, 512))
     ]
 
-    def call(problem: Problem) -> None:
-        for _ in range(2000):
-            dc.mean_field(problem.tensors["unary"], problem.potentials, 1)
-            dc.pairwise_nll(problem.potentials[0], problem.labels)
+    def call(problem: Problem, repeats: int = 2000) -> tuple[Tensor, Tensor]:
+        for _ in range(repeats):
+            marginals = dc.mean_field(problem.tensors["unary"], problem.potentials, 1)
+            loss = dc.pairwise_nll(problem.potentials[0], problem.labels)
         torch.cuda.synchronize(GPU)
+        return marginals, loss
 
+    wanted = [call(problem, 1) for problem in problems]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(call, problems))
+        for results, alone in zip(pool.map(call, problems), wanted, strict=True):
+            assert all(map(torch.equal, results, alone))
 
 
 @pytest.mark.parametrize("reduced", [False, True])

@@ -86,7 +86,7 @@ class Counted(Exception):
     """Ends a call once it has asked for its scratch memory."""
 
 
-def test_memory_is_in_proportion_to_the_lattice_points() -> None:
+def test_memory_by_cuda_on_host_is_in_proportion_to_the_lattice_points() -> None:
     """Counted at 500×375 with 21 labels. Nothing grows faster than the pixels, of which 4000×3000
     has 64 times as many. The number of points is that of the CPU's lattices."""
     unary, image = scene(375, 500, 21)

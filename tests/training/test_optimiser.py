@@ -55,3 +55,19 @@ def test_learning_rate_groups_and_schedules(tmp_path: Path) -> None:
     assert factors[1] == pytest.approx(0.505 * (1 + np.cos(np.pi / 8)) / 2)
     assert factors[4] == pytest.approx(0.5)
     assert factors[8] == pytest.approx(0)
+
+
+def test_adamw_moves_the_weights_of_relations_ten_times_as_fast() -> None:
+    config = preset("small").model
+    config.potentials = ("unary", "surrounding")
+    model = DeepCRF(config, 3)
+    optim = OptimConfig("adamw", lr=1e-3, lr_initialised=1e-4, momentum=0.8, weight_decay=0.01)
+    initialised = {
+        name for name, _ in model.potentials["unary"].named_parameters("potentials.unary")
+    }
+    optimiser = make_optimiser(model, optim, initialised)
+    assert isinstance(optimiser, torch.optim.AdamW)
+    rates = [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups]
+    assert rates == [(1e-3, 0.01), (1e-4, 0.01), (1e-2, 0.0)]
+    assert all(group["betas"] == (0.8, 0.999) for group in optimiser.param_groups)
+    assert optimiser.param_groups[2]["params"] == [model.potentials["surrounding"].log_weight]

@@ -142,6 +142,26 @@ def test_run_goes_on_exactly_inside_and_between_phases(
         assert torch.equal(own["model"][key], value), key
 
 
+@pytest.mark.parametrize(("minutes", "within"), [(1e-9, [1, 2]), (10.0, [])])
+def test_checkpoints_within_an_epoch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, within: list[int]
+) -> None:
+    """After the step at which the last one is older than `save_minutes`."""
+    trainer = make_trainer(
+        root, objective="piecewise", epochs=1, warm_start=0.0, save_minutes=minutes
+    )
+    saved, save = [], Trainer.save
+
+    def recorded(self: Trainer, name: str) -> None:
+        save(self, name)
+        if self.progress.batch:
+            saved.append(self.progress.step)
+
+    monkeypatch.setattr(Trainer, "save", recorded)
+    assert trainer.fit(tmp_path, StopRequest())
+    assert saved == within
+
+
 def test_a_longer_run_stays_in_the_phase_it_has_reached(root: Path, finished: Path) -> None:
     trainer = make_trainer(root, epochs=20)
     trainer.restore(finished / "last.pt")

@@ -1,0 +1,120 @@
+"""Folders of results that a stopped run goes on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.whole_files import write_whole
+
+_NOTES = ("sources", "begun")  # of a record, beside the settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be made of some files. name: of it in the folder, unlike all others."""
+
+    name: str
+    sources: tuple[Path, ...]
+    results: tuple[Path, ...]
+
+    def places(self) -> list[str]:
+        """The sources without links, as the record names them."""
+        return [str(path.resolve()) for path in self.sources]
+
+    def is_finished(self, begun: int) -> bool:
+        """Whether all results are there and none is older than a source or than `begun`, in ns."""
+        newest = max([begun, *(path.stat().st_mtime_ns for path in self.sources if path.exists())])
+        return all(path.exists() and path.stat().st_mtime_ns >= newest for path in self.results)
+
+
+class ResultFolder:
+    """Results that are written whole or not at all, with a record of the settings and the files
+    that they are made of, so that a later run passes over what is finished, and over nothing else.
+
+    Args:
+        path: the folder.
+        record: the name of the record, a JSON file in it.
+    """
+
+    def __init__(self, path: Path, record: str) -> None:
+        self.path, self.record = path, path / record
+
+    def begin(
+        self,
+        tasks: Sequence[Task],
+        settings: Mapping[str, Any],
+        overwrite: bool,
+        inputs: Iterable[Path] = (),
+    ) -> list[Task]:
+        """Note a run; which of its tasks are still to be done.
+
+        settings: what the results depend on, plain values by name. overwrite: do all tasks again; a
+        run that does and is stopped goes on as any other. inputs: further files to leave alone.
+
+        Raises InputError where a result would replace an input; and, unless these are to be
+        overwritten, where the folder holds results of other settings, of other files under the name
+        of a task, or files of which nothing is noted.
+        """
+        kept = {path.resolve() for task in tasks for path in task.sources}
+        kept.update(path.resolve() for path in inputs)
+        for path in (path for task in tasks for path in task.results):
+            if path.resolve() in kept:
+                raise InputError(f"--output: {path} is an input; choose another folder")
+        settings = json.loads(json.dumps(settings))
+        former = self._former()
+        noted = former.get("sources", {})
+        begun = former.get("begun", 0)
+        if not overwrite:
+            self._refuse_others(tasks, settings, former)
+        record = {**settings, "sources": {**noted, **{task.name: task.places() for task in tasks}}}
+        if overwrite:
+            self._note(record)
+            begun = self.record.stat().st_mtime_ns  # by the clock of the results' times
+        self._note({**record, "begun": begun})
+        return [task for task in tasks if not task.is_finished(begun)]
+
+    def _refuse_others(
+        self, tasks: Sequence[Task], settings: Mapping[str, Any], former: Mapping[str, Any]
+    ) -> None:
+        before = {key: value for key, value in former.items() if key not in _NOTES}
+        for key in {**settings, **before} if former else ():
+            if before.get(key) != settings.get(key):
+                raise InputError(
+                    f"--output: {self.path} holds results of other settings ({key} was "
+                    f"{before.get(key)}, is {settings.get(key)}); choose another folder, or give "
+                    "--overwrite to replace them"
+                )
+        if former and "sources" not in former:
+            return  # of an earlier version, which noted none
+        noted = former.get("sources", {})
+        for task in tasks:
+            present = next((path for path in task.results if path.exists()), None)
+            if present is None or noted.get(task.name) == task.places():
+                continue
+            of = "" if task.name not in noted else f", of {' and '.join(noted[task.name])},"
+            raise InputError(
+                f"--output: {present}{of} exists; choose another folder, or give --overwrite to "
+                "replace it"
+            )
+
+    def _former(self) -> dict[str, Any]:
+        """What was noted of the run that is here; empty where there is none."""
+        if not self.record.exists():
+            return {}
+        try:
+            former = json.loads(self.record.read_text())
+        except ValueError as error:
+            raise InputError(f"--output: {self.record} is damaged ({error})") from error
+        if not isinstance(former, dict):
+            raise InputError(f"--output: {self.record} is of something else; choose another folder")
+        return former
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with write_whole(self.record) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())

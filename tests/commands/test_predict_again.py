@@ -1,0 +1,185 @@
+"""The predict command over a folder that it, or another run, has written to before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import write_run
+
+from deepcrf_ext import predict
+from deepcrf_ext.data import read_labels
+from deepcrf_ext.predict import main
+from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("again")
+    return write_run(root / "run", root / "camvid")
+
+
+def write_image(path: Path, seed: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    random = np.random.default_rng(seed)
+    Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for seed, name in enumerate(NAMES):
+        write_image(tmp_path / "photos" / f"{name}.png", seed)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def arguments(run: Path, photos: Path) -> list[str]:
+    return [str(photos), "--checkpoint", str(run), "--output", str(photos.parent / "out")]
+
+
+def times(output: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (output / "labels").glob("*.png")}
+
+
+def test_a_stopped_run_goes_on(arguments, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    assert "earlier" not in capsys.readouterr().out
+    output = tmp_path / "out"
+    whole, before = (output / "labels" / "b.png").read_bytes(), times(output)
+    (output / "labels" / "b.png").unlink()
+    (output / "labels" / ".b.png.partial").write_bytes(b"half")  # of a killed process
+    assert main(arguments) == 0
+    assert "3 of 3 images segmented" in (out := capsys.readouterr().out)
+    assert "(2 of them earlier)" in out
+    assert (output / "labels" / "b.png").read_bytes() == whole
+    assert sorted(path.name for path in (output / "labels").iterdir()) == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
+    assert {name: time for name, time in times(output).items() if name != "b"} == {
+        name: time for name, time in before.items() if name != "b"
+    }
+    assert main([*arguments, "--marginals"]) == 0  # labels alone are not enough
+    assert len(list((output / "marginals").iterdir())) == 3
+
+
+@pytest.mark.parametrize("stage", ["labels", "overlays", "marginals"])
+def test_a_run_stopped_while_writing_leaves_whole_files(
+    arguments, tmp_path, monkeypatch, stage
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def half(file, *_: object, **__: object) -> None:
+        file.write(b"half")
+        stop()
+
+    with monkeypatch.context() as patch:
+        if stage == "labels":
+            patch.setattr(predict, "write_labels", half)
+        elif stage == "overlays":
+            patch.setattr(predict, "overlay", stop)
+        else:
+            patch.setattr(np, "savez_compressed", half)
+        assert main([*arguments, "--marginals"]) == 130
+    output = tmp_path / "out"
+    assert not list((output / stage).iterdir())
+    for path in output.rglob("*.png"):
+        Image.open(path).load()
+    assert main([*arguments, "--marginals"]) == 0
+    for folder, suffix in (("labels", "png"), ("overlays", "png"), ("marginals", "npz")):
+        found = sorted(path.name for path in (output / folder).iterdir())
+        assert found == [f"{name}.{suffix}" for name in NAMES]
+
+
+def test_images_that_changed_or_are_new_are_done_alone(arguments, photos, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    output = tmp_path / "out"
+    before, old = times(output), read_labels(output / "labels" / "a.png")
+    write_image(photos / "a.png", 9)
+    write_image(photos / "d.png", 10)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "4 of 4 images segmented" in (out := capsys.readouterr().out)
+    assert "(2 of them earlier)" in out
+    after = times(output)
+    assert {name for name in after if after[name] != before.get(name)} == {"a", "d"}
+    assert (read_labels(output / "labels" / "a.png") != old).any()
+
+
+def test_results_of_other_settings_are_refused(arguments, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    before = times(tmp_path / "out")
+    for options, message in (
+        (["--row", "unary-3scales"], "row was 1unary+2pair, is unary-3scales"),
+        (["--scales", "[0.5]"], "scales was [1.0], is [0.5]"),
+        (["--dense-crf", "--dense-crf-iterations", "2"], "row was 1unary+2pair, is full"),
+    ):
+        assert main([*arguments, *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "--overwrite" in error
+        assert times(tmp_path / "out") == before
+    assert main([*arguments, "--row", "unary-3scales", "--overwrite"]) == 0
+    assert main([*arguments, "--row", "unary-3scales"]) == 0
+    assert "(3 of them earlier)" in capsys.readouterr().out
+
+
+def test_results_of_another_checkpoint_are_refused(arguments, run, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    copy = shutil.copytree(run, tmp_path / "copy")
+    arguments[arguments.index(str(run))] = str(copy)
+    assert main(arguments) == 0  # the same one
+    state = load_checkpoint(copy / "last.pt")
+    save_checkpoint(copy / "last.pt", {**state, "step": state["step"] + 1})  # trained on
+    assert main(arguments) == 2
+    assert "checkpoint was" in capsys.readouterr().err
+
+
+def test_another_image_of_the_same_name_is_no_earlier_one(arguments, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    before = times(tmp_path / "out")
+    arguments[0] = str(write_image(tmp_path / "others" / "a.png", 12))
+    assert main(arguments) == 2
+    assert "photos/a.png, exists" in capsys.readouterr().err
+    assert times(tmp_path / "out") == before
+
+
+def test_a_stopped_run_that_overwrites_goes_on_too(arguments, tmp_path, monkeypatch) -> None:
+    assert main(arguments) == 0
+    output = tmp_path / "out"
+    before, calls = times(output), []
+
+    def stopping(file, *rest) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write_labels(file, *rest)
+
+    write_labels = predict.write_labels
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_labels", stopping)
+        assert main([*arguments, "--alpha", "0.3", "--overwrite"]) == 130
+    first = times(output)
+    assert first["a"] != before["a"]
+    assert main([*arguments, "--alpha", "0.3"]) == 0
+    after = times(output)
+    assert after["a"] == first["a"]
+    assert after["b"] != before["b"]
+    assert after["c"] != before["c"]
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "é" * 125])
+def test_names_as_long_as_there_are(run, tmp_path, stem) -> None:
+    image = write_image(tmp_path / "photos" / f"{stem}.png", 0)
+    output = tmp_path / "out"
+    assert main([str(image), "--checkpoint", str(run), "--output", str(output), "--marginals"]) == 0
+    for folder, suffix in (("labels", "png"), ("overlays", "png"), ("marginals", "npz")):
+        assert [path.name for path in (output / folder).iterdir()] == [f"{stem}.{suffix}"]

@@ -1,0 +1,101 @@
+"""The refine command over a folder that it has written to before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcrf_ext.refine import main
+
+SIZE = (24, 32)
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write(tmp_path / "images" / f"{name}.png", random.integers(0, 255, (*SIZE, 3), np.uint8))
+        write(tmp_path / "masks" / f"{name}.png", random.integers(0, 3, SIZE, np.uint8))
+    return tmp_path
+
+
+def run(folders: Path, *options: str, masks: str = "masks") -> int:
+    inputs = [str(folders / "images"), str(folders / masks), "--output", str(folders / "out")]
+    return main([*inputs, "--dense-crf-iterations", "0", "--device", "cpu", *options])
+
+
+def labels(folders: Path, name: str) -> np.ndarray:
+    return np.array(Image.open(folders / "out" / "labels" / f"{name}.png"))
+
+
+@pytest.mark.parametrize("changed", ["images", "masks"])
+def test_files_that_changed_are_done_again(folders: Path, capsys, changed: str) -> None:
+    assert run(folders) == 0
+    kept = (folders / "out/labels/b.png").stat().st_mtime_ns
+    shape = SIZE if changed == "masks" else (*SIZE, 3)
+    new = np.random.default_rng(1).integers(0, 3, shape, np.uint8)
+    write(folders / changed / "a.png", new)
+    before = (folders / "out/labels/a.png").stat().st_mtime_ns
+    assert run(folders) == 0
+    assert "(1 of them earlier)" in capsys.readouterr().out
+    assert (folders / "out/labels/a.png").stat().st_mtime_ns > before
+    assert (folders / "out/labels/b.png").stat().st_mtime_ns == kept
+    if changed == "masks":
+        np.testing.assert_array_equal(labels(folders, "a"), new)
+
+
+def test_masks_of_another_folder_are_not_done_already(folders: Path, capsys) -> None:
+    other = np.random.default_rng(2).integers(0, 3, SIZE, np.uint8)
+    for name in ("a", "b"):
+        write(folders / "others" / f"{name}.png", other)
+    assert run(folders) == 0
+    assert run(folders, masks="others") == 2
+    assert "masks/a.png, exists" in capsys.readouterr().err
+    assert run(folders, "--overwrite", masks="others") == 0
+    np.testing.assert_array_equal(labels(folders, "b"), other)
+    assert run(folders, masks="others") == 0
+    assert "(2 of them earlier)" in capsys.readouterr().out
+
+
+def test_files_of_somebody_else_are_not_taken_for_results(folders: Path, capsys) -> None:
+    write(folders / "out" / "labels" / "a.png", np.zeros(SIZE, np.uint8))
+    assert run(folders) == 2
+    assert "labels/a.png exists" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_no_longer_given_is_another(folders: Path, capsys) -> None:
+    assert run(folders, "--normalisation", "none") == 0
+    assert run(folders) == 2
+    assert "normalisation was none" in capsys.readouterr().err
+
+
+def test_records_of_earlier_versions_are_gone_on_with(folders: Path, capsys) -> None:
+    """They do not say which files results are of."""
+    assert run(folders) == 0
+    path = folders / "out" / "refine.json"
+    record = json.loads(path.read_text())
+    del record["sources"]
+    path.write_text(json.dumps(record))
+    (folders / "out/labels/a.png").unlink()
+    assert run(folders) == 0
+    assert "(1 of them earlier)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "é" * 125])
+def test_names_as_long_as_there_are(tmp_path: Path, stem: str) -> None:
+    image = write(tmp_path / "images" / f"{stem}.png", np.full((*SIZE, 3), 90, np.uint8))
+    mask = write(tmp_path / "masks" / f"{stem}.png", np.eye(*SIZE, dtype=np.uint8))
+    arguments = [str(image), str(mask), "--output", str(tmp_path / "out"), "--probabilities"]
+    assert main(arguments) == 0
+    for folder, suffix in (("labels", "png"), ("probabilities", "npz")):
+        assert [p.name for p in (tmp_path / "out" / folder).iterdir()] == [f"{stem}.{suffix}"]

@@ -1,0 +1,135 @@
+"""The layer `DenseCRF` as a module among others: copies, states, settings, errors."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dense_problems import scene
+from torch import Tensor
+
+from deepcrf_ext import DenseCRFParams
+from deepcrf_ext.nn import DenseCRF
+from deepcrf_ext.nn import dense_crf as module
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
+TWO_LABELS = DenseCRFParams(compatibility=torch.eye(2))
+ALL = ("weights", "compatibility", "widths")
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    unary, image = scene(7, 9, 3, batch=2)
+    return -unary, image
+
+
+@pytest.mark.parametrize("learn", [(), ALL])
+def test_copies_and_state(learn: tuple[str, ...]) -> None:
+    logits, image = problem()
+    layer = DenseCRF(3, 2, PARAMS, learn, mean=100.0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.rand(
+                parameter.shape, generator=torch.Generator().manual_seed(0)
+            )
+    wanted = layer(logits, image)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(logits, image), wanted)
+    # What is learnt does not depend on where another layer of the same kind started.
+    other = DenseCRF(3, 2, DenseCRFParams(1, 9.0, 9, 9, 9.0) if learn else PARAMS, learn, mean=90.0)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(logits, image), wanted)
+
+
+def test_reset_parameters() -> None:
+    logits, image = problem()
+    layer = DenseCRF(3, 2, PARAMS, ALL)
+    wanted = layer(logits, image)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 1
+    layer.reset_parameters()
+    assert torch.equal(layer(logits, image), wanted)
+
+
+@pytest.mark.parametrize("learn", [(), ALL])
+def test_made_without_memory(learn: tuple[str, ...]) -> None:
+    """Values are those of a state, or, after `to_empty`, of `reset_parameters`."""
+    params = DenseCRFParams(2, 1.0, 4, 25, 2.0, compatibility=torch.rand(3, 3))
+    logits, image = problem()
+    image = (image.float() - 100) / 60
+
+    def make() -> DenseCRF:
+        return DenseCRF(3, 2, params, learn, mean=[120.0, 110.0, 100.0], std=60.0)
+
+    layer = make()
+    wanted = layer(logits, image)
+    with torch.device("meta"):
+        assigned, loaded, reset = make(), make(), make()
+    assigned.load_state_dict(layer.state_dict(), assign=True)
+    loaded.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    for tensor in (*reset.to_empty(device="cpu").parameters(), *reset.buffers()):
+        tensor.data.fill_(torch.nan)  # what memory holds
+    reset.reset_parameters()
+    for made in (assigned, loaded, reset):
+        assert torch.equal(made(logits, image), wanted)
+
+
+def test_repr() -> None:
+    text = repr(DenseCRF(3, 2, PARAMS, ["widths"]))
+    for part in ("num_classes=3", "iterations=2", "learn=('widths',)", "bilateral_srgb=25.0"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "arguments"),
+    [
+        (TypeError, "num_classes: got float", {"num_classes": 3.0}),
+        (ValueError, "num_classes: got 0", {"num_classes": 0}),
+        (ValueError, "iterations: got -1", {"iterations": -1}),
+        (TypeError, "params: got dict", {"params": {}}),
+        (ValueError, "params: got a compatibility of 2", {"params": TWO_LABELS}),
+        (TypeError, "learn: got str", {"learn": "weights"}),
+        (ValueError, "learn: got 'weight', must be some of weights", {"learn": ("weight",)}),
+        (TypeError, "mean: got 'a'", {"mean": "a"}),
+        (TypeError, "mean: got bool", {"mean": [True]}),
+        (ValueError, "std: got 0", {"std": (0.0, 1.0, 1.0)}),
+    ],
+)  # fmt: skip
+def test_bad_arguments(error: type[Exception], match: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=match):
+        DenseCRF(**{"num_classes": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (ValueError, "logits: got shape", {"logits": torch.zeros(2, 4, 7, 9)}),
+        (TypeError, "logits: got dtype", {"logits": torch.zeros(2, 3, 7, 9, dtype=torch.int64)}),
+        (TypeError, "logits: got ndarray", {"logits": np.zeros((2, 3, 7, 9))}),
+        (ValueError, "logits: got NaN, .inf", {"logits": torch.full((2, 3, 7, 9), torch.nan)}),
+        (ValueError, "logits: got NaN, .inf", {"logits": torch.full((2, 3, 2, 3), torch.inf)}),
+        (ValueError, "no finite one", {"logits": torch.full((2, 3, 7, 9), -torch.inf)}),
+        (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 7, 9)}),
+        (ValueError, "image: got 1 spatial axes", {"image": torch.zeros(2, 3, 7)}),
+        (TypeError, "image: got dtype", {"image": torch.zeros(2, 3, 7, 9, dtype=torch.int64)}),
+        (ValueError, "mean: got 3 numbers", {"image": torch.zeros(2, 4, 7, 9)}),
+    ],
+)
+def test_bad_inputs(error: type[Exception], match: str, change: dict[str, Any]) -> None:
+    logits, image = problem()
+    layer = DenseCRF(3, mean=(1.0, 2.0, 3.0))
+    with pytest.raises(error, match=match):
+        layer(**{"logits": logits, "image": image, **change})
+
+
+def test_docstring() -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
