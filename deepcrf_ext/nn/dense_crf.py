@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
-from deepcrf_ext.ops._tensor_checks import check_floating, check_spatial
+from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial
 from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
 from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
 
@@ -97,53 +97,50 @@ class DenseCRF(nn.Module):
         self.learn = _checked_names(learn)
         self.params = _fixed(params)
         """The parameters at the start, as numbers; without the compatibility."""
-        given = params.compatibility
-        if given is not None:
-            given = given.detach().cpu().clone()
-            if given.shape[0] != self.num_classes:
-                raise ValueError(
-                    f"params: got a compatibility of {given.shape[0]} labels, must be of "
-                    f"num_classes = {self.num_classes}"
-                )
+        means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
+        _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
+        self._first: dict[str, Any] = {"mean": means, "std": stds}
+        """The values at the start of parameters and buffers."""
         if "weights" in self.learn:
             for name in WEIGHTS:
+                self._first[name] = getattr(self.params, name)
                 setattr(self, name, nn.Parameter(torch.empty(())))
-        self._first_compatibility = given
+        self._first["compatibility"] = self._first_compatibility(params.compatibility)
         if "compatibility" in self.learn:
             self.compatibility = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
         else:
-            self.register_buffer("compatibility", given)
+            self.register_buffer("compatibility", _empty_as(self._first["compatibility"]))
         self.log_scales = nn.ParameterDict()
         if "widths" in self.learn:
             for name in WIDTHS:
-                first = torch.tensor(getattr(self.params, name))
-                self.register_buffer(name, first)
-                self.log_scales[name] = nn.Parameter(torch.empty_like(first))
-        means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
-        _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
-        self._normalisation = {"mean": means, "std": stds}
-        for name, values in self._normalisation.items():
-            self.register_buffer(name, None if values is None else torch.tensor(values))
+                self._first[name] = getattr(self.params, name)
+                self.register_buffer(name, _empty_as(self._first[name]))
+                self.log_scales[name] = nn.Parameter(torch.empty_like(getattr(self, name)))
+        self.register_buffer("mean", _empty_as(means))
+        self.register_buffer("std", _empty_as(stds))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Everything that is learnt goes back to `params`, and all else to what was given, as after
-        `to_empty`."""
+        """Everything goes back to what the layer was made with; after `to_empty`, buffers too."""
         with torch.no_grad():
-            if "weights" in self.learn:
-                for name in WEIGHTS:
-                    getattr(self, name).fill_(getattr(self.params, name))
-            if self.compatibility is not None:
-                first = self._first_compatibility
-                self.compatibility.copy_(
-                    1 - torch.eye(self.num_classes) if first is None else first
-                )
-            for name, values in self._normalisation.items():
-                if values is not None:
-                    getattr(self, name).copy_(torch.tensor(values))
-            for name, scale in self.log_scales.items():
-                getattr(self, name).copy_(torch.tensor(getattr(self.params, name)))
+            for name, first in self._first.items():
+                own = getattr(self, name)
+                if own is not None:
+                    own.copy_(torch.as_tensor(first, device=own.device))
+            for scale in self.log_scales.values():
                 scale.zero_()
+
+    def _first_compatibility(self, given: Tensor | None) -> Tensor | None:
+        """That of `params`, or Potts where it is learnt."""
+        if given is None:
+            identity = torch.eye(self.num_classes, device="cpu")
+            return 1 - identity if "compatibility" in self.learn else None
+        if given.shape[0] != self.num_classes:
+            raise ValueError(
+                f"params: got a compatibility of {given.shape[0]} labels, must be of "
+                f"num_classes = {self.num_classes}"
+            )
+        return given.detach().cpu().clone()
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
         """Log-marginals of mean field.
@@ -179,7 +176,7 @@ class DenseCRF(nn.Module):
             finite = logits.clamp(min=_FORBIDDEN)  # 0 times -inf would be NaN
             logits = functional.interpolate(finite, image.shape[2:], mode=mode, align_corners=False)
         image = self._in_own_units(image)
-        if not (logits.is_cuda or torch.compiler.is_compiling()):
+        if are_seen(logits):
             _check_logits(logits)
         return dense_crf_log_marginals(-logits, image, self.current_params(), self.iterations)
 
@@ -229,6 +226,14 @@ def _check_logits(logits: Tensor) -> None:
             "logits: got NaN, +inf, or no finite one at a position, must hold at least one finite "
             "one a position"
         )
+
+
+def _empty_as(first: Any) -> Tensor | None:
+    """Room for values at the start, on torch's default device."""
+    if first is None:
+        return None
+    values = torch.as_tensor(first, device="cpu")
+    return torch.empty(values.shape, dtype=values.dtype)
 
 
 def _warn_of_units(numbers: Sequence[float], srgb: Width) -> None:

@@ -21,7 +21,7 @@ from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
 from deepcrf_ext.ops._argument_checks import checked_labels
 from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
 from deepcrf_ext.ops._number_checks import checked_int
-from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
+from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_tensor
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential
@@ -229,7 +229,7 @@ class PairwiseCRF(nn.Module):
         several: Sequence[Mapping[str, float]],
     ) -> list[float]:
         """-log marginal of the labels, mean over labelled nodes, under each of several weights."""
-        sums, count = torch.zeros(len(several), dtype=torch.float64), 0
+        sums, count = torch.zeros(len(several), dtype=torch.float64, device="cpu"), 0
         for batch in batches:
             if not isinstance(batch, (list, tuple)) or len(batch) != 3:
                 raise TypeError(
@@ -299,7 +299,7 @@ class PairwiseCRF(nn.Module):
                 f"class_weights: got {weights!r}, must be {self.num_classes} numbers"
             ) from None
         check_tensor("class_weights", numbers, "K", {"K": self.num_classes})
-        if not (numbers.is_cuda or torch.compiler.is_compiling()):
+        if are_seen(numbers):
             sound = (numbers >= 0) & (numbers < torch.inf)
             if not sound.all():
                 bad = numbers[~sound][0].item()

@@ -58,27 +58,42 @@ def test_reset_parameters() -> None:
     assert torch.equal(layer(logits, image), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:image. got negative values")
 @pytest.mark.parametrize("learn", [(), ALL])
-def test_made_without_memory(learn: tuple[str, ...]) -> None:
-    """Values are those of a state, or, after `to_empty`, of `reset_parameters`."""
-    params = DenseCRFParams(2, 1.0, 4, 25, 2.0, compatibility=torch.rand(3, 3))
+@pytest.mark.parametrize("compatibility", [None, torch.rand(3, 3)])
+def test_a_layer_made_on_meta(learn: tuple[str, ...], compatibility: Tensor | None) -> None:
+    """It is filled by `reset_parameters`, or by the state of another."""
     logits, image = problem()
-    image = (image.float() - 100) / 60
+    image = (image - 110.0) / 58  # a network's own
+    params = DenseCRFParams(2, 1.0, (4, 5), 25, 2.0, compatibility)
 
     def make() -> DenseCRF:
-        return DenseCRF(3, 2, params, learn, mean=[120.0, 110.0, 100.0], std=60.0)
+        return DenseCRF(3, 2, params, learn, mean=(100.0, 110.0, 120.0), std=58.0)
 
-    layer = make()
-    wanted = layer(logits, image)
+    wanted = make()(logits, image)
     with torch.device("meta"):
-        assigned, loaded, reset = make(), make(), make()
-    assigned.load_state_dict(layer.state_dict(), assign=True)
-    loaded.to_empty(device="cpu").load_state_dict(layer.state_dict())
-    for tensor in (*reset.to_empty(device="cpu").parameters(), *reset.buffers()):
-        tensor.data.fill_(torch.nan)  # what memory holds
+        reset, loaded = make(), make()
+    for layer in (reset, loaded):
+        assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    reset.to_empty(device="cpu")
+    for tensor in reset.state_dict().values():
+        tensor.fill_(torch.nan)
     reset.reset_parameters()
-    for made in (assigned, loaded, reset):
-        assert torch.equal(made(logits, image), wanted)
+    loaded.load_state_dict(make().state_dict(), assign=True)
+    for layer in (reset, loaded):
+        assert torch.equal(layer(logits, image), wanted)
+
+
+def test_a_state_that_was_loaded_is_not_the_start() -> None:
+    """A matrix that is not learnt is a part of the state, too."""
+    logits, image = problem()
+    first, other = (DenseCRFParams(compatibility=matrix) for matrix in torch.rand(2, 3, 3))
+    layer = DenseCRF(3, 2, first, ())
+    wanted = layer(logits, image)
+    layer.load_state_dict(DenseCRF(3, 2, other, ()).state_dict())
+    assert not torch.equal(layer(logits, image), wanted)
+    layer.reset_parameters()
+    assert torch.equal(layer(logits, image), wanted)
 
 
 def test_repr() -> None:
