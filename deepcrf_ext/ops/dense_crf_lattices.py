@@ -49,10 +49,9 @@ class DenseCRFLattices:
     @classmethod
     def of_checked(cls, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         """As `build`, of an image that `check_image` has seen."""
-        with torch.no_grad():
-            gaussian = _gaussian_lattice(image, params.gaussian_sxy)
-            bilateral = bilateral_lattices(image, params.bilateral_sxy, params.bilateral_srgb)
-        return cls(image.shape, _widths(params), gaussian, bilateral)
+        widths = _widths(params)
+        gaussian = _gaussian_lattice(image, widths[0])
+        return cls(image.shape, widths, gaussian, bilateral_lattices(image, *widths[1:]))
 
     def check(self, image: Tensor, params: DenseCRFParams) -> None:
         """Raise ValueError where these are the lattices of images or widths unlike these."""
@@ -115,11 +114,12 @@ def _gaussian_lattice(image: Tensor, sxy: Width) -> PermutohedralLattice:
 
 def bilateral_lattices(image: Tensor, sxy: Width, srgb: Width) -> tuple[PermutohedralLattice, ...]:
     """The lattice of the positions and colours of each of images [B, C, *S], without gradients."""
-    with torch.no_grad():
-        return tuple(
-            _lattice("bilateral_sxy, bilateral_srgb", bilateral_features(one, sxy, srgb))
-            for one in image
-        )
+    # Not by `torch.no_grad`, with which a saved export cannot be loaded.
+    sxy, srgb = (width.detach() if isinstance(width, Tensor) else width for width in (sxy, srgb))
+    return tuple(
+        _lattice("bilateral_sxy, bilateral_srgb", bilateral_features(one, sxy, srgb))
+        for one in image.detach()
+    )
 
 
 def _lattice(widths: str, planes: Tensor) -> PermutohedralLattice:

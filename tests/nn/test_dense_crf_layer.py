@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -286,13 +287,21 @@ def test_one_graph_serves_all_sizes() -> None:
     assert counts[0] == counts[-1]
 
 
-def test_exports_with_dynamic_sizes() -> None:
-    layer = DenseCRF(3, 1, PARAMS)
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("learn", [("weights",), ("widths",)])
+def test_exports_with_dynamic_sizes(learn: tuple[str, ...], strict: bool) -> None:
+    layer = DenseCRF(3, 1, PARAMS, learn)
     unary, image = scene(7, 9, 3)
     height, width = torch.export.Dim("height", min=4), torch.export.Dim("width", min=4)
     sizes = {2: height, 3: width}
     program = torch.export.export(
-        layer, (-unary, image), strict=False, dynamic_shapes=(sizes, sizes)
+        layer, (-unary, image), strict=strict, dynamic_shapes=(sizes, sizes)
     )
+    file = BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
     unary, image = scene(10, 8, 3)
-    assert_close(program.module()(-unary, image).detach(), layer(-unary, image).detach())
+    wanted = layer(-unary, image).detach()
+    for exported in (program, loaded):
+        assert_close(exported.module()(-unary, image).detach(), wanted)
