@@ -27,6 +27,7 @@ from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import provenance
+from deepcrf_ext.records.steps import write_text
 
 _DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
 _COMPATIBILITY = """Draw, for each relation, which labels it puts together ("what sits above what"),
@@ -93,7 +94,7 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
         "relations": record,
     }
     text = json.dumps(report, indent=1, allow_nan=False)
-    (folder / "compatibility.json").write_text(text + "\n")
+    write_text(folder / "compatibility.json", text + "\n")
     print(f"Results: {folder}")
 
 
@@ -163,7 +164,7 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
         record["truth"] = classes[truth[y, x]]
     record |= explanation.as_dict(classes, (height, width))
     text = json.dumps(record, indent=1, allow_nan=False)
-    (folder / f"{name}.json").write_text(text + "\n")
+    write_text(folder / f"{name}.json", text + "\n")
     odds = ", ".join(f"{key} {value:+.2f}" for key, value in record["log_odds"].items())
     true = f" (truth: {record['truth']})" if "truth" in record else ""
     print(f"{sample.name} at {x},{y}: {record['label']} against {record['against']}{true}: {odds}")

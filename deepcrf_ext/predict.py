@@ -29,7 +29,7 @@ from deepcrf_ext.cli.options import (
 )
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import read_image, write_labels
-from deepcrf_ext.data.file_patterns import walk
+from deepcrf_ext.data.file_patterns import visible, walk
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image, side_in_memory
@@ -72,8 +72,8 @@ def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path
     seen: set[Path] = set()
     for path in inputs:
         if path.is_dir():
-            own = (p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
-            files = sorted(filter(is_image, own)) or list(filter(is_image, walk(path)))
+            own = (p for p in visible(path) if not p.is_dir())
+            files = list(filter(is_image, own)) or list(filter(is_image, walk(path)))
             if not files:
                 raise InputError(
                     f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"

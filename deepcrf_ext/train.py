@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig, from_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
-from deepcrf_ext.data.base import FileDataset
+from deepcrf_ext.data.base import FileDataset, FileReport, turned_notice
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
-from deepcrf_ext.records.run_folder import create_run_folder
+from deepcrf_ext.records.run_folder import create_run_folder, refuse_used
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.picture_grid import write_picture_grid
 from deepcrf_ext.training.trainer import Trainer
@@ -112,7 +111,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         open_dataset(config.data, split=split, seed=config.seed, strict=False)
         for split in (config.data.train_split, config.data.val_split)
     )
-    _refuse_bad_files(config, (train_set, val_set), world)
+    _refuse_bad_files(config, (train_set, val_set), world, new=checkpoint is None)
     _refuse_same_images(config, train_set, val_set)
     trainer = Trainer(config, train_set, val_set, checkpoint=checkpoint, world=world)
     config = trainer.config
@@ -193,12 +192,15 @@ def _refuse_same_images(
 
 
 def _refuse_bad_files(
-    config: TrainConfig, datasets: Sequence[SegmentationDataset], world: World
+    config: TrainConfig, datasets: Sequence[SegmentationDataset], world: World, new: bool
 ) -> None:
-    """Raises InputError where a file cannot be used, hours before training would come to it."""
+    """Raises InputError where a file cannot be used, hours before training would come to it, and
+    before that, for a new run, where its folder is in use."""
     problem: str | None = None
     if world.is_main:
         try:
+            if new and config.output is not None:
+                refuse_used(config.output)
             _report_labels(config, datasets, refuse_bad_files(*datasets))
         except InputError as error:
             problem = str(error)
@@ -210,18 +212,23 @@ def _refuse_bad_files(
 def _report_labels(
     config: TrainConfig,
     datasets: Sequence[SegmentationDataset],
-    pixels: Sequence[np.ndarray | None],
+    reports: Sequence[Sequence[FileReport]],
 ) -> None:
-    """Says which classes training will not see. Raises InputError where a split has no label."""
-    for name, dataset, counts in zip(("train", "val"), datasets, pixels, strict=True):
-        if counts is None:
+    """Says which classes training will not see, and which images EXIF turns. Raises InputError
+    where a split has no label."""
+    for name, dataset, found in zip(("train", "val"), datasets, reports, strict=True):
+        if not found:
             continue
         split = getattr(config.data, f"{name}_split")
-        absent = [label for label, count in zip(dataset.classes, counts, strict=False) if not count]
+        seen = {label for report in found for label in report.counts}
+        absent = [label for index, label in enumerate(dataset.classes) if index not in seen]
         if len(absent) == dataset.num_classes:
             raise InputError(f"data.{name}_split: no pixel of {split} has a label, all are ignored")
         if absent and name == "train":
             print(f"{split} has no pixel of {', '.join(absent)}", file=sys.stderr)
+        turned = [report.file.image for report in found if report.turned]
+        if turned:
+            print(f"{split}: {turned_notice(turned)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,13 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
-from io import TextIOWrapper
 from itertools import pairwise
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
+from deepcrf_ext.cli.streams import lasting_streams
 from deepcrf_ext.data.settings_files import refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.libraries import require
@@ -231,21 +231,22 @@ def run_command(body: Callable[[], int | None]) -> int:
     """Runs a command's body and returns its exit code.
 
     Bad input and failing files end in one `error:` line on stderr and code 2, a training that
-    cannot go on in code 1, Ctrl-C in code 130. Names of files that stdout cannot write are escaped.
+    cannot go on in code 1, Ctrl-C in code 130. No work ends as nobody reads what it prints.
     """
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return body() or 0
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_TRAINING
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except OSError as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
-        return EXIT_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    with lasting_streams():
+        try:
+            code = body() or 0
+            sys.stdout.flush()
+            return code
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_TRAINING
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_INPUT
+        except OSError as error:
+            print(f"error: {describe(error)}", file=sys.stderr)
+            return EXIT_INPUT
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED

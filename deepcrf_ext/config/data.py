@@ -30,9 +30,10 @@ class DataSource:
             root: /JPEGImages/X.jpg /SegmentationClassAug/X.png.
         classes: Names in the order of their indices, [background, crack]; names with colours; or a
             file of either: one a line, YAML or JSON. Null takes the classes that labels names.
-        labels: The class of each value or colour in the masks, {0: background, 255: crack,
-            '#c8140a': ball}, or ignore; camvid-colours or voc-colours; or a YAML or JSON file. Null
-            is for masks of class indices, 255 for ignored pixels, or of the classes' colours.
+        labels: The class of each value, range of values or colour in the masks, {0: background,
+            128..255: crack, '#c8140a': ball}, or ignore; camvid-colours or voc-colours; or a YAML
+            or JSON file. Null is for masks of class indices, 255 for ignored pixels, or of the
+            classes' colours.
         palette_masks: Whether masks with a palette mean its indices or its colours.
     """
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -65,6 +66,26 @@ class LabelledFile:
     name: str
     image: Path
     labels: Path | None
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What reading an image and its mask gave.
+
+    problem: why they cannot be used, naming the file; None where they can.
+    size: (height, width) in pixels; None with a problem.
+    counts: pixels by label, 255 among them; empty with a problem.
+    palette: the codes of colours (see `label_maps`) of the indices that a mask holds, where it has
+        a palette and is read by its indices.
+    turned: whether EXIF turns the image, and its mask is of a size that fits either way.
+    """
+
+    file: LabelledFile
+    problem: str | None
+    size: tuple[int, int] | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    palette: dict[int, int] = field(default_factory=dict)
+    turned: bool = False
 
 
 class FileDataset(SegmentationDataset):
@@ -128,6 +149,14 @@ class FileDataset(SegmentationDataset):
         """Read one label file as uint8 [H, W] of class indices and 255."""
         return read_labels(path)
 
+    def details(self, file: LabelledFile) -> dict[str, Any]:
+        """What else a `FileReport` of a file that can be read holds: fields by name."""
+        return {}
+
+    def doubts(self, reports: Sequence[FileReport]) -> list[str]:
+        """Why files that can be read, each by itself, may mean something else: a line each."""
+        return []
+
 
 def require_folder(path: Path, purpose: str) -> Path:
     """Return `path` if it is a folder, else raise :class:`InputError` naming it and its purpose."""
@@ -143,3 +172,13 @@ def listed(problems: Sequence[str], limit: int = 20) -> str:
     more = f"; and {rest} more, which python -m deepcrf_ext.data lists" if rest > 0 else ""
     count = f"{len(problems)} problems: " if len(problems) > 1 else ""
     return count + "; ".join(problems[:limit]) + more
+
+
+def turned_notice(images: Sequence[Path], limit: int = 3) -> str:
+    """A line about images that EXIF turns, with masks whose size fits either way."""
+    more = f" and {len(images) - limit} more" if len(images) > limit else ""
+    return (
+        f"turned by EXIF: {', '.join(map(str, images[:limit]))}{more}; their masks, whose size "
+        "fits either way, are taken for those of the turned images (see the contact sheet of "
+        "python -m deepcrf_ext.data)"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
+from deepcrf_ext.data.file_patterns import visible
 from deepcrf_ext.data.images import read_labels
 from deepcrf_ext.errors import InputError
 
@@ -40,11 +41,7 @@ class CamVid(FileDataset):
         require_folder(root, "the root of CamVid, holding train/, trainannot/ and so on")
         image_folder = require_folder(root / split, f"the folder of {split} images")
         label_folder = require_folder(root / f"{split}annot", f"the folder of {split} labels")
-        images = sorted(
-            path
-            for path in image_folder.iterdir()
-            if path.suffix.lower() in (".jpg", ".png") and not path.name.startswith(".")
-        )
+        images = [p for p in visible(image_folder) if p.suffix.lower() in (".jpg", ".png")]
         if not images:
             raise InputError(f"{image_folder}: holds no image; must hold .jpg or .png files")
         label_names = {path.name for path in label_folder.iterdir()}

@@ -39,7 +39,7 @@ class ClassList:
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise InputError(f"data.classes: {len(self.names)} classes; must be 1..{MAX_CLASSES}")
         for name in self.names:
-            if not name.strip() or name == IGNORE:
+            if not isinstance(name, str) or not name.strip() or name == IGNORE:
                 raise InputError(f"data.classes: {name!r} cannot be the name of a class")
             if self.names.count(name) > 1:
                 raise InputError(f"data.classes: {name!r} is there twice")

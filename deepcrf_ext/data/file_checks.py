@@ -8,42 +8,32 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from deepcrf_ext.data.base import FileDataset, LabelledFile, SegmentationDataset, listed
+from deepcrf_ext.data.base import (
+    FileDataset,
+    FileReport,
+    LabelledFile,
+    SegmentationDataset,
+    listed,
+)
 from deepcrf_ext.data.reduced import Reduced, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.progress import Progress
 
-FORMAT = 2  # raise it when the way that files are read changes
+FORMAT = 3  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
-
-
-@dataclass(frozen=True)
-class FileReport:
-    """What reading an image and its mask gave.
-
-    problem: why they cannot be used, naming the file; None where they can.
-    size: (height, width) in pixels; None with a problem.
-    counts: pixels by label, 255 among them; empty with a problem.
-    """
-
-    file: LabelledFile
-    problem: str | None
-    size: tuple[int, int] | None
-    counts: dict[int, int]
 
 
 def check_files(
     dataset: Dataset[Any], progress: Callable[[int], object] | None = None
 ) -> list[str]:
     """Reads all files of a data set and lists what cannot be used, each with the file it is about,
-    after what does not fit together (`FileDataset.problems`).
+    after what does not fit together (`FileDataset.problems`, `FileDataset.doubts`).
 
     Files are read in parallel. Good ones are remembered in the user's cache folder by path, size
     and time of change, so that a second call reads only the others. Data sets that are
@@ -54,35 +44,30 @@ def check_files(
             images.
         progress: called with 1 after each file.
     """
-    return _problems(dataset, report_files(dataset, progress))
+    return problems_of(dataset, report_files(dataset, progress))
 
 
-def refuse_bad_files(*datasets: SegmentationDataset) -> list[np.ndarray | None]:
+def refuse_bad_files(*datasets: SegmentationDataset) -> list[list[FileReport]]:
     """Raises InputError naming everything that `check_files` finds, while progress is shown.
 
-    Returns how many pixels of a data set have each label, int64 [256]; None for one that is no
-    files.
+    Returns what reading gave, file by file; nothing for a data set that is no files.
     """
-    problems: list[str] = []
-    pixels: list[np.ndarray | None] = []
     with Progress(None, "check", "file") as shown:
-        for dataset in datasets:
-            reports = report_files(dataset, shown.update)
-            problems += _problems(dataset, reports)
-            counts = np.zeros(256, np.int64)
-            for report in reports:
-                for label, count in report.counts.items():
-                    counts[label] += count
-            pixels.append(counts if isinstance(whole(dataset), FileDataset) else None)
+        reports = [report_files(dataset, shown.update) for dataset in datasets]
+    found = zip(datasets, reports, strict=True)
+    problems = [problem for dataset, own in found for problem in problems_of(dataset, own)]
     if problems:
         raise InputError(listed(list(dict.fromkeys(problems))))
-    return pixels
+    return reports
 
 
-def _problems(dataset: Dataset[Any], reports: Sequence[FileReport]) -> list[str]:
+def problems_of(dataset: Dataset[Any], reports: Sequence[FileReport]) -> list[str]:
+    """What cannot be used of a data set, by the reports of its files: a line each."""
     inner = whole(dataset)
-    apart = inner.problems if isinstance(inner, FileDataset) else ()
-    return [*apart, *(report.problem for report in reports if report.problem is not None)]
+    if not isinstance(inner, FileDataset):
+        return []
+    files = [report.problem for report in reports if report.problem is not None]
+    return [*inner.problems, *inner.doubts(reports), *files]
 
 
 def report_files(
@@ -97,12 +82,14 @@ def report_files(
         files = [files[index] for index in dataset.indices]
     memory = _Memory(inner.coding)
     reports = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for report in threads.map(lambda file: _report(inner, file, memory), files):
-            reports.append(report)
-            if progress is not None:
-                progress(1)
-    memory.write()
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for report in threads.map(lambda file: _report(inner, file, memory), files):
+                reports.append(report)
+                if progress is not None:
+                    progress(1)
+    finally:  # what was read before Ctrl-C need not be read again
+        memory.write()
     return reports
 
 
@@ -113,12 +100,13 @@ def _report(dataset: FileDataset, file: LabelledFile, memory: _Memory) -> FileRe
         return known
     try:
         sample = dataset.read(file)
+        details = dataset.details(file)
     except InputError as error:
-        return FileReport(file, str(error), None, {})
+        return FileReport(file, str(error))
     counts = np.bincount(sample.labels.ravel(), minlength=256)
-    height, width = sample.labels.shape
     found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    return memory.keep(stamp, FileReport(file, None, (height, width), found))
+    height, width = sample.labels.shape
+    return memory.keep(stamp, FileReport(file, None, (height, width), found, **details))
 
 
 def _stamp(file: LabelledFile) -> Stamp | None:
@@ -158,15 +146,17 @@ class _Memory:
         entry = self.entries.get(self._key(file))
         if stamp is None or entry is None or entry[0] != stamp:
             return None
-        _, (height, width), counts = entry
-        labels = {int(label): count for label, count in counts.items()}
-        return FileReport(file, None, (height, width), labels)
+        _, (height, width), counts, palette, turned = entry
+        by_label, by_index = (
+            {int(key): value for key, value in found.items()} for found in (counts, palette)
+        )
+        return FileReport(file, None, (height, width), by_label, by_index, turned)
 
     def keep(self, stamp: Stamp | None, report: FileReport) -> FileReport:
         """Remembers a report and returns it."""
         if stamp is not None:
-            counts = {str(label): count for label, count in report.counts.items()}
-            self.entries[self._key(report.file)] = [stamp, report.size, counts]
+            kept = [stamp, report.size, report.counts, report.palette, report.turned]
+            self.entries[self._key(report.file)] = kept
             self.changed = True
         return report
 

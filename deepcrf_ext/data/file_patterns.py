@@ -37,8 +37,8 @@ class FilePattern:
     `{split}` is the split. `{name}` is the name of an image, sub-folders included; `*` and `?` are
     parts of a file name and `**` is any folders. Where there is no `{name}`, a file is called by
     its path below the folder that the placeholders begin in, without its suffix. Files have one
-    of `suffixes` where the pattern gives none. Names compare in one Unicode form, as file systems
-    differ in how they spell accents.
+    of `suffixes` where the pattern gives none, in any case. Names compare in one Unicode form, as
+    file systems differ in how they spell accents.
 
     Raises InputError, naming `option`, for a pattern that matches only one path.
     """
@@ -54,6 +54,11 @@ class FilePattern:
                 "images/{split}/** or masks/{split}/{name}_L.png"
             )
 
+    @property
+    def has_split(self) -> bool:
+        """Whether splits differ in their files."""
+        return "{split}" in self.text
+
     def folder(self, root: Path, split: str) -> Path:
         """The folder that all files are below."""
         return root.joinpath(*self._divided(split)[0])
@@ -62,16 +67,17 @@ class FilePattern:
         """The files of a split. Files and folders whose names begin with a dot are left out."""
         folder, rest = self._divided(split)
         base = root.joinpath(*folder)
-        named = re.compile(self._expression(rest))
         suffix = PurePosixPath(rest).suffix
         fixed = suffix if not _WILD.search(suffix) else ""
+        stem = rest.removesuffix(fixed)
+        named = re.compile(f"{self._expression(stem)}(?i:{re.escape(fixed)})")
         found = Found()
         for path in walk(base):
             inner = unicodedata.normalize("NFC", path.relative_to(base).as_posix())
             match = named.fullmatch(inner)
             if match is None:
                 continue
-            if path.suffix.lower() not in self.suffixes and path.suffix != fixed:
+            if path.suffix.lower() not in (*self.suffixes, fixed.lower()):
                 found.others.append(path)
                 continue
             name = match["name"] if "name" in named.groupindex else inner
@@ -119,11 +125,7 @@ def find_splits(root: Path, text: str) -> list[str]:
     folder = root.joinpath(*parts[:index])
     if not folder.is_dir():
         return []
-    names = (
-        path.name
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and (path.is_dir() or index + 1 == len(parts))
-    )
+    names = [path.name for path in visible(folder) if path.is_dir() or index + 1 == len(parts)]
     splits = {
         name[len(before) : len(name) - len(after)]
         for name in names
@@ -133,19 +135,29 @@ def find_splits(root: Path, text: str) -> list[str]:
     return [*usual, *sorted(splits - set(usual))]
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in order, through links to folders too; none twice by a loop."""
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(current, name)
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, in order, without what is hidden: .DS_Store, ._a.png.
+
+    Raises OSError for one that cannot be read.
+    """
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(paths, key=lambda path: path.name)
+
+
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """All visible files below a folder, in order, through links to folders too, where these do not
+    lead back to one `above`. Nothing where there is no such folder."""
+    real = os.path.realpath(folder)
+    if real in above or not folder.is_dir():
+        return
+    folders = []
+    for path in visible(folder):
+        if path.is_dir():
+            folders.append(path)
+        else:
+            yield path
+    for path in folders:
+        yield from walk(path, above | {real})
 
 
 def describe_folders(root: Path, limit: int = 12) -> str:

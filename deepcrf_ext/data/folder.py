@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.constants import IGNORE_INDEX
-from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
+from deepcrf_ext.data.base import (
+    FileDataset,
+    FileReport,
+    LabelledFile,
+    listed,
+    require_folder,
+)
 from deepcrf_ext.data.class_lists import ClassList, read_classes
-from deepcrf_ext.data.file_patterns import FilePattern, Found, describe_folders
+from deepcrf_ext.data.images import open_picture, orientation
 from deepcrf_ext.data.label_maps import (
     CODING_COLOURS,
+    IGNORE,
     Labels,
     class_names,
     coding_name,
+    colour_code,
     describe_code,
     explicit_map,
     implied_map,
+    is_grey,
     map_colours,
     read_labels_setting,
     value_code,
 )
-from deepcrf_ext.data.masks import read_codes
-from deepcrf_ext.data.settings_files import find_file
-from deepcrf_ext.data.split_files import below, existing_pair, read_lines
+from deepcrf_ext.data.masks import read_codes, read_palette
+from deepcrf_ext.data.pairing import pair_files
 from deepcrf_ext.errors import InputError
 
-_PROBED = 50  # masks that are looked at for values other than 0 and 255
-
-
-@dataclass
-class Pairing:
-    """The images of a split with their masks, and what does not fit.
-
-    problems: one a file. left_out: files that are no images.
-    """
-
-    files: list[LabelledFile] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
+_BY_COLOUR = "whose colours --data.palette-masks colours reads"
+_TELL = (
+    "--data.palette-masks colours reads its colours; where its indices count, --data.labels of "
+    "them alone says so"
+)
 
 
 class FolderDataset(FileDataset):
@@ -76,10 +75,14 @@ class FolderDataset(FileDataset):
             source, classes=classes.plain(), labels=coding_name(source.labels) or labels
         )
         self.palette_masks = source.palette_masks
+        self.told = labels is not None
         if labels is None:
             self.label_map = implied_map(classes.names, classes.colours)
+            colours = classes.colours or {}
+            self.by_colour = {colour_code(colours[name]): k for k, name in enumerate(colours)}
         else:
             self.label_map = explicit_map(labels, classes.names)
+            self.by_colour = {c: k for c, k in self.label_map.as_dict().items() if not is_grey(c)}
         self.pairing = pair_files(root, split, source)
         super().__init__(self.pairing.files, classes.names, classes.palette)
         if labels is None and not (strict and self.pairing.problems):
@@ -95,7 +98,63 @@ class FolderDataset(FileDataset):
 
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read one mask as uint8 [H, W] of class indices and 255."""
-        return self.label_map.apply(read_codes(path, self.palette_masks), path)
+        try:
+            return self.label_map.apply(read_codes(path, self.palette_masks), path)
+        except InputError as error:
+            if self.palette_masks == "colours" or not read_palette(path):
+                raise
+            raise InputError(f"{error}; these are indices of its palette, {_BY_COLOUR}") from error
+
+    def details(self, file: LabelledFile) -> dict[str, Any]:
+        """The colours of the mask's palette, and whether EXIF turns its image alone."""
+        if file.labels is None:
+            return {}
+        with open_picture(file.image) as image, open_picture(file.labels) as mask:
+            turn = orientation(image)
+            fits = turn in (2, 3, 4) or (turn > 4 and image.width == image.height)
+            turned = fits and orientation(mask) == 1
+        palette = {} if self.palette_masks == "colours" else read_palette(file.labels)
+        return {"turned": turned, "palette": palette}
+
+    def doubts(self, reports: Sequence[FileReport]) -> list[str]:
+        """Masks that `classes` or `labels` explain in two ways, or others in another."""
+        binary = [] if self.told else self._mixed_binary(reports)
+        return [*binary, *self._palettes(reports)]
+
+    def _mixed_binary(self, reports: Sequence[FileReport]) -> Iterable[str]:
+        """Masks of 0 and 255 among others of 0 and 1."""
+        ones = [r for r in reports if 1 in r.counts]
+        ignoring = [r for r in reports if IGNORE_INDEX in r.counts]
+        both = any(IGNORE_INDEX in r.counts for r in ones)
+        more = any(not r.counts.keys() <= {0, 1, IGNORE_INDEX} for r in reports)
+        if ones and ignoring and not both and not more:
+            second = self.classes[1]
+            yield (
+                f"{ignoring[0].file.labels}: holds 255 and no 1, as {len(ignoring)} of "
+                f"{len(reports)} masks, others 1 and no 255; say what 255 is by --data.labels "
+                f"'{{0: {self.classes[0]}, 1: {second}, 255: {second} or ignore}}'"
+            )
+
+    def _palettes(self, reports: Sequence[FileReport]) -> Iterable[str]:
+        """Masks with palettes by whose colours indices mean other classes than by their values, or
+        not the same in all masks where nothing says what they mean."""
+        first: dict[int, tuple[int, Path | None]] = {}
+        names = {**dict(enumerate(self.classes)), IGNORE_INDEX: IGNORE}
+        labels = self.label_map.as_dict()
+        for report in reports:
+            mask = report.file.labels
+            for index, code in report.palette.items():
+                known, where = first.setdefault(index, (code, mask))
+                here = f"{mask}: index {index} of its palette is {describe_code(code)}"
+                label = labels[value_code(index)]
+                by_colour = self.by_colour.get(code, label)
+                if by_colour != label:
+                    both = f"the colour of {names[by_colour]}, not of {names[label]}"
+                    yield f"{here}, {both}; {_TELL}"
+                    break
+                if not self.told and code != known and index != IGNORE_INDEX:
+                    yield f"{here}, in {where} {describe_code(known)}; {_TELL}"
+                    break
 
     @staticmethod
     def _classes(root: Path, source: DataSource, labels: Labels | None) -> ClassList:
@@ -115,7 +174,7 @@ class FolderDataset(FileDataset):
     def _only_255_beside_0(self, root: Path) -> list[str]:
         """The problem of masks of 0 and 255 without a label map: they would train on 0 alone."""
         seen: set[int] = set()
-        for file in self.files[:_PROBED]:
+        for file in self.files:
             if file.labels is None:
                 continue
             try:
@@ -133,129 +192,3 @@ class FolderDataset(FileDataset):
             f"{self.classes[0]} would be learnt; if 255 is a class, give "
             f"--data.labels '{{0: {self.classes[0]}, 255: {second}}}'"
         ]
-
-
-def pair_files(root: Path, split: str, source: DataSource) -> Pairing:
-    """The images of a split with their masks, whatever the classes.
-
-    Raises InputError when no image is found, with what was found instead.
-    """
-    every = "**" if source.split_file else "{split}/**"
-    images = FilePattern("data.images", source.images or f"images/{every}")
-    masks = FilePattern("data.masks", source.masks or f"masks/{every}")
-    found, found_masks = images.find(root, split), masks.find(root, split)
-    mask_paths = {path for paths in found_masks.files.values() for path in paths}
-    found.leave_out(mask_paths)  # where x.png and x_mask.png lie side by side
-    if source.split_file is not None:
-        name = source.split_file.replace("{split}", split)
-        file = find_file("data.split_file", name, root, "a file of the images of a split")
-        return _pair_by_list(root, file, found, found_masks)
-    for option, pattern, files in (("images", images, found), ("masks", masks, found_masks)):
-        if not files.files:
-            folder = pattern.folder(root, split)
-            problem = f"holds no {option}" if folder.is_dir() else "does not exist"
-            raise InputError(
-                f"{folder}: {problem} (data.{option} {pattern.text!r}, split {split!r}); "
-                f"{describe_folders(root)}"
-            )
-    return _pair_by_name(root, found, masks, found_masks)
-
-
-def _pair_by_name(root: Path, images: Found, masks: FilePattern, found: Found) -> Pairing:
-    result = Pairing(left_out=images.others + found.others)
-    result.problems += [*_same_names("images", images), *_same_names("masks", found)]
-    for name, paths in sorted(images.files.items()):
-        if name in found.files:
-            result.files.append(LabelledFile(_file_name(name), paths[0], found.files[name][0]))
-        else:
-            result.problems.append(f"{paths[0]}: image without mask")
-    lonely = [name for name in found.files if name not in images.files]
-    result.problems += [f"{found.files[name][0]}: mask without image" for name in lonely]
-    if not result.files:
-        raise InputError(
-            f"{root}: none of {len(images.files)} images has a mask of its name, such as "
-            f"{next(iter(images.files))!r}; masks are called {lonely[0]!r}; "
-            f"{_suggest(masks.text, list(images.files), lonely)}"
-        )
-    return result
-
-
-def _pair_by_list(root: Path, file: Path, images: Found, masks: Found) -> Pairing:
-    """By lines that are names, or pairs of paths."""
-    result = Pairing(left_out=images.others + masks.others)
-    names = _Names(root, images)
-    pairs: dict[Path, tuple[str | None, Path]] = {}  # image -> name, mask
-    for line in read_lines(file):
-        name = names.find(line)
-        if name is not None:
-            image, *further = images.files[name]
-            candidates = masks.files.get(name, [])
-            if further or len(candidates) > 1:
-                shared = ", ".join(map(str, [image, *further] if further else candidates))
-                result.problems.append(f"{shared}: share the name {name!r} in {file}")
-                continue
-            if not candidates:
-                result.problems.append(f"{image}: image without mask, named in {file}")
-                continue
-            mask = candidates[0]
-        else:
-            pair = existing_pair(root, line)
-            if pair is None:
-                result.problems.append(f"{file}: {line!r} names no image with a mask below {root}")
-                continue
-            image, mask = pair
-        if image in pairs:
-            result.problems.append(f"{file}: names {image} twice")
-        pairs[image] = name, mask
-    stems = Counter(image.stem for image in pairs)
-    for image, (name, mask) in pairs.items():
-        if name is None:
-            unique = stems[image.stem] == 1
-            name = image.stem if unique else image.relative_to(root).with_suffix("").as_posix()
-        result.files.append(LabelledFile(_file_name(name), image, mask))
-    return result
-
-
-class _Names:
-    """Images by what a line of a split file may call them."""
-
-    def __init__(self, root: Path, images: Found) -> None:
-        self.root, self.images = root, images
-        self.by_path = {path: name for name, paths in images.files.items() for path in paths}
-        counts = Counter(path.name for path in self.by_path)
-        self.by_file_name = {
-            path.name: name for path, name in self.by_path.items() if counts[path.name] == 1
-        }
-
-    def find(self, line: str) -> str | None:
-        """The name of an image that is given by name, with or without suffix, or by path."""
-        plain = unicodedata.normalize("NFC", line)
-        stripped = PurePosixPath(plain)
-        without_suffix = str(stripped.with_suffix("")) if stripped.name else plain
-        for name in (plain, without_suffix, self.by_file_name.get(plain)):
-            if name in self.images.files:
-                return name
-        path = below(self.root, line)
-        return self.by_path.get(path) if path is not None else None
-
-
-def _same_names(kind: str, found: Found) -> Iterable[str]:
-    for name, paths in found.files.items():
-        if len(paths) > 1:
-            yield f"{', '.join(map(str, paths))}: {kind} that share the name {name!r}"
-
-
-def _file_name(name: str) -> str:
-    return name.replace("/", "__")
-
-
-def _suggest(text: str, images: Sequence[str], masks: Sequence[str]) -> str:
-    """How to give a pattern by which masks belong to images, as the end of an error."""
-    start = text.split("*")[0].split("{name}")[0]
-    for image in images:
-        stem = image.rpartition("/")[2]
-        for mask in masks:
-            before, found, after = mask.rpartition("/")[2].partition(stem)
-            if found and (before or after):
-                return f"try --data.masks '{start}{before}{{name}}{after}.*'"
-    return "data.masks says how a mask is called, such as masks/{split}/{name}_L.png"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -61,18 +62,39 @@ def read_image(path: str | Path) -> np.ndarray:
             raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
         deep = deep_channels(picture, path)
         if deep is not None:
-            upright = Image.fromarray(_upper_bits(deep))
-            upright.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
-            return np.array(ImageOps.exif_transpose(upright))
+            return np.ascontiguousarray(upright(_upper_bits(deep), picture))
         ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
             grey = _upper_bits(np.asarray(picture).clip(0, 65535))
             return np.repeat(grey[..., None], 3, axis=2)
-        upright = picture.convert("RGBA") if "transparency" in picture.info else picture
-        return _rgb(upright)
+        return _rgb(picture.convert("RGBA") if "transparency" in picture.info else picture)
 
 
 _ORIENTATION = 0x0112
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda array: np.rot90(array, 2),
+    4: np.flipud,
+    5: lambda array: array.swapaxes(0, 1),
+    6: lambda array: np.rot90(array, 3),
+    7: lambda array: np.rot90(array, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""How viewers turn the pixels [H, W, ...] of each EXIF orientation."""
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1, as it is stored, where it has none."""
+    value = picture.getexif().get(_ORIENTATION, 1)
+    return value if value in _TURNS else 1
+
+
+def upright(array: np.ndarray, picture: Image.Image) -> np.ndarray:
+    """Pixels [H, W, ...] of a picture, turned as its EXIF orientation says."""
+    turn = _TURNS.get(orientation(picture))
+    return array if turn is None else turn(array)
+
+
 _DEPTHS = (8, 10, 12, 14, 16)
 _BAND = 1 << 22  # pixels that are converted at a time
 
@@ -166,14 +188,37 @@ def has_values(picture: ImageFile.ImageFile) -> bool:
 
 
 def read_values(picture: ImageFile.ImageFile) -> np.ndarray:
-    """The stored values, integers [H, W], of a picture that has one channel of them."""
+    """The stored values, integers [H, W], of a picture that has one channel of them; turned by its
+    EXIF orientation, as images are."""
     tile = picture.tile[0] if picture.tile else None
-    picture.load()
-    values = np.asarray(picture)
+    picture.load()  # which turns a TIFF by itself
+    values = upright(np.asarray(picture), picture)
     if values.dtype == bool:
         values = values.astype(np.uint8)
     stretch = _GREY_STRETCH.get(tile[3], 1) if tile and isinstance(tile[3], str) else 1
     return values // values.dtype.type(stretch)
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether an image file is of a kind that changes values: JPEG, AVIF or lossy WebP.
+
+    Raises InputError when it cannot be read.
+    """
+    with open_picture(path) as picture:
+        return picture.format in ("JPEG", "MPO", "AVIF") or (
+            picture.format == "WEBP" and _is_lossy_webp(path)
+        )
+
+
+def _is_lossy_webp(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            kind, size = head[:4], int.from_bytes(head[4:], "little")
+            if kind in (b"VP8 ", b"VP8L"):
+                return kind == b"VP8 "
+            file.seek(16 if kind == b"ANMF" else size + size % 2, os.SEEK_CUR)  # a frame's header
+    return False
 
 
 def write_labels(path: str | Path | BinaryIO, labels: np.ndarray, palette: np.ndarray) -> None:
@@ -222,7 +267,9 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes)")
-        with _any_size(), Image.open(path) as picture:
+        # Not by its name, as Pillow maps a plain TIFF into memory then, of the wrong width where
+        # EXIF turns it.
+        with _any_size(), path.open("rb") as file, Image.open(file) as picture:
             yield picture
     except InputError:
         raise

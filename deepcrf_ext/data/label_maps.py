@@ -8,7 +8,8 @@ grey mask and white in a colour mask are the same, however the file was written.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import camvid, voc
-from deepcrf_ext.data.images import JPEG_SUFFIXES, voc_palette
+from deepcrf_ext.data.images import is_lossy, voc_palette
 from deepcrf_ext.data.settings_files import read_settings
 from deepcrf_ext.errors import InputError
 
@@ -28,6 +29,11 @@ MAX_CLASSES = IGNORE_INDEX
 _GREY = 0x010101
 _DEEP = 1 << 24
 _FEW = 12  # codes that an error lists
+_NOISE = 16  # values that a lossy format may confuse are closer than this
+LOSSY = (
+    "JPEG and the like change values: masks need a lossless format, or data.labels of ranges such "
+    "as {0..127: background, 128..255: crack}"
+)
 
 
 def value_code(value: int) -> int:
@@ -39,6 +45,11 @@ def colour_code(colour: Sequence[int]) -> int:
     """The code of a colour, three of 0..255."""
     red, green, blue = colour
     return red << 16 | green << 8 | blue
+
+
+def is_grey(code: int) -> bool:
+    """Whether a code is that of a value, or of a grey."""
+    return code >= _DEEP or code % _GREY == 0
 
 
 def describe_code(code: int) -> str:
@@ -72,21 +83,37 @@ class LabelMap:
     Args:
         labels: class index, or 255 for ignored pixels, by code.
         hint: ends the error about a code that is not among them: how to put it there.
+        ranges: codes that were given as parts of ranges.
     """
 
-    def __init__(self, labels: Mapping[int, int], hint: str) -> None:
+    def __init__(
+        self, labels: Mapping[int, int], hint: str, ranges: Collection[int] = frozenset()
+    ) -> None:
         self.codes = np.array(sorted(labels), np.int32)
         self.labels = np.array([labels[code] for code in self.codes.tolist()], np.uint8)
         self.hint = hint
+        exact = [code for code in self.codes.tolist() if code % _GREY == 0 and code not in ranges]
+        self.too_close = next(
+            (
+                (describe_code(low), describe_code(high))
+                for low, high in pairwise(exact)
+                if high < _DEEP and labels[low] != labels[high] and high - low < _NOISE * _GREY
+            ),
+            None,
+        )
 
     def __str__(self) -> str:
-        pairs = zip(self.codes.tolist(), self.labels.tolist(), strict=True)
-        return ", ".join(f"{describe_code(code)}: {label}" for code, label in pairs)
+        return ", ".join(f"{describe_code(code)}: {k}" for code, k in self.as_dict().items())
+
+    def as_dict(self) -> dict[int, int]:
+        """The labels by code."""
+        return dict(zip(self.codes.tolist(), self.labels.tolist(), strict=True))
 
     def apply(self, codes: np.ndarray, path: Path) -> np.ndarray:
         """The labels, uint8 [H, W], of codes, int32 [H, W].
 
-        Raises InputError naming `path` and every code that stands for nothing.
+        Raises InputError naming `path` and every code that stands for nothing, or for a file whose
+        format may have made one value of another.
         """
         place = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         unknown = self.codes[place] != codes
@@ -95,15 +122,14 @@ class LabelMap:
             order = np.argsort(-counts, kind="stable")[:_FEW]
             named = ", ".join(describe_code(code) for code in sorted(found[order].tolist()))
             more = f" and {len(found) - _FEW} more" if len(found) > _FEW else ""
-            lossy = (
-                "; a JPEG changes values, masks need a lossless format"
-                if path.suffix.lower() in JPEG_SUFFIXES
-                else ""
-            )
+            lossy = f"; {LOSSY}" if is_lossy(path) else ""
             raise InputError(
                 f"{path}: holds {named}{more} ({unknown.mean():.1%} of the pixels), which "
                 f"{self.hint}{lossy}"
             )
+        if self.too_close is not None and is_lossy(path):
+            low, high = self.too_close
+            raise InputError(f"{path}: {low} and {high} cannot be told apart; {LOSSY}")
         return self.labels[place]
 
 
@@ -150,6 +176,7 @@ def coding_name(value: object) -> str | None:
     return name if name in CODINGS else None
 
 
+_VALUES = re.compile(r"(\d{1,5})(?:\s*(?:\.\.|-)\s*(\d{1,5}))?")
 _MAP = "a map of values or colours to classes, {0: background, 255: crack}"
 
 
@@ -190,7 +217,7 @@ def map_colours(labels: Labels) -> dict[str, Colour] | None:
         return None
     colours: dict[str, Colour] = {}
     for key, name in labels.items():
-        code = _key_code(key)
+        code = _key_codes(key)[0]
         if isinstance(name, str) and name != IGNORE and code < _DEEP:
             colours.setdefault(name, (code >> 16, code >> 8 & 255, code & 255))
     distinct = len(set(colours.values())) == len(class_names(labels))
@@ -200,12 +227,17 @@ def map_colours(labels: Labels) -> dict[str, Colour] | None:
 def explicit_map(labels: Labels, classes: Sequence[str]) -> LabelMap:
     """The label map of `data.labels`. Raises InputError for a key or a target that is none."""
     by_code: dict[int, int] = {}
+    ranges: set[int] = set()
     for key, target in labels.items():
-        code = _key_code(key)
-        if code in by_code:
-            raise InputError(f"data.labels: {key!r} is there twice, as a value and as a colour")
-        by_code[code] = _target_label(key, target, classes)
-    return LabelMap(by_code, "data.labels does not map; map them to a class or to 'ignore' there")
+        codes = _key_codes(key)
+        twice = next((code for code in codes if code in by_code), None)
+        if twice is not None:
+            raise InputError(f"data.labels: {describe_code(twice)} is there twice, once as {key!r}")
+        by_code |= dict.fromkeys(codes, _target_label(key, target, classes))
+        if len(codes) > 1:
+            ranges.update(codes)
+    hint = "data.labels does not map; map them to a class or to 'ignore' there"
+    return LabelMap(by_code, hint, ranges)
 
 
 def implied_map(classes: Sequence[str], colours: Mapping[str, Colour] | None) -> LabelMap:
@@ -236,17 +268,19 @@ def implied_map(classes: Sequence[str], colours: Mapping[str, Colour] | None) ->
     )
 
 
-def _key_code(key: object) -> int:
+def _key_codes(key: object) -> list[int]:
+    """The codes that a key of `data.labels` means: of a colour, a value or a range of values."""
     colour = parse_colour(key)
     if colour is not None:
-        return colour_code(colour)
-    if isinstance(key, int | str) and re.fullmatch(r"\d{1,5}", str(key).strip()):
-        value = int(key)
-        if value <= 65535:
-            return value_code(value)
-    raise InputError(
-        f"data.labels: key {key!r} must be a value, 0..65535, or a colour such as '#c8140a'"
-    )
+        return [colour_code(colour)]
+    match = _VALUES.fullmatch(str(key).strip()) if isinstance(key, int | str) else None
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last <= 65535:
+        raise InputError(
+            f"data.labels: key {key!r} must be a value, 0..65535, a range of them such as 128..255 "
+            "or a colour such as '#c8140a'"
+        )
+    return [value_code(value) for value in range(first, last + 1)]
 
 
 def _target_label(key: object, target: object, classes: Sequence[str]) -> int:

@@ -7,24 +7,29 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 
 from deepcrf_ext.data.base import Sample, SegmentationDataset
+from deepcrf_ext.data.class_lists import ClassList
 from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.errors import InputError
 
 
 class LabelledPairs(SegmentationDataset):
     """A data set whose items are (image, labels), such as torchvision's.
 
     Args:
-        dataset: with a length. Of an item, the image is a PIL image, uint8 [H, W, 3] or [H, W], or
-            a tensor [3, H, W], uint8 or floating in 0..1; the labels are a PIL image, array or
-            tensor, [H, W] or [1, H, W] of integers.
-        classes: the K class names, in the order of their indices.
+        dataset: with a length, and items by index. Of an item, the image is a PIL image, uint8
+            [H, W, 3] or [H, W], or a tensor [3, H, W], uint8 or floating in 0..1; the labels are a
+            PIL image, array or tensor, [H, W] or [1, H, W] of integers.
+        classes: the K class names, at most 255, in the order of their indices.
         palette: uint8 [K, 3], RGB; None takes VOC's colours.
-        ignore: a label of ignored pixels beside 255.
+        ignore: a label of ignored pixels beside 255. Masks of 0 and 255 alone are only trained on
+            where it is 255.
 
-    Reading an item raises ValueError where it is none of these, for labels of another size than
+    Raises TypeError for a data set without a length, and InputError for classes that are none.
+    Reading an item raises InputError where it is none of these, for labels of another size than
     their image, and for a label that is neither an index of a class nor ignored.
 
     Example:
@@ -43,8 +48,15 @@ class LabelledPairs(SegmentationDataset):
         palette: np.ndarray | None = None,
         ignore: int | None = None,
     ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"dataset: got {type(dataset).__name__}, must have a length and items by index, "
+                "as list(dataset) has"
+            )
         self.dataset, self.ignore = dataset, ignore
-        self.classes = tuple(classes)
+        if isinstance(classes, str):
+            raise TypeError(f"classes: got {classes!r}, must be a sequence of names")
+        self.classes = ClassList(tuple(classes)).names
         self.palette = voc_palette(len(self.classes)) if palette is None else palette
         if self.palette.shape != (len(self.classes), 3) or self.palette.dtype != np.uint8:
             raise ValueError(
@@ -58,10 +70,16 @@ class LabelledPairs(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        image, labels = self.dataset[index]
+        item = self.dataset[index]
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            held = f" of {', '.join(map(str, item))}" if isinstance(item, dict) else ""
+            raise InputError(
+                f"item {index}: got {type(item).__name__}{held}, must be (image, labels)"
+            )
+        image, labels = item
         sample = Sample(_image(image, index), self._labels(labels, index), str(index))
         if sample.image.shape[:2] != sample.labels.shape:
-            raise ValueError(
+            raise InputError(
                 f"item {index}: labels are {list(sample.labels.shape)}, must be of the image's "
                 f"size, {list(sample.image.shape[:2])}"
             )
@@ -72,7 +90,7 @@ class LabelledPairs(SegmentationDataset):
         if array.ndim == 3 and array.shape[0] == 1:
             array = array[0]
         if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
+            raise InputError(
                 f"item {index}: labels are {array.dtype} {list(array.shape)}, must be integers "
                 "[H, W]"
             )
@@ -81,7 +99,7 @@ class LabelledPairs(SegmentationDataset):
             array = np.where(array == self.ignore, self.ignore_index, array)
         wrong = array[((array < 0) | (array >= self.num_classes)) & (array != self.ignore_index)]
         if wrong.size:
-            raise ValueError(
+            raise InputError(
                 f"item {index}: label {wrong[0]} must be 0..{self.num_classes - 1} or "
                 f"{self.ignore_index}"
             )
@@ -102,19 +120,19 @@ def _image(image: Any, index: int) -> np.ndarray:
             array = np.moveaxis(array, 0, 2)
         if np.issubdtype(array.dtype, np.floating):
             if not (array.min() >= 0 and array.max() <= 1):
-                raise ValueError(
+                raise InputError(
                     f"item {index}: image holds {array.min():g}..{array.max():g}, must be 0..1 "
                     "(leave normalisation to the model)"
                 )
             array = np.round(255 * array.astype(np.float32)).astype(np.uint8)
     else:
-        array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+        array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim == 3 and array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise ValueError(
+        raise InputError(
             f"item {index}: image is {array.dtype} {list(array.shape)}, must be uint8 [H, W, 3] or "
             "a tensor [3, H, W]"
         )

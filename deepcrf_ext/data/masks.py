@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import ImageFile
 
-from deepcrf_ext.data.images import deep_channels, has_values, is_deep, open_picture, read_values
+from deepcrf_ext.data.images import (
+    deep_channels,
+    has_values,
+    is_deep,
+    open_picture,
+    read_values,
+    upright,
+)
 from deepcrf_ext.data.label_maps import value_code
 from deepcrf_ext.errors import InputError
 
@@ -19,24 +27,37 @@ def read_codes(path: Path, palette_masks: PaletteMasks = "indices") -> np.ndarra
 
     Grey masks of 1 to 16 bits give their stored values, masks with a palette their indices or the
     colours of the palette, all others their colours; an alpha channel is dropped. Of an animation
-    the first frame is taken.
+    the first frame is taken. An EXIF orientation is applied, as to images.
 
     Raises InputError when the file cannot be decoded or is a floating-point image.
     """
     with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: a floating-point mask; must hold integers or colours")
-        if picture.mode == "P" and palette_masks == "colours":
-            return _pack(np.asarray(picture.convert("RGB")))
-        if has_values(picture):
+        if has_values(picture) and not (picture.mode == "P" and palette_masks == "colours"):
             return _encode_values(read_values(picture), path)
-        if is_deep(picture):
-            return _encode_deep(deep_channels(picture, path), path)
-        if picture.mode in ("LA", "La"):
-            return _encode_values(np.asarray(picture)[..., 0], path)
-        if picture.mode == "PA":
-            raise InputError(f"{path}: a palette with alpha; must be saved without one of both")
-        return _pack(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
+        return upright(_read_channels(picture, path), picture)
+
+
+def _read_channels(picture: ImageFile.ImageFile, path: Path) -> np.ndarray:
+    """The codes of a picture of several channels, or of the colours of its palette."""
+    if is_deep(picture):
+        return _encode_deep(deep_channels(picture, path), path)
+    if picture.mode in ("LA", "La"):
+        return _encode_values(np.asarray(picture)[..., 0], path)
+    if picture.mode == "PA":
+        raise InputError(f"{path}: a palette with alpha; must be saved without one of both")
+    return _pack(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
+
+
+def read_palette(path: Path) -> dict[int, int]:
+    """The colours, as codes, of the indices that a mask with a palette holds; none of others."""
+    with open_picture(path) as picture:
+        if picture.mode != "P":
+            return {}
+        values = read_values(picture)
+        codes = _pack(np.array(picture.getpalette(), np.uint8).reshape(1, -1, 3))[0].tolist()
+        return {index: codes[index] for index in np.unique(values).tolist() if index < len(codes)}
 
 
 def _encode_deep(colours: np.ndarray | None, path: Path) -> np.ndarray:

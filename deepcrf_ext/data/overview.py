@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from deepcrf_ext.config.data import DataSource
-from deepcrf_ext.data.base import FileDataset, SegmentationDataset
-from deepcrf_ext.data.file_checks import report_files
+from deepcrf_ext.data.base import (
+    FileDataset,
+    FileReport,
+    LabelledFile,
+    SegmentationDataset,
+    turned_notice,
+)
+from deepcrf_ext.data.file_checks import problems_of, report_files
 from deepcrf_ext.data.file_patterns import find_splits
-from deepcrf_ext.data.folder import FolderDataset, pair_files
-from deepcrf_ext.data.images import JPEG_SUFFIXES
-from deepcrf_ext.data.label_maps import Labels, describe_code
+from deepcrf_ext.data.folder import FolderDataset
+from deepcrf_ext.data.images import is_lossy
+from deepcrf_ext.data.label_maps import LOSSY, Labels, describe_code
 from deepcrf_ext.data.masks import read_codes
+from deepcrf_ext.data.pairing import pair_files
 from deepcrf_ext.data.registry import DATASETS, open_dataset
 from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
@@ -35,6 +42,7 @@ class Overview:
     good: indices of the samples that can be read.
     problems: what cannot be used, each naming the file.
     left_out: files that are no images.
+    turned: images that EXIF turns, with masks whose size fits either way.
     sizes: how many images have each (width, height).
     pixels: of every class, then ignored: int64 [K + 1]. images: how many they occur in.
     """
@@ -44,6 +52,7 @@ class Overview:
     good: tuple[int, ...]
     problems: tuple[str, ...]
     left_out: tuple[Path, ...]
+    turned: tuple[Path, ...]
     sizes: Counter[tuple[int, int]]
     pixels: np.ndarray
     images: np.ndarray
@@ -62,7 +71,6 @@ def list_splits(source: DataSource) -> list[str]:
 
 def survey(source: DataSource, split: str, progress: Progress | None = None) -> Overview:
     """Reads every file of a split. Raises InputError when it cannot be opened at all."""
-    problems: list[str] = []
     left_out: Sequence[Path] = ()
     dataset: SegmentationDataset
     if source.dataset == "folder" and source.root is not None:
@@ -71,42 +79,46 @@ def survey(source: DataSource, split: str, progress: Progress | None = None) -> 
     else:
         dataset = open_dataset(source, split=split, strict=False)
     if isinstance(dataset, FileDataset):
-        problems += dataset.problems
+        reports = report_files(dataset, progress)
+        problems = problems_of(dataset, reports)
+    else:
+        reports = _read_items(dataset, progress)
+        problems = [report.problem for report in reports if report.problem is not None]
     sizes: Counter[tuple[int, int]] = Counter()
     pixels, images = np.zeros((2, dataset.num_classes + 1), np.int64)
     good = []
-    for index, found in enumerate(_contents(dataset, problems, progress)):
-        if found is None:
+    for index, report in enumerate(reports):
+        if report.size is None:
             continue
-        (height, width), counts = found
+        height, width = report.size
         good.append(index)
         sizes[width, height] += 1
-        for label, count in counts.items():
+        for label, count in report.counts.items():
             place = label if label < dataset.num_classes else dataset.num_classes
             pixels[place] += count
             images[place] += 1
+    turned = tuple(report.file.image for report in reports if report.turned)
     return Overview(
-        split, dataset, tuple(good), tuple(problems), tuple(left_out), sizes, pixels, images
+        split, dataset, tuple(good), tuple(problems), tuple(left_out), turned, sizes, pixels, images
     )
 
 
-def _contents(
-    dataset: SegmentationDataset, problems: list[str], progress: Progress | None
-) -> Iterable[tuple[tuple[int, int], dict[int, int]] | None]:
-    """Size and pixels by label of every sample; None, and a problem, for one that is unusable."""
-    if isinstance(dataset, FileDataset):
-        for report in report_files(dataset, progress):
-            if report.problem is not None:
-                problems.append(report.problem)
-            yield None if report.size is None else (report.size, report.counts)
-        return
+def _read_items(dataset: SegmentationDataset, progress: Progress | None) -> list[FileReport]:
+    """What reading the samples of a data set that is no files gives."""
+    reports = []
     for index in range(len(dataset)):
-        labels = dataset[index].labels
-        height, width = labels.shape
-        counts = np.bincount(labels.ravel(), minlength=256)
-        yield (height, width), {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
+        file = LabelledFile(str(index), Path(str(index)), None)
+        try:
+            labels = dataset[index].labels
+        except InputError as error:
+            reports.append(FileReport(file, str(error)))
+        else:
+            counts = np.bincount(labels.ravel(), minlength=256)
+            found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+            reports.append(FileReport(file, None, labels.shape, found))
         if progress is not None:
             progress(1)
+    return reports
 
 
 def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
@@ -126,12 +138,12 @@ def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
     with ThreadPoolExecutor() as threads:
         for found in threads.map(lambda path: _codes(path, source), paths):
             codes |= found
-    lossy = any(path.suffix.lower() in JPEG_SUFFIXES for path in paths)
-    if len(codes) > (2 if lossy else MAX_VALUES):
+    lossy = len(codes) > 2 and any(map(_is_lossy, paths))
+    if lossy or len(codes) > MAX_VALUES:
         some = ", ".join(describe_code(code) for code in sorted(codes)[:12])
         reason = "give --data.classes FILE where they are indices, else --data.labels FILE"
         if lossy:
-            reason = "a JPEG changes values, masks need a lossless format"
+            reason = LOSSY
         raise InputError(
             f"{root}: masks hold {len(codes)} values or colours ({some}, ...): {reason}"
         )
@@ -144,6 +156,13 @@ def _codes(path: Path, source: DataSource) -> set[int]:
         return set(np.unique(read_codes(path, source.palette_masks)).tolist())
     except InputError:
         return set()  # named by the survey
+
+
+def _is_lossy(path: Path) -> bool:
+    try:
+        return is_lossy(path)
+    except InputError:
+        return False  # named by the survey
 
 
 def describe(overview: Overview) -> str:
@@ -162,6 +181,8 @@ def describe(overview: Overview) -> str:
         kinds = Counter(path.suffix or path.name for path in overview.left_out)
         named = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
         lines.append(f"  left out, no images: {named}")
+    if overview.turned:
+        lines.append(f"  {turned_notice(overview.turned)}")
     lines += [f"  problem: {problem}" for problem in overview.problems]
     return "\n".join(lines)
 

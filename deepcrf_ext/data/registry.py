@@ -81,6 +81,7 @@ def open_dataset(
     Raises:
         InputError: an unknown data set or split, a missing, empty or incomplete root, or settings
             of another data set.
+        TypeError: what `register_dataset` was given made something else.
     """
     if isinstance(dataset, str):
         dataset = DataSource(dataset, None if root is None else Path(root))
@@ -105,7 +106,13 @@ def open_dataset(
             )
         return Scenes(split, seed)
     if name in _FACTORIES:
-        return _FACTORIES[name](source.root, split)
+        made = _FACTORIES[name](source.root, split)
+        if not isinstance(made, SegmentationDataset):
+            raise TypeError(
+                f"data.dataset: {name} gave {type(made).__name__}, must be a SegmentationDataset; "
+                "LabelledPairs makes one of any data set of pairs"
+            )
+        return made
     if source.root is None:
         raise InputError(f"data.root: not given, must be the folder of the data set, {name}")
     folder = home_expanded(source.root)

@@ -11,6 +11,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
+from deepcrf_ext.data.file_patterns import visible
 from deepcrf_ext.data.images import read_labels, voc_palette
 from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import existing_pair, pairs, read_lines
@@ -133,7 +134,7 @@ class Voc(FileDataset):
             self.root / "SegmentationClassAug",
             "the label PNGs of SBD (or its benchmark_RELEASE must lie beside VOC2012)",
         )
-        names = {path.stem for path in folder.glob("[!.]*.png")}
+        names = {path.stem for path in visible(folder) if path.suffix == ".png"}
         if not names:
             raise InputError(f"{folder}: holds no label; must hold .png files")
         return names

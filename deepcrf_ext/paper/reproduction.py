@@ -33,16 +33,21 @@ class Reproduction:
         folder: where everything goes; made if it does not exist.
         command: the command line, for the records.
 
-    Raises InputError if the folder holds a reproduction with other settings.
+    Raises InputError if the folder holds a reproduction with other settings of which something is
+    done, or other files.
     """
 
     def __init__(self, plan: Plan, folder: Path, command: str) -> None:
         self.plan = replace(plan, train=replace(plan.train, output=folder / "train"))
         self.folder, self.command = folder, command
         self.variants = plan.variants()
-        self.steps = Steps(folder / "steps", command)
         file = folder / "plan.json"
-        if file.exists():
+        if not file.exists() and folder.exists() and any(folder.iterdir()):
+            raise InputError(
+                f"output: {folder} holds files, and no reproduction; choose another folder"
+            )
+        self.steps = Steps(folder / "steps", command)
+        if any((folder / "steps").glob("*.json")) or (folder / "train" / "last.pt").exists():
             changed = Plan.from_dict(read_json(file)).differences(plan)
             if changed:
                 raise InputError(

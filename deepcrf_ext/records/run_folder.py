@@ -30,15 +30,20 @@ from deepcrf_ext.records.provenance import package_commit, process_command
 from deepcrf_ext.records.steps import read_json, write_text
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises InputError where a run's folder holds anything already, or is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        further = f" or use --resume {folder}" if (folder / "last.pt").exists() else ""
+        raise InputError(f"output: {folder} exists already; choose another folder{further}")
+
+
 def create_run_folder(config: TrainConfig) -> Path:
-    """Makes the run's folder with config.yaml. Raises InputError if it holds anything already."""
+    """Makes the run's folder with config.yaml. Raises InputError as `refuse_used`."""
     folder = config.output
     if folder is None:
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.data.dataset}-{config.model.preset}"
         folder = Path("runs") / name
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        further = f" or use --resume {folder}" if (folder / "last.pt").exists() else ""
-        raise InputError(f"output: {folder} exists already; choose another folder{further}")
+    refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     return folder

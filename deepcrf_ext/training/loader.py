@@ -32,15 +32,45 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         transform: Transform | None = None,
     ) -> None:
         self.dataset = dataset
-        self.transform = transform or TrainTransform(
+        self.transform: Transform = TrainTransform(
             config.crop, config.flip, config.scale_range, config.jitter, config.hue
         )
+        if transform is not None:
+            self.transform = _Checked(transform)
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         generator = np.random.default_rng((self.seed, epoch, index))
         return self.transform(self.dataset[index], generator)
+
+
+class _Checked:
+    """A transform made in Python; raises InputError where its result is not a `Transform`'s."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image, labels = self.transform(sample, generator)
+        fits = (
+            all(isinstance(given, Tensor) for given in (image, labels))
+            and (image.dtype, labels.dtype) == (torch.float32, torch.int64)
+            and image.shape == (3, *labels.shape)
+            and labels.ndim == 2
+        )
+        if not fits:
+            raise InputError(
+                f"transform: gave an image of {_kind(image)} and labels of {_kind(labels)}, must "
+                "be float32 [3, h, w] and int64 [h, w] tensors"
+            )
+        return image, labels
+
+
+def _kind(given: object) -> str:
+    if not isinstance(given, Tensor):
+        return type(given).__name__
+    return f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
 
 
 def batches_per_epoch(num_images: int, batch_size: int) -> int:

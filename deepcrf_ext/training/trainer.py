@@ -23,6 +23,7 @@ from deepcrf_ext.parallel.world import ALONE, GradientSum, World
 from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
 from deepcrf_ext.records.run_folder import MetricsLog, record_start, write_config
 from deepcrf_ext.training.class_balance import median_frequency_weights
+from deepcrf_ext.training.data_checks import check_data
 from deepcrf_ext.training.graph_memory import check_crop_memory, validation_views
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import (
@@ -85,24 +86,9 @@ class Trainer:
         checkpoint: str | Path | None = None,
         world: World = ALONE,
     ) -> None:
-        for name, dataset in (("train_set", train_set), ("val_set", val_set)):
-            if not isinstance(dataset, SegmentationDataset):
-                raise TypeError(
-                    f"{name}: got {type(dataset).__name__}, must be a SegmentationDataset; "
-                    "deepcrf_ext.data.LabelledPairs makes one of any data set of pairs"
-                )
+        check_data(train_set, val_set, model)
         if model is not None:
-            if model.num_classes != train_set.num_classes:
-                raise ValueError(
-                    f"model: has {model.num_classes} classes, must have those of train_set, "
-                    f"{train_set.num_classes}"
-                )
             config = replace(config, model=model.config)
-        if val_set.classes != train_set.classes:
-            raise InputError(
-                f"data.val_split: has the classes {', '.join(val_set.classes)}; training has "
-                f"{', '.join(train_set.classes)}"
-            )
         self.config, self.world = plain_settings(config, train_set), world
         batch_size = min(config.batch_size, len(train_set))
         self.fewest_images = batch_size // world.size  # that a process has of a batch
@@ -150,6 +136,11 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Goes to where a checkpoint of this run was written. Raises InputError if it is not."""
         state = load_checkpoint(path)
+        if list(state["classes"]) != list(self.train_set.classes):
+            raise InputError(
+                f"{path}: was trained for the classes {', '.join(state['classes'])}; the data have "
+                f"{', '.join(self.train_set.classes)}"
+            )
         self.average.restore(state, path)
         self.initialised = set(state.get("initialised", ()))
         self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,3 +190,50 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path, capsys):
     file.touch()
     assert parsing.run_command((file / "below").mkdir) == 2
     assert capsys.readouterr().err == f"error: {file / 'below'}: Not a directory\n"
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from deepcrf_ext.cli import parsing
+from tqdm import tqdm
+
+def body():
+    for number in tqdm(range(20_000), disable=False):
+        print("line", number, flush=number % 7 == 0)
+    tqdm.write("written", file=sys.stdout)
+    sys.stdout.flush()
+    print("shown", file=sys.stderr, flush=True)
+    Path(sys.argv[1]).write_text("finished")
+
+sys.exit(parsing.run_command(body))
+"""
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "{} | head -1",
+        "{} 2>&1 | head -1",
+        "{} >&-",
+        "{} >&- 2>&-",
+    ],
+)
+def test_work_goes_on_when_nobody_reads_what_it_prints(shell: str, tmp_path: Path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = f"{sys.executable} program.py result; echo $? > code"
+    line = shell.format(f"({command})")
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "result").read_text() == "finished"
+    assert (tmp_path / "code").read_text() == "0\n"
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path: Path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "program.py", "result"]
+        ended = subprocess.run(
+            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: No space left on device"

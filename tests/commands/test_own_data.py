@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_data import write, write_blobs
+from PIL import Image
 from tiny_run import lines
 
 from deepcrf_ext import calibrate, evaluate, predict, train, tune_dense_crf
+from deepcrf_ext.data import __main__ as show
 from deepcrf_ext.data import read_labels
 from deepcrf_ext.records.checkpoint import load_model
 
@@ -162,6 +164,7 @@ def test_labels_that_are_not_there_are_told(place, capsys):
     assert train_on(root, "--data.classes", "[ground, blob, moon]", *short) == 0
     assert "train has no pixel of moon\n" in capsys.readouterr().err
     write_blobs(root, 255, 255, ["val"])
+    short += ["--output", "again"]
     assert train_on(root, "--data.labels", "{0: ground, 1: blob, 255: ignore}", *short) == 2
     assert (
         capsys.readouterr().err
@@ -199,3 +202,27 @@ def test_names_that_are_no_utf8(place, capsys):
     assert train_on(root, *options) == 0
     assert evaluate.main(["--checkpoint", "run", "--output", "out"]) == 0
     assert b"caf\xe9," in (place / "out/per_image.csv").read_bytes()
+
+
+def test_photographs_that_exif_turns_are_told(place, capsys):
+    root = write_blobs(place / "data", 1)
+    photograph = root / "images/val/série 0/bild 0.jpg"
+    with Image.open(photograph) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 3
+        picture.rotate(180).save(photograph, exif=exif)
+    options = ["--data.classes", "[ground, blob]", "--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, *options) == 0
+    notice = f"turned by EXIF: {photograph}; their masks, whose size fits either way"
+    assert f"val: {notice}" in capsys.readouterr().err
+    assert show.main([str(root), *options[:2]]) == 0
+    assert capsys.readouterr().out.count(notice) == 1
+
+
+def test_a_run_folder_in_use_is_told_before_files_are_read(place, capsys, monkeypatch):
+    root = write_blobs(place / "data", 1)
+    (place / "run").mkdir()
+    (place / "run/notes.txt").write_text("x")
+    monkeypatch.setattr(train, "refuse_bad_files", lambda *_: pytest.fail("read"))
+    assert train_on(root, "--data.classes", "[ground, blob]") == 2
+    assert "error: output: run exists already" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.paper import examples
 from deepcrf_ext.paper.budgets import BUDGETS, Plan
+from deepcrf_ext.paper.reproduction import Reproduction
 from deepcrf_ext.records.steps import read_json
 from deepcrf_ext.train import parse_new_run
 from deepcrf_ext.training.trainer import Trainer
@@ -215,6 +216,27 @@ def test_other_settings_need_another_folder(finished, settings, capsys):
     assert message.count("\n") == 1
 
 
+def test_files_of_others_are_left_alone(tmp_path, settings, capsys):
+    """Such as images in a folder that is called as that of the training."""
+    (tmp_path / "train").mkdir()
+    image = tmp_path / "train" / "0.png"
+    image.write_bytes(b"not to be lost")
+    assert command.main(options(settings, tmp_path)) == 2
+    assert f"output: {tmp_path} holds files, and no reproduction" in capsys.readouterr().err
+    assert [*tmp_path.rglob("*.*")] == [image]
+
+
+def test_a_plan_of_which_nothing_is_done_may_change(tmp_path, settings, capsys):
+    """Its data could not be used, say."""
+    folder = tmp_path / "out"
+    wrong = ["--config", str(settings), "--data.dataset", "camvid", "--output", str(folder)]
+    assert command.main([*wrong, "--data.root", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: does not exist" in capsys.readouterr().err
+    plan, _ = command.parse(options(settings, folder))
+    Reproduction(plan, folder, "")
+    assert Plan.from_dict(read_json(folder / "plan.json")).differences(plan) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on(tmp_path, settings, finished, number):
@@ -246,7 +268,9 @@ def test_a_killed_run_goes_on(tmp_path, settings, finished, number):
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, settings, finished):
     output = tmp_path / "out"
-    (output / "train").mkdir(parents=True)
+    plan, _ = command.parse(options(settings, output))
+    Reproduction(plan, output, "")
+    (output / "train").mkdir()
     (output / "train" / "config.yaml").write_text("half a fi")
     assert command.main(options(settings, output)) == 0
     step = "steps/evaluate-val-unary-3scales.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_data import add_pair, source, write
+from PIL import Image
 
 from deepcrf_ext.data import FolderDataset, check_files, open_dataset
 from deepcrf_ext.data.base import FileDataset
@@ -94,3 +95,42 @@ def test_a_memory_that_is_damaged_or_cannot_be_written(dataset: FileDataset, cac
 
 def test_data_sets_that_are_no_files_have_no_problems() -> None:
     assert check_files(open_dataset("scenes", None, "val")) == []
+
+
+def test_what_was_read_before_an_interruption_is_remembered(
+    dataset: FileDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report_files(dataset, interrupt)
+    read: list[str] = []
+    original = FileDataset.read
+    monkeypatch.setattr(
+        FileDataset, "read", lambda self, file: read.append(file.name) or original(self, file)
+    )
+    check_files(dataset)
+    assert len(read) < 5
+
+
+@pytest.mark.parametrize(
+    ("turn", "side", "turned"), [(1, 4, False), (3, 6, True), (6, 4, True), (6, 6, False)]
+)
+def test_images_that_exif_turns_beside_masks_of_a_size_that_fits_either_way(
+    tmp_path: Path, turn: int, side: int, turned: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    photograph = Image.fromarray(np.zeros((4, side, 3), np.uint8))
+    for name in ("images", "masks"):
+        (tmp_path / name / "t").mkdir(parents=True)
+    photograph.save(tmp_path / "images/t/a.jpg", exif=exif)
+    upright = np.zeros((side, 4) if turn == 6 else (4, side), np.uint8)
+    write(tmp_path / "masks/t/a.png", upright)
+    opened = open_dataset(source(root=tmp_path, classes=("a", "b")), split="t")
+    for _ in range(2):  # the second time remembered
+        assert [report.turned for report in report_files(opened)] == [turned]
+    Image.fromarray(upright).save(tmp_path / "masks/t/a.png", exif=exif)
+    if turned:  # with the tag, it is turned too
+        assert [report.turned for report in report_files(opened)] == [False]

@@ -16,7 +16,7 @@ from deepcrf_ext.data.file_patterns import FilePattern
         ("{split}/**", ["a.png", "b.PNG"], ["a.labels", "a.txt"]),
         ("{split}/{name}.labels", ["a.labels"], []),
         ("{split}/{name}.*s", [], ["a.labels"]),
-        ("{split}/{name}.png", ["a.png"], []),
+        ("{split}/{name}.png", ["a.png", "b.PNG"], []),
     ],
 )
 def test_files_of_images_or_of_the_patterns_own_suffix(

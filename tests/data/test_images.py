@@ -134,13 +134,15 @@ def test_read_image_bilevel_and_cmyk(tmp_path: Path) -> None:
     ("orientation", "turn"),
     [(1, lambda a: a), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1))],
 )
-@pytest.mark.parametrize("deep", [False, True])
-def test_read_image_applies_exif_orientation(tmp_path: Path, orientation, turn, deep) -> None:
+@pytest.mark.parametrize("array", [RGB, GREY, GREY.astype(np.uint16) * 256])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_read_image_applies_exif_orientation(
+    tmp_path: Path, orientation, turn, array, suffix
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    array = GREY.astype(np.uint16) * 256 if deep else RGB
-    image = read_image(save(tmp_path / "a.png", array, exif=exif))
-    np.testing.assert_array_equal(image, turn(as_grey(GREY) if deep else RGB))
+    image = read_image(save(tmp_path / f"a.{suffix}", array, exif=exif))
+    np.testing.assert_array_equal(image, turn(RGB if array is RGB else as_grey(GREY)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5000), (5000, 2)])

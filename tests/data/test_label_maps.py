@@ -135,8 +135,46 @@ def test_jpeg_masks_are_explained(tmp_path: Path) -> None:
     mask[10:20, 5:33] = 255
     path = put(tmp_path, mask, "jpg")
     unknown = set(np.unique(np.asarray(Image.open(path)))) - {0, 255}
-    with pytest.raises(InputError, match=f"and {len(unknown) - 12} more .*a JPEG changes values"):
+    with pytest.raises(InputError, match=f"and {len(unknown) - 12} more .*JPEG and the like chang"):
         labels(tmp_path, labels={0: "a", 255: "b"})
+
+
+def blocks() -> np.ndarray:
+    """0 and 1 in squares that JPEG keeps apart."""
+    return np.kron(np.array([[0, 1, 1], [1, 0, 1]]), np.ones((16, 16))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("separator", ["..", "-"])
+def test_ranges_read_masks_whose_values_have_changed(
+    tmp_path: Path, suffix: str, separator: str
+) -> None:
+    """As JPEG and resizing change them."""
+    path = put(tmp_path, 255 * blocks(), suffix)
+    ranges = {f"0{separator}127": "a", f"128 {separator} 255": "b"}
+    assert labels(tmp_path, labels=ranges) == blocks().tolist()
+    dataset = open_dataset(source(root=tmp_path, labels=ranges), split="t")
+    assert dataset.classes == ("a", "b")
+    assert open_dataset(dataset.source, split="t")[0].labels.tolist() == blocks().tolist()
+    with pytest.raises(InputError, match=f"{path}: holds .*128..255: crack"):
+        labels(tmp_path, labels={7: "a", 9: "b"})
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
+def test_indices_in_a_lossy_file_are_refused(tmp_path: Path, suffix: str) -> None:
+    """Each may have become another index."""
+    path = put(tmp_path, blocks(), suffix)
+    path = path.rename(path.with_suffix(".png"))  # whatever it is called
+    for settings in ({"classes": "abcdefgh"}, {"labels": {n: f"c{n}" for n in range(8)}}):
+        if "classes" in settings:
+            settings = {"classes": tuple(settings["classes"])}
+        with pytest.raises(InputError, match=f"{path}: 0 and 1 cannot be told apart; JPEG and"):
+            labels(tmp_path, **settings)
+    Image.fromarray(rgb(blocks())).save(path, format="webp", lossless=True)
+    assert labels(tmp_path, classes=("a", "b")) == blocks().tolist()
+    frames = [Image.fromarray(rgb(blocks())), Image.fromarray(rgb(1 - blocks()))]
+    frames[0].save(path, format="webp", lossless=True, save_all=True, append_images=frames[1:])
+    assert labels(tmp_path, classes=("a", "b")) == blocks().tolist()
 
 
 def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
@@ -156,7 +194,10 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
         ({-1: "a"}, "key -1 must be a value"),
         ({70000: "a"}, "key 70000 must be"),
         ({"#12": "a"}, "key '#12' must be"),
-        ({0: "a", "#000000": "b"}, "'#000000' is there twice"),
+        ({0: "a", "#000000": "b"}, "0 is there twice, once as '#000000'"),
+        ({"0..9": "a", 7: "b"}, "7 is there twice, once as 7"),
+        ({"9..0": "a"}, "key '9..0' must be a value, 0..65535, a range"),
+        ({"0..70000": "a"}, "key '0..70000' must be"),
         ({0: "a", 1: 7}, "maps to 7; must be the name"),
         ({}, r"got \{\}, must be a map of values"),
         ([1], r"got \[1\], must be a map of values"),
@@ -236,6 +277,28 @@ def test_a_mask_that_was_not_turned_with_its_photograph(tmp_path: Path) -> None:
         photograph.save(tmp_path / "images/t/a.jpg", exif=orientation)
     with pytest.raises(InputError, match="is 4x6; where its EXIF orientation turns it, the mask"):
         labels(tmp_path, classes=("a", "b"))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("colours", [False, True])
+def test_masks_are_turned_as_their_exif_says(
+    tmp_path: Path, turn: int, suffix: str, colours: bool
+) -> None:
+    """As images and in viewers, where an editor has kept the tag of the photograph."""
+    indices = np.array([[0, 1, 2], [1, 1, 0]], np.uint8)
+    stored = Image.fromarray(rgb(indices) if colours or suffix == "webp" else indices)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = write(tmp_path / "images/t/a.png", rgb(indices))
+    Image.fromarray(rgb(indices)).save(image, exif=exif)
+    mask = tmp_path / f"masks/t/a.{suffix}"
+    mask.parent.mkdir(parents=True)
+    stored.save(mask, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    dataset = open_dataset(source(root=tmp_path, classes=("a", "b", "c")), split="t")
+    np.testing.assert_array_equal(dataset[0].labels, dataset[0].image[..., 0])
+    shape = (3, 2) if turn > 4 else (2, 3)
+    assert dataset[0].labels.shape == shape
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from deepcrf_ext.data import LabelledPairs
+from deepcrf_ext.errors import InputError
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 LABELS = np.array([[0, 1, 1, 0], [1, 0, 255, 0]], np.uint8)
@@ -67,3 +68,42 @@ def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
 def test_what_cannot_be_used_is_named(image: Any, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(image, labels)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(IMAGE, LABELS)])
+
+
+@pytest.mark.parametrize("dataset", [Stream(), iter([(IMAGE, LABELS)])])
+def test_data_sets_without_a_length_are_refused(dataset: Any) -> None:
+    with pytest.raises(TypeError, match=r"dataset: got \w+, must have a length and items by index"):
+        LabelledPairs(dataset, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "message"),
+    [
+        ([str(n) for n in range(256)], ValueError, "256 classes; must be 1..255"),
+        (("a", "a"), ValueError, "'a' is there twice"),
+        ((1, 2), ValueError, "1 cannot be the name of a class"),
+        ("ab", TypeError, "classes: got 'ab', must be a sequence of names"),
+    ],
+)
+def test_classes_that_labels_cannot_tell(classes: Any, error: type, message: str) -> None:
+    """Label 256 would be 0 in uint8."""
+    with pytest.raises(error, match=message):
+        LabelledPairs([(IMAGE, LABELS)], classes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"image": IMAGE, "label": LABELS}, "item 0: got dict of image, label, must be"),
+        ((IMAGE, LABELS, "a.png"), r"item 0: got tuple, must be \(image, labels\)"),
+        (("a.png", LABELS), "item 0: image is <U5"),
+    ],
+)
+def test_items_that_are_no_pairs_are_named(item: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LabelledPairs([item], ("a", "b"))[0]  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from torch.utils.data import Dataset
 
 from deepcrf_ext import evaluate, train
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
-from deepcrf_ext.data import LabelledPairs, Sample, registry
+from deepcrf_ext.data import LabelledPairs, Sample, open_dataset, registry
+from deepcrf_ext.data import __main__ as show
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.evaluation import before_and_after
 from deepcrf_ext.evaluation.evaluation import evaluate as evaluate_model
 from deepcrf_ext.models import DeepCRF
@@ -131,3 +134,83 @@ def test_what_does_not_fit_is_told() -> None:
     other = LabelledPairs(Halves(), ("dark", "light"))
     with pytest.raises(ValueError, match="data.val_split: has the classes dark, light"):
         Trainer(settings(), data, other)
+
+
+class Binary(Halves):
+    """Masks of 0 and 255, as most programs draw them."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, labels = super().__getitem__(index)
+        return image, 255 * labels
+
+
+def test_masks_of_0_and_255_in_python() -> None:
+    data = LabelledPairs(Halves(), ("dark", "bright"))
+    binary = LabelledPairs(Binary(), ("dark", "bright"))
+    for name, pair in (("train_set", (binary, data)), ("val_set", (data, binary))):
+        with pytest.raises(InputError, match=f"{name}: labels are 0 and 255 alone, and 255 means"):
+            Trainer(settings(), *pair)
+    said = LabelledPairs(Binary(), ("dark", "bright"), ignore=255)
+    Trainer(settings(), said, data)
+
+
+def test_empty_data_sets_are_refused() -> None:
+    data, empty = (LabelledPairs(d, ("dark", "bright")) for d in (Halves(), []))
+    for name, pair in (("train_set", (empty, data)), ("val_set", (data, empty))):
+        with pytest.raises(InputError, match=f"{name}: got an empty data set"):
+            Trainer(settings(), *pair)
+
+
+def test_a_run_goes_on_with_its_own_classes_alone(tmp_path: Path) -> None:
+    """In their order: label 0 would be another class."""
+    data = LabelledPairs(Halves(), ("dark", "bright"))
+    assert Trainer(settings(), data, data).fit(tmp_path)
+    other = LabelledPairs(Halves(), ("bright", "dark"))
+    with pytest.raises(InputError, match="was trained for the classes dark, bright; the data have"):
+        Trainer(settings(), other, other, checkpoint=tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda image, labels: (image.byte(), labels), r"an image of uint8 \[3, 24, 32\]"),
+        (lambda image, labels: (image.permute(1, 2, 0), labels), r"float32 \[24, 32, 3\]"),
+        (lambda image, labels: (image, labels[:5]), r"labels of int64 \[5, 32\]"),
+        (lambda image, labels: (image, labels.byte()), r"labels of uint8 \[24, 32\]"),
+        (lambda image, labels: (image.numpy(), labels), "an image of ndarray"),
+    ],
+)
+def test_what_a_transform_gives_is_checked(result: Any, message: str, tmp_path: Path) -> None:
+    def transform(sample: Sample, generator: np.random.Generator) -> Any:
+        image = torch.from_numpy(sample.image).permute(2, 0, 1).float()
+        return result(image, torch.from_numpy(sample.labels).long())
+
+    data = LabelledPairs(Halves(), ("dark", "bright"))
+    with pytest.raises(InputError, match=f"transform: gave .*{message}"):
+        Trainer(settings(), data, data, transform=transform).fit(tmp_path)
+
+
+def test_commands_on_registered_data_name_what_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image, labels = Halves()[0]
+    items = {"bad": [(image, labels), (image, labels + 7), (image, labels[:3])], "none": Halves()}
+    monkeypatch.setitem(registry.DATASETS, "mine", ())
+    monkeypatch.setitem(
+        registry._FACTORIES,
+        "mine",
+        lambda root, split: (
+            items[split] if split == "none" else LabelledPairs(items[split], ("dark", "bright"))
+        ),
+    )
+    assert show.main(["--data.dataset", "mine", "--splits", "bad"]) == 2
+    out = capsys.readouterr().out
+    assert "problem: item 1: label 8 must be 0..1 or 255" in out
+    assert "problem: item 2: labels are [3, 32], must be of the image's size" in out
+    with pytest.raises(TypeError, match="data.dataset: mine gave Halves, must be a Segmentation"):
+        open_dataset(DataConfig(dataset="mine"), split="none")
+    options = ["--data.train-split", "bad", "--data.val-split", "bad", "--output", "run"]
+    short = ["--epochs", "2", "--data.crop", "[24, 32]", "--batch-size", "1"]
+    assert train.main(["--data.dataset", "mine", *options, *short]) == 2
+    assert "error: item " in capsys.readouterr().err
