@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
-from deepcrf_ext.ops._tensor_checks import check_floating, check_spatial, check_tensor
+from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial, check_tensor
 
 Width = float | Sequence[float] | Tensor
 
@@ -34,7 +34,7 @@ def checked_width(name: str, value: Any) -> Width:
             raise ValueError(f"{name}: got shape {list(value.shape)}, must be [] or [n], n >= 1")
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name}: got dtype {value.dtype}, must be numbers")
-        if value.is_cuda or torch.compiler.is_compiling():
+        if not are_seen(value):
             return value
         numbers = checked_width(name, value.tolist())
         return value if value.requires_grad else numbers

@@ -44,7 +44,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dense_crf": lambda logits, image: dc.dense_crf(logits, image, iterations=2),
     "dense_crf_loss": lambda logits, image: dc.dense_crf_loss(logits.softmax(1), image),
     "gated_crf_loss": lambda logits, image: dc.gated_crf_loss(logits.softmax(1), image),
-    "DenseCRF": lambda logits, image: crf.DenseCRF(3, 2)(logits, image),
+    "DenseCRF": lambda logits, image: crf.DenseCRF(3, 2, learn=crf.dense_crf.LEARNABLE)(
+        logits, image
+    ),
     "PairwiseCRF": lambda logits, image: crf.PairwiseCRF(3, 3)(logits, image),
     "PairwiseCRF.loss": lambda logits, image: sum(
         crf.PairwiseCRF(3, 3).loss(logits, image, image[:, 0].long()).values(), logits.new_zeros(())
