@@ -87,8 +87,11 @@ def read_probabilities(
     array = _load(path)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: holds {array.dtype}; must hold numbers")
+    if array.size == 0:
+        raise InputError(f"{path}: an array of shape {list(array.shape)}; must not be empty")
     values = array.astype(np.float32)
-    if not logits and array.dtype.kind in "iu" and values.size and values.max() > 1:
+    if not logits and array.dtype.kind in "iu" and values.max() > 1:
+        _refuse_labels(path, array.squeeze())
         values /= 255
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
@@ -99,11 +102,24 @@ def read_probabilities(
     elif values.ndim == 3:
         chosen = _layout(path, values, size, logits) if layout == "auto" else layout
         values = np.ascontiguousarray(np.moveaxis(values, 2, 0)) if chosen == "hwk" else values
-    if values.ndim != 3 or 0 in values.shape:
+    if values.ndim != 3:
         raise InputError(
             f"{path}: an array of shape {list(array.shape)}; must be [K, h, w], [h, w, K] or [h, w]"
         )
+    if len(values) > 256:
+        raise InputError(f"{path}: holds {len(values)} classes; must be at most 256")
     return _softmax(path, values) if logits else _checked(path, values)
+
+
+def _refuse_labels(path: Path, plane: np.ndarray) -> None:
+    """Raises InputError for one plane of integers that are no fractions of 255, but labels."""
+    few = plane.max() < 128 and len(np.unique(plane)) <= 64
+    if plane.ndim == 2 and (few or plane.dtype != np.uint8):
+        raise InputError(
+            f"{path}: holds {plane.dtype} {plane.min()}..{plane.max()}, which look like labels; "
+            "label maps are pictures, such as PNG, and probabilities floating-point numbers, or "
+            "uint8 in fractions of 255"
+        )
 
 
 def _softmax(path: Path, logits: np.ndarray) -> np.ndarray:

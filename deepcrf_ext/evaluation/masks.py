@@ -250,6 +250,8 @@ def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: i
 
     with ThreadPoolExecutor(workers) as threads:
         count = max(threads.map(highest, maps)) + 1
+    if count == 0:  # none could be read
+        read_label_picture(maps[0].mask)
     if count < 2:
         raise InputError(
             f"{maps[0].mask.parent}: the masks hold no label but 0 and the unsure one, "

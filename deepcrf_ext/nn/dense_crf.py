@@ -42,7 +42,8 @@ class DenseCRF(nn.Module):
     own, as the images of a batch are taken one after another.
 
     Args:
-        num_classes: K, labels.
+        num_classes: K, labels. Of a network with one logit l for the foreground they are two, and
+            the logits ``torch.cat([torch.zeros_like(l), l], 1)``.
         iterations: mean-field updates. With 0 the result is ``log_softmax(logits)``.
         params: widths and weights at the start, as `deepcrf_ext.dense_crf` takes them; None for the
             defaults, which are for RGB images in 0..255.

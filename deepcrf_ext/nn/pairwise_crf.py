@@ -44,7 +44,8 @@ class PairwiseCRF(nn.Module):
 
     Args:
         in_channels: C, channels of the features.
-        num_classes: K, labels.
+        num_classes: K, labels. Of a network with one logit l for the foreground they are two, and
+            the logits ``torch.cat([torch.zeros_like(l), l], 1)``.
         relations: names out of "surrounding", "above_below" and "left_right", or a dictionary from
             names of one's own to `RelationConfig` (a box in fractions of the grid's short side) or
             `RangeBox` (a box in nodes). Names may not be "unary" nor hold a dot.

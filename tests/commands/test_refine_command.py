@@ -323,6 +323,9 @@ def test_masks_that_are_no_label_maps(folders: Path, capsys: pytest.CaptureFixtu
     assert "200 grey levels; --kind saliency" in capsys.readouterr().err
     assert run(folders, "b") == 2
     assert "--kind saliency takes masks of 0 and 255" in capsys.readouterr().err
+    (folders / "b" / "b.png").write_bytes((folders / "images" / "b.png").read_bytes())
+    assert run(folders, "b") == 2
+    assert "b.png: a label map in mode RGB" in capsys.readouterr().err
 
 
 def test_inputs_are_never_replaced(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
