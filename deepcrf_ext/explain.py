@@ -107,7 +107,7 @@ def _sample(
     if arguments.image is not None:
         image = read_image(arguments.image)
         return Sample(image, np.zeros(image.shape[:2], np.uint8), arguments.image.stem), None
-    dataset = open_split(arguments, config, metadata)
+    dataset = open_split(arguments, config, metadata, labelled=False)
     if not 0 <= arguments.index < len(dataset):
         raise InputError(f"--index: {arguments.index} must be 0 to {len(dataset) - 1}")
     sample = dataset[arguments.index]

@@ -91,12 +91,18 @@ def add_measuring_options(
 
 
 def open_split(
-    arguments: Namespace, config: TrainConfig, metadata: Mapping[str, Any]
+    arguments: Namespace,
+    config: TrainConfig,
+    metadata: Mapping[str, Any],
+    *,
+    labelled: bool = True,
 ) -> SegmentationDataset:
     """The split that the options name; what they leave out is filled in from the training.
 
-    Raises InputError when its classes are not those of the checkpoint, and for files that cannot be
-    used, all of them.
+    labelled: whether its labels are needed.
+
+    Raises InputError when its classes are not those of the checkpoint, for files that cannot be
+    used, all of them, and where labels are needed and all pixels are ignored.
     """
     chosen = arguments.data
     name = chosen.dataset or config.data.dataset
@@ -114,7 +120,10 @@ def open_split(
             f"({', '.join(dataset.classes)}); the checkpoint was trained for {len(trained)} "
             f"({', '.join(trained)})"
         )
-    refuse_bad_files(dataset)
+    (reports,) = refuse_bad_files(dataset)
+    seen = {label for report in reports for label in report.counts}
+    if labelled and reports and seen <= {dataset.ignore_index}:
+        raise InputError(f"data.split: no pixel of {chosen.split} has a label, all are ignored")
     arguments.data.dataset, arguments.data.root = name, source.root
     return dataset
 

@@ -12,7 +12,7 @@ from own_data import write, write_blobs
 from PIL import Image
 from tiny_run import lines
 
-from deepcrf_ext import calibrate, evaluate, predict, train, tune_dense_crf
+from deepcrf_ext import calibrate, evaluate, explain, predict, train, tune_dense_crf
 from deepcrf_ext.data import __main__ as show
 from deepcrf_ext.data import read_labels
 from deepcrf_ext.records.checkpoint import load_model
@@ -170,6 +170,20 @@ def test_labels_that_are_not_there_are_told(place, capsys):
         capsys.readouterr().err
         == "error: data.val_split: no pixel of val has a label, all are ignored\n"
     )
+
+
+def test_splits_without_a_label_are_not_measured(place, capsys):
+    root = write_blobs(place / "data", 1)
+    short = ["--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, "--data.classes", "[ground, blob]", *short) == 0
+    capsys.readouterr()
+    ignored = ["--checkpoint", "run", "--data.labels", "{0..255: ignore}"]
+    for command in (evaluate, calibrate, tune_dense_crf):
+        assert command.main(ignored) == 2
+        error = capsys.readouterr().err
+        assert error == "error: data.split: no pixel of val has a label, all are ignored\n"
+    at = ["--index", "0", "--at", "3,4", "--output", "out"]
+    assert explain.main(["image", *ignored, *at]) == 0
 
 
 def test_a_run_that_goes_on_with_more_images(place, capsys):
