@@ -44,6 +44,8 @@ def recorded(name: str) -> list[dict[str, Any]]:
         ("camvid-pretrained.yaml", "camvid-pretrained.json", 0),
         ("camvid-pretrained-larger.yaml", "camvid-pretrained.json", 1),
         ("camvid-pretrained-crf.yaml", "camvid-pretrained.json", 2),
+        ("camvid-vgg.yaml", "camvid-vgg.json", 0),
+        ("camvid-vgg-crf.yaml", "camvid-vgg.json", 1),
         ("camvid-scratch.yaml", "camvid-scratch.json", 0),
         ("camvid-scratch-crf.yaml", "camvid-scratch.json", 1),
     ],
