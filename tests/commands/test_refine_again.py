@@ -7,17 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_data import write
 from PIL import Image
 
 from deepcrf_ext.refine import main
 
 SIZE = (24, 32)
-
-
-def write(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-    return path
 
 
 @pytest.fixture

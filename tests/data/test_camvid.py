@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from own_data import write
 
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
@@ -15,12 +15,6 @@ CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree"),
     *("sign symbol", "fence", "car", "pedestrian", "bicyclist"),
 )
-
-
-def write(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-    return path
 
 
 @pytest.fixture
