@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig, from_dict
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
-from deepcrf_ext.data.base import FileDataset, FileReport, turned_notice
+from deepcrf_ext.data.base import FileDataset, FileReport, labels_in, turned_notice
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
 from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
@@ -220,7 +220,7 @@ def _report_labels(
         if not found:
             continue
         split = getattr(config.data, f"{name}_split")
-        seen = {label for report in found for label in report.counts}
+        seen = labels_in(found)
         absent = [label for index, label in enumerate(dataset.classes) if index not in seen]
         if len(absent) == dataset.num_classes:
             raise InputError(f"data.{name}_split: no pixel of {split} has a label, all are ignored")

@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset, refuse_bad_files
+from deepcrf_ext.data.base import labels_in
 from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
@@ -121,8 +122,7 @@ def open_split(
             f"({', '.join(trained)})"
         )
     (reports,) = refuse_bad_files(dataset)
-    seen = {label for report in reports for label in report.counts}
-    if labelled and reports and seen <= {dataset.ignore_index}:
+    if labelled and reports and labels_in(reports) <= {dataset.ignore_index}:
         raise InputError(f"data.split: no pixel of {chosen.split} has a label, all are ignored")
     arguments.data.dataset, arguments.data.root = name, source.root
     return dataset

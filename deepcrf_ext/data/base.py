@@ -88,6 +88,11 @@ class FileReport:
     turned: bool = False
 
 
+def labels_in(reports: Sequence[FileReport]) -> set[int]:
+    """The labels that pixels of these files have, 255 among them."""
+    return {label for report in reports for label in report.counts}
+
+
 class FileDataset(SegmentationDataset):
     """Images and label maps in files, decoded on access.
 
