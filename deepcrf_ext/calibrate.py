@@ -10,7 +10,6 @@ further training:
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +28,7 @@ from deepcrf_ext.records.checkpoint import (
     save_checkpoint,
 )
 from deepcrf_ext.records.provenance import provenance
+from deepcrf_ext.whole_files import write_json
 
 _DESCRIPTION = """Fit one weight for each relation of a trained model, which multiplies its energies
 in every prediction, to the labels of held-out images, by the mean of -log probability (NLL) at the
@@ -66,7 +66,7 @@ def _run(argv: Sequence[str]) -> None:
         "nll": {"before": result.before, "after": result.after},
         "weights": {"before": before, "after": after},
     }
-    (folder / "calibration.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "calibration.json", report)
     state = load_checkpoint(find_trained(arguments.checkpoint))
     save_checkpoint(folder / "last.pt", {**state, "model": model.cpu().state_dict()})
     model.save_pretrained(folder / "weights")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from deepcrf_ext.parallel.world import World, join
 from deepcrf_ext.pictures.scores import class_plot, confusion_plot
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import provenance
-from deepcrf_ext.records.steps import write_text
+from deepcrf_ext.whole_files import write_json
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and
 after the CRF. Prints a table and writes evaluation.json (all scores, confusion matrices, settings,
@@ -152,7 +151,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
             for name, scores in result.scores.items()
         },
     }
-    write_text(folder / "evaluation.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "evaluation.json", report)
     _write_per_image(folder / "per_image.csv", result.per_image)
     ious = {name: scores.iou for name, scores in result.scores.items()}
     class_plot(ious, classes, "IoU, %", folder / "iou.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import provenance
-from deepcrf_ext.records.steps import write_text
+from deepcrf_ext.whole_files import write_json
 
 _DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
 _COMPATIBILITY = """Draw, for each relation, which labels it puts together ("what sits above what"),
@@ -93,8 +92,7 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
         "classes": list(dataset.classes),
         "relations": record,
     }
-    text = json.dumps(report, indent=1, allow_nan=False)
-    write_text(folder / "compatibility.json", text + "\n")
+    write_json(folder / "compatibility.json", report)
     print(f"Results: {folder}")
 
 
@@ -163,8 +161,7 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     if truth is not None and truth[y, x] != IGNORE_INDEX:
         record["truth"] = classes[truth[y, x]]
     record |= explanation.as_dict(classes, (height, width))
-    text = json.dumps(record, indent=1, allow_nan=False)
-    write_text(folder / f"{name}.json", text + "\n")
+    write_json(folder / f"{name}.json", record)
     odds = ", ".join(f"{key} {value:+.2f}" for key, value in record["log_odds"].items())
     true = f" (truth: {record['truth']})" if "truth" in record else ""
     print(f"{sample.name} at {x},{y}: {record['label']} against {record['against']}{true}: {odds}")

@@ -39,7 +39,7 @@ from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.progress import progress
 from deepcrf_ext.records.checkpoint import checkpoint_digest, load_model
 from deepcrf_ext.records.result_folder import ResultFolder, Task
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_whole
 
 _DESCRIPTION = """Segment images with a trained model.
 

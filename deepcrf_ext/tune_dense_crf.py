@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.scores import search_plot
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import made_by, provenance
-from deepcrf_ext.records.steps import write_text
+from deepcrf_ext.whole_files import write_json
 
 _DESCRIPTION = """Search the parameters of the dense CRF (row full) for a trained model.
 
@@ -84,8 +83,8 @@ def _write(
         "best": best.as_dict(),
         "trials": [trial.as_dict() for trial in trials],
     }
-    write_text(folder / "trials.json", json.dumps(record, indent=1) + "\n")
-    write_text(folder / "dense_crf.json", json.dumps(best.settings.as_dict(), indent=1) + "\n")
+    write_json(folder / "trials.json", record)
+    write_json(folder / "dense_crf.json", best.settings.as_dict())
     search_plot(
         {name: [getattr(trial.settings.params, name) for trial in trials] for name in NUMBERS},
         [getattr(trial.scores, objective) for trial in trials],

@@ -22,7 +22,7 @@ from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.records.result_folder import ResultFolder, Task
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_whole
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

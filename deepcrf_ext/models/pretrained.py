@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from deepcrf_ext.config import ModelConfig, from_dict, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models.deep_crf import DeepCRF
+from deepcrf_ext.whole_files import write_json, write_whole
 
 FORMAT = "deepcrf_ext model 1"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -36,15 +36,9 @@ def save_pretrained(model: DeepCRF, folder: Path) -> None:
         "backbone": None if model.backbone is None else type(model.backbone).__name__,
         "model": to_dict(model.config),
     }
-    _write(folder / WEIGHTS_FILE, save(weights, {"format": "pt"}))
-    _write(folder / CONFIG_FILE, (json.dumps(description, indent=1) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with write_whole(folder / WEIGHTS_FILE) as file:
+        file.write(save(weights, {"format": "pt"}))
+    write_json(folder / CONFIG_FILE, description)
 
 
 def from_pretrained(folder: Path, backbone: nn.Module | None) -> DeepCRF:

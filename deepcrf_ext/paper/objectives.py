@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import statistics
@@ -25,11 +24,12 @@ from deepcrf_ext.paper.objectives_report import Curve, plot, read_curve, table
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.parallel.world import LostProcessError
 from deepcrf_ext.records.checkpoint import load_checkpoint, load_weights
-from deepcrf_ext.records.steps import Steps, write_text
+from deepcrf_ext.records.steps import Steps
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.stages import Stage, first_epochs
 from deepcrf_ext.training.trainer import Trainer
+from deepcrf_ext.whole_files import write_json, write_text
 
 Objective = ObjectiveName | tuple[PhaseConfig, ...]
 MODES: dict[str, Objective] = {
@@ -91,7 +91,7 @@ class Settings:
     def write(self) -> None:
         """Writes config.yaml into the output folder, which --config and --resume read."""
         text = yaml.safe_dump(self.as_dict(), sort_keys=False)
-        (self.folder / "config.yaml").write_text(text)
+        write_text(self.folder / "config.yaml", text)
 
 
 class Comparison:
@@ -238,7 +238,7 @@ class Comparison:
             "modes": {name: _without_paths(record) for name, record in modes.items()},
             "config": self.settings.as_dict(),
         }
-        write_text(self.folder / "comparison.json", json.dumps(report, indent=1) + "\n")
+        write_json(self.folder / "comparison.json", report)
         write_text(self.folder / "comparison.md", table(curves) + "\n")
         plot(curves, self.folder / "comparison.png")
 

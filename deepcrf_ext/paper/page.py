@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from deepcrf_ext.paper import examples, plots
 from deepcrf_ext.pictures.scores import confusion_plot
-from deepcrf_ext.records.steps import write_text
+from deepcrf_ext.whole_files import write_text
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:

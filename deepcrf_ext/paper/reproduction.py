@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,9 +17,10 @@ from deepcrf_ext.paper.page import write_report
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.run_folder import create_run_folder
-from deepcrf_ext.records.steps import Steps, read_json, write_text
+from deepcrf_ext.records.steps import Steps, read_json
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.trainer import Trainer
+from deepcrf_ext.whole_files import write_json
 
 BASELINE = "unary-3scales"
 
@@ -55,7 +55,7 @@ class Reproduction:
                     f"({'; '.join(changed)}); choose another folder"
                 )
         else:
-            write_text(file, json.dumps(plan.as_dict(), indent=1) + "\n")
+            write_json(file, plan.as_dict())
 
     def run(self) -> Path:
         """Everything that is not done yet, then the report; returns its path.
@@ -79,7 +79,7 @@ class Reproduction:
             "training": training,
             "splits": splits,
         }
-        write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_json(self.folder / "results.json", results)
         return write_report(results, self.folder)
 
     def _dataset(self, split: str) -> SegmentationDataset:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.boundaries import outline
 from deepcrf_ext.libraries import cv2
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_whole
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]

@@ -14,7 +14,7 @@ from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.pretrained import check_weights, complete_potentials
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_whole
 
 FORMAT = "deepcrf_ext checkpoint 1"
 

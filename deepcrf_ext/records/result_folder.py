@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_json
 
 _NOTES = ("sources", "begun")  # of a record, beside the settings
 
@@ -116,5 +116,4 @@ class ResultFolder:
 
     def _note(self, record: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with write_whole(self.record) as file:
-            file.write((json.dumps(record, indent=1) + "\n").encode())
+        write_json(self.record, record)

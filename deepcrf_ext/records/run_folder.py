@@ -27,7 +27,8 @@ from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.provenance import package_commit, process_command
-from deepcrf_ext.records.steps import read_json, write_text
+from deepcrf_ext.records.steps import read_json
+from deepcrf_ext.whole_files import write_json, write_text
 
 
 def refuse_used(folder: Path) -> None:
@@ -69,7 +70,7 @@ def record_start(folder: Path, step: int, **facts: Any) -> None:
         **facts,
         "environment": environment()[0],
     }
-    write_text(path, json.dumps({"starts": [*earlier, start]}, indent=1) + "\n")
+    write_json(path, {"starts": [*earlier, start]})
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.provenance import package_commit
-from deepcrf_ext.records.whole_files import write_whole
+from deepcrf_ext.whole_files import write_json
 
 
 class Steps:
@@ -54,7 +54,7 @@ class Steps:
             "environment": environment()[0],
             "result": result,
         }
-        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_json(path, record)
         return read_json(path)
 
 
@@ -67,9 +67,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; delete it to do this step again")
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file whole: an earlier one at `path` stays until the new one is complete."""
-    with write_whole(path) as file:
-        file.write(text.encode())

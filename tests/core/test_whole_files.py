@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deepcrf_ext.whole_files import write_json, write_text, write_whole
+
+
+def test_an_earlier_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"earlier")
+    with write_whole(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"earlier"
+    assert path.read_bytes() == b"new"
+    with pytest.raises(TypeError), write_whole(path) as file:
+        file.write("text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x" * 143, "é" * 70, "x" * 255])
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "ä")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == "ä".encode()
+
+
+def test_json_holds_no_number_that_json_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    write_json(path, {"iou": 0.5, "f1": None})
+    assert json.loads(path.read_text()) == {"iou": 0.5, "f1": None}
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"iou": float("nan")})
+    assert json.loads(path.read_text())["iou"] == 0.5
