@@ -1,8 +1,9 @@
-"""Label context and sharp outlines for a torchvision network, trained on a folder.
+"""Label context and sharp outlines for a torchvision network.
 
-    python examples/torchvision_network.py IMAGES MASKS CLASSES EPOCHS
+    python examples/torchvision_network.py [IMAGES MASKS [EPOCHS]]    draws crf.png
 
-Images and masks (PNGs of class indices, 255 = ignore) share their names. Draws crf.png.
+Images, all of one size, and masks (PNGs of class indices, 255 = ignore) share their names;
+without them it trains on 64 rendered scenes.
 """
 
 import sys
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from deepcrf_ext import nn as crf
+from deepcrf_ext.data.scenes import Scenes
 
 MEAN, STD = np.array([124, 116, 104], np.float32), np.array([58, 57, 57], np.float32)
 
@@ -37,16 +39,17 @@ class Segmenter(torch.nn.Module):
         return [*maps, self.dense(maps[-1], images)]  # log-probabilities of pixels
 
 
-def load(path: Path, masks: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    image = (np.array(Image.open(path).convert("RGB")) - MEAN) / STD
-    mask = np.array(Image.open(masks / f"{path.stem}.png"))
-    return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask).long()
-
-
 torch.manual_seed(0)
-folder, masks, classes, epochs = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
-samples = [load(path, masks) for path in sorted(folder.iterdir())]
-images, labels = (torch.stack(tensors) for tensors in zip(*samples, strict=True))
+if len(sys.argv) > 1:
+    paths, masks = sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2])
+    photos = np.stack([Image.open(path).convert("RGB") for path in paths])
+    labels = np.stack([Image.open(masks / f"{path.stem}.png") for path in paths])
+else:
+    samples = [Scenes("train")[i] for i in range(64)]
+    photos, labels = np.stack([s.image for s in samples]), np.stack([s.labels for s in samples])
+images = torch.from_numpy((photos - MEAN) / STD).permute(0, 3, 1, 2)
+classes, labels = int(labels[labels != 255].max()) + 1, torch.from_numpy(labels).long()
+epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 45
 model = Segmenter(classes)
 optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
 for epoch in range(epochs):
@@ -62,9 +65,10 @@ for epoch in range(epochs):
         optimiser.step()
     print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}")
 
-shown = [labels[:1], *(m.argmax(1) for m in model.eval()(images[:1]))]
-figure, axes = plt.subplots(1, 5, figsize=(20, 4))
-axes[0].imshow((images[0].permute(1, 2, 0).numpy() * STD + MEAN).astype(np.uint8))
-for axis, map_ in zip(axes[1:], shown, strict=True):
-    axis.imshow(map_[0], vmin=0, vmax=classes, cmap="tab20")
+maps = [labels[:1], *(log_p.argmax(1) for log_p in model.eval()(images[:1]))]
+titles = ["image", "truth", "network", "with PairwiseCRF", "with DenseCRF on top"]
+figure, axes = plt.subplots(1, 5, figsize=(20, 3.4), subplot_kw={"xticks": [], "yticks": []})
+for axis, title, shown in zip(axes, titles, [photos[0], *(m[0] for m in maps)], strict=True):
+    axis.imshow(shown, vmin=0, vmax=classes, cmap="tab20")
+    axis.set_title(title)
 figure.savefig("crf.png", bbox_inches="tight")
