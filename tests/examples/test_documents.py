@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+from PIL import Image
+from tiny_run import write_run
 
-import deepcrf_ext as dc
 from deepcrf_ext.cli import parsing
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +32,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for document in DOCUMENTS:
         for block in blocks(document, ""):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.replace("$p", "unary"), comments=True)
                 start = next((i for i, word in enumerate(words) if word == "-m"), None)
                 if start is None or not words[start + 1].startswith("deepcrf_ext."):
                     continue
@@ -64,3 +63,59 @@ def test_a_command_has_the_options_it_is_given(
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Parsed):
         runpy.run_module(module, run_name="__main__")
+
+
+NUMBERS = torch.Generator().manual_seed(0)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=NUMBERS)
+
+
+def integers(end: int, *shape: int) -> torch.Tensor:
+    return torch.randint(end, shape, generator=NUMBERS)
+
+
+PHOTOS = {"photos": 255 * random(2, 3, 6, 8).sigmoid(), "scribbles": integers(21, 2, 6, 8)}
+GRID = {
+    "network": torch.nn.Conv2d(3, 21, 4, stride=4),
+    "images": random(2, 3, 24, 32).tanh(),
+    "logits": random(2, 21, 6, 8).requires_grad_(),
+    "features": random(2, 256, 6, 8),
+    "labels": integers(21, 2, 24, 32),
+}
+GRAPH = {
+    **{"source_index": integers(9, 30), "target_index": integers(9, 30), "num_nodes": 9},
+    **{"features": random(9, 64), "labels": integers(5, 9), "unary": random(9, 5)},
+    **{"unary_energies": random(1, 3, 4, 6, 7), "scan": 255 * random(1, 1, 4, 6, 7).sigmoid()},
+}
+SET = [(integers(256, 32, 40, 3).byte().numpy(), integers(2, 32, 40).byte().numpy())] * 2
+GIVEN = {
+    "README.md": [GRID, {}, {"width": 8, "height": 6, "n_labels": 3}, PHOTOS, GRAPH],
+    "python.md": [
+        {},
+        {"probabilities": random(1, 3, 6, 8).softmax(1), "images": PHOTOS["photos"][:1]},
+        {
+            "cross_entropy": torch.nn.functional.cross_entropy,
+            **GRID,
+            **PHOTOS,
+            "images": PHOTOS["photos"],
+        },
+        {},
+    ],
+    "data.md": [{"any_torch_dataset": SET, "another": SET}],
+}
+"""What each Python block of a document takes for granted, beside what those before it define."""
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "NAME", tmp_path / "camvid")
+    Image.fromarray(SET[0][0]).save("photo.jpg")
+    given = GIVEN.get(document.name, [])
+    names: dict[str, Any] = {}
+    for block, further in zip(blocks(document, "python"), given, strict=True):
+        names |= further
+        exec(compile(block, document.name, "exec"), names)
