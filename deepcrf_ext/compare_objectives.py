@@ -77,7 +77,7 @@ def make_resume_parser() -> ArgumentParser:
 def parse_settings(argv: Sequence[str]) -> Settings:
     """The settings of a comparison. Raises InputError for options that do not fit."""
     parser = make_parser()
-    first = parsing.parse_values(parser, argv)
+    first = parsing.parse_first(parser, argv)
     defaults = {**PRESETS[first.model.preset], **OPTIMISERS[first.optim.optimiser]}
     parser.set_defaults({name: v for name, v in defaults.items() if name not in NOT_SHARED})
     values = vars(parsing.parse(parser, argv))

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     Raises InputError for options that do not fit.
     """
     parser = _parser()
-    first = parsing.parse_values(parser, argv)
+    first = parsing.parse_first(parser, argv)
     dataset = first.data.dataset
     for name, value, known in (
         ("data.dataset", dataset, DATASETS),

@@ -67,7 +67,7 @@ def parse_new_run(argv: Sequence[str]) -> TrainConfig:
 
     Raises InputError for options that do not fit.
     """
-    first = parsing.parse_values(make_parser(), argv)
+    first = parsing.parse_first(make_parser(), argv)
     parser = make_parser(first.model.preset)
     parser.set_defaults(OPTIMISERS[first.optim.optimiser])
     values = vars(parsing.parse(parser, argv))

@@ -7,14 +7,17 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from deepcrf_ext.cli.streams import lasting_streams
-from deepcrf_ext.data.settings_files import refuse_repeated_keys
+from deepcrf_ext.data.settings_files import read_text, refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.libraries import require
 
@@ -38,9 +41,22 @@ def _load(text: str) -> Any:
 set_loader(_MODE, _load, (yaml.YAMLError,))
 
 
+class _Parser(ArgumentParser):
+    """Reads files of settings as UTF-8, whatever the locale, and UTF-16 with a mark in front."""
+
+    def parse_path(self, path: str, **options: Any) -> Namespace:
+        """The settings of a file; files that it names are found from its folder."""
+        try:
+            text = read_text(Path(path))
+        except InputError as error:
+            raise InputError(f"config: {error}") from error
+        with jsonargparse.Path(path, mode="fr").relative_path_context():
+            return self.parse_string(text, **options)
+
+
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with `--config FILE.yaml`, whose values later options override."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         exit_on_error=False,
@@ -70,6 +86,8 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
     that they stand for, in config files and in the result, have underscores.
     """
     options = _spell_with_dashes(parser)
+    for action in parser._actions:
+        action.default = _without_dataclasses(action.default)
     given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
     with _one_line_errors(options):
         arguments: Namespace = parser.parse_args(given)
@@ -80,6 +98,23 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
             )
     _refuse_comments(arguments, given)
     return arguments
+
+
+def parse_first(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """`parse_values` to find what sets other defaults, which --print-config is to print."""
+    return parse_values(parser, [word for word in argv if not word.startswith("--print")])
+
+
+def _without_dataclasses(value: Any) -> Any:
+    """A default with mappings for dataclasses inside, as --config reads and --print-config writes
+    them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _without_dataclasses(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_dataclasses, value))
+    return value
 
 
 def _refuse_comments(arguments: Namespace, given: Sequence[str]) -> None:
