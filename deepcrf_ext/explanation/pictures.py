@@ -14,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from deepcrf_ext.explanation.analysis import Compatibility, NodeExplanation, log_ratio_to_chance
+from deepcrf_ext.pictures.figures import save_figure
 from deepcrf_ext.pictures.labels import Image, Labels, overlay
 
 _DPI = 120
@@ -50,7 +51,7 @@ def compatibility_picture(
     axes[0].set_ylabel(f"{ends[0]} ...")
     figure.supxlabel(f"... and {ends[1]}", fontsize="medium")
     figure.suptitle(title)
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, dpi=_DPI)
 
 
 def _table(
@@ -120,4 +121,4 @@ def node_picture(
         f"{final} against {other}: unary {explanation.unary:+.1f}, in the end "
         f"{explanation.unary + sum(explanation.sums.values()):+.1f}"
     )
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, dpi=_DPI)

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from deepcrf_ext.pictures.figures import save_figure
+
 
 @dataclass(frozen=True)
 class Point:
@@ -150,4 +152,4 @@ def plot(curves: Mapping[str, Curve], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1][0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)

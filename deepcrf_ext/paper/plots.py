@@ -13,6 +13,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deepcrf_ext.pictures.figures import save_figure
+
 _INK = "#010203"  # unlike any other colour in the plots: replaced by currentColor in a page
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(
@@ -89,7 +91,7 @@ def curves_plot(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid()
         if axes.lines:
             axes.legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    save_figure(figure, path, metadata={"Date": None})
 
 
 def gains_plot(gains: Mapping[str, _Floats], classes: Sequence[str], path: Path) -> None:
@@ -118,7 +120,7 @@ def gains_plot(gains: Mapping[str, _Floats], classes: Sequence[str], path: Path)
     axes.grid(axis="x")
     if gains:
         figure.legend(loc="outside upper center", ncols=len(gains), fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
+    save_figure(figure, path, metadata={"Date": None})
 
 
 def _cycle() -> list[str]:

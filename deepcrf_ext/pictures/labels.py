@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.boundaries import outline
 from deepcrf_ext.libraries import cv2
+from deepcrf_ext.pictures.figures import draw_figure, save_figure
 from deepcrf_ext.whole_files import write_whole
 
 Image = npt.NDArray[np.uint8]
@@ -169,7 +170,7 @@ def picture_grid(
             handlelength=1.4,
             borderaxespad=0.2,
         )
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _swatches(classes: Sequence[str], palette: Image) -> list[Patch]:
@@ -190,7 +191,7 @@ def _render(figure: Figure) -> Image:
     """The figure as uint8 [h, w, 3] RGB."""
     width, height = (int(side) for side in figure.bbox.size)
     buffer = BytesIO()
-    figure.savefig(buffer, format="rgba", dpi=_DPI)
+    draw_figure(figure, buffer, format="rgba", dpi=_DPI)
     rgba = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
     picture: Image = rgba[..., :3].copy()
     return picture

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from deepcrf_ext.pictures.figures import save_figure
+
 _DPI = 120
 _LARGEST = 20  # inches of a side of a confusion matrix
 
@@ -44,7 +46,7 @@ def confusion_plot(
     figure.supxlabel("prediction", fontsize="medium")
     figure.supylabel("truth", fontsize="medium")
     figure.colorbar(grid[0].images[0], ax=list(grid), shrink=0.8, label="% of the true class")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def class_plot(
@@ -87,7 +89,7 @@ def class_plot(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(len(scores), 5), frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def search_plot(
@@ -125,7 +127,7 @@ def search_plot(
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(quantity)
     panels[0].legend(fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _confusion_axes(axes: Axes, confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> None:

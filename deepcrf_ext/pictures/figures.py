@@ -1,0 +1,32 @@
+"""Figures of matplotlib as files: whole, and with names as they are given."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from deepcrf_ext.whole_files import write_whole
+
+
+def save_figure(figure: Figure, path: Path | str, **options: Any) -> None:
+    """Writes a figure whole, in the format of the path's suffix; otherwise as `draw_figure`."""
+    path = Path(path)
+    with write_whole(path) as file:
+        draw_figure(figure, file, format=path.suffix[1:], **options)
+
+
+def draw_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
+    """Writes a figure with its texts as they are: the dollar of a class's name begins no formula,
+    and letters that no font has are boxes, without a warning.
+
+    options: of `Figure.savefig`.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, **options)
