@@ -39,7 +39,7 @@ class ClassList:
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise InputError(f"data.classes: {len(self.names)} classes; must be 1..{MAX_CLASSES}")
         for name in self.names:
-            if not isinstance(name, str) or not name.strip() or name == IGNORE:
+            if not isinstance(name, str) or not name.strip() or name == IGNORE or "\t" in name:
                 raise InputError(f"data.classes: {name!r} cannot be the name of a class")
             if self.names.count(name) > 1:
                 raise InputError(f"data.classes: {name!r} is there twice")
@@ -130,6 +130,7 @@ _COLOURED = (
     re.compile(rf"(?P<name>.*?)[\s,;:]+{_COLOUR}(?::.*)?"),
     re.compile(rf"{_COLOUR}[\s,;]+(?P<name>.*)"),
 )
+_CELL = re.compile(r"\s*[,;\t]\s*")
 _NUMBERED = re.compile(r"(\d{1,5})[\s,;:]+(.+)")
 
 
@@ -144,6 +145,8 @@ def _from_lines(text: str, source: str) -> ClassList:
     lines = [line for line in stripped if line and line != "__ignore__"]
     if lines and _HEADER.fullmatch(lines[0].lower()):
         del lines[0]
+    elif lines and "name" in (columns := _CELL.split(lines[0].lower())) and len(columns) > 2:
+        raise InputError(f"{source}: a table of {', '.join(columns)}; must be {_FORMS}")
     parts = [_NUMBERED.fullmatch(line) for line in lines if not _COLOURED[1].fullmatch(line)]
     numbered = [match.groups() for match in parts if match]
     if len(numbered) == len(lines):

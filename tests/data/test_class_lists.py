@@ -95,6 +95,10 @@ def test_what_is_no_list_of_classes(tmp_path: Path, value, message: str) -> None
         ("c.txt", "0 road\n0 ball\n", r"c.txt: indices \[0, 0\] must be 0, 1, 2"),
         ("c.yaml", "a: '#010203'\na: '#c8140a'\n", "c.yaml: the key 'a' is there twice"),
         ("c.json", '{"a": [1, 2, 3], "a": [3, 2, 1]}', "c.json: the key 'a' is there twice"),
+        ("c.csv", "Idx,Ratio,Name\n1,0.2,wall\n", "c.csv: a table of idx, ratio, name; must be"),
+        ("c.txt", "Idx\tRatio\tName\n1\t0.2\twall\n", "c.txt: a table of idx, ratio, name"),
+        ("c.txt", "1\t0.2\twall\n2\t0.1\tsky\n", r"c.txt: indices \[1, 2\] must be 0, 1, 2"),
+        ("c.txt", "wall\tmur\nsky\tciel\n", r"'wall\\tmur' cannot be the name of a class"),
     ],
 )
 def test_files_that_would_mean_other_classes(tmp_path: Path, name, text, message: str) -> None:
