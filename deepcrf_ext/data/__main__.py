@@ -108,8 +108,10 @@ def _run(argv: Sequence[str] | None) -> None:
     for split, reason in unopened.items():
         if overviews:
             print(f"not there: {split}: {reason}\n")
-    if source.dataset == "folder" and "val" not in splits and not arguments.splits:
-        print("not there: val, which training measures; its --data.val-split names another\n")
+    absent = [split for split in ("train", "val") if split not in splits]
+    if source.dataset == "folder" and absent and not arguments.splits and splits != ["all"]:
+        options = " and ".join(f"--data.{split}-split" for split in absent)
+        print(f"not there: {' and '.join(absent)}; training takes others by its {options}\n")
     write_contact_sheet(overviews, arguments.output, arguments.pictures)
     problems = sum(len(overview.problems) for overview in overviews)
     if problems:
@@ -123,6 +125,12 @@ def _run(argv: Sequence[str] | None) -> None:
         raise InputError(
             f'data.classes: not given; give --data.labels "{{{named}}}", or --data.classes where '
             "the values are indices"
+        )
+    if splits == ["all"] and not arguments.splits:
+        option = "images" if source.split_file is None else "split_file"
+        raise InputError(
+            f"data.{option}: without {{split}}, training and validation would be the same images; "
+            "lists of their names, --data.split-file 'lists/{split}.txt', tell them apart"
         )
 
 

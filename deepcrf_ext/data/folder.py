@@ -187,8 +187,9 @@ class FolderDataset(FileDataset):
             return []
         second = self.classes[1] if self.num_classes == 2 else "NAME"
         held = " and ".join(describe_code(code) for code in sorted(seen))
+        learnt = f"nothing but {self.classes[0]}" if value_code(0) in seen else "nothing"
         return [
-            f"masks hold {held} alone, and 255 means ignored pixels, so that nothing but "
-            f"{self.classes[0]} would be learnt; if 255 is a class, give "
+            f"masks hold {held} alone, and 255 means ignored pixels, so that {learnt} would be "
+            f"learnt; if 255 is a class, give "
             f"--data.labels '{{0: {self.classes[0]}, 255: {second}}}'"
         ]

@@ -65,8 +65,10 @@ def list_splits(source: DataSource) -> list[str]:
     root = home_expanded(source.root or Path())
     if source.split_file is not None:
         return find_splits(root, source.split_file) or ["all"]
-    text = source.images or "images/{split}/**"
-    return find_splits(root, text) if "{split}" in text else ["all"]
+    for text in (source.images or "images/{split}/**", source.masks or "masks/{split}/**"):
+        if "{split}" in text:
+            return find_splits(root, text)
+    return ["all"]
 
 
 def survey(source: DataSource, split: str, progress: Progress | None = None) -> Overview:

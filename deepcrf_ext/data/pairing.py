@@ -120,9 +120,10 @@ class _Names:
     def __init__(self, root: Path, images: Found) -> None:
         self.root, self.images = root, images
         self.by_path = {path: name for name, paths in images.files.items() for path in paths}
-        counts = Counter(path.name for path in self.by_path)
+        own = {path: unicodedata.normalize("NFC", path.name) for path in self.by_path}
+        counts = Counter(own.values())
         self.by_file_name = {
-            path.name: name for path, name in self.by_path.items() if counts[path.name] == 1
+            file: self.by_path[path] for path, file in own.items() if counts[file] == 1
         }
 
     def find(self, line: str) -> str | None:

@@ -24,7 +24,7 @@ def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
         )
     below, as_given = root / name, home_expanded(name)
     for path in (below, as_given):
-        if path.is_file():
+        if os.path.isfile(path):  # False for what is too long for a name
             return path
     raise InputError(f"{option}: neither {below} nor {as_given} is a file; must be {purpose}")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterator
+from os.path import isfile
 from pathlib import Path, PurePosixPath
 
 from deepcrf_ext.data.settings_files import read_text
@@ -25,7 +28,8 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 def below(root: Path, path: str) -> Path | None:
     """The file that a split file calls `path`, below `root`: with or without a slash before it, in
-    slashes of either kind, or after the whole path of `root`.
+    slashes of either kind, or after the whole path of `root`; names in any Unicode form, as file
+    systems differ in how they spell accents.
 
     None for a path that leads out of `root`, `..` or a drive.
     """
@@ -39,7 +43,11 @@ def below(root: Path, path: str) -> Path | None:
 def _inside(root: Path, path: PurePosixPath) -> Path | None:
     if not path.parts or ".." in path.parts or "\0" in str(path) or ":" in path.parts[0]:
         return None
-    return root / path
+    for part in path.parts:
+        forms = (unicodedata.normalize(form, part) for form in ("NFC", "NFD"))
+        spelt = (root / form for form in (part, *forms))
+        root = next(filter(os.path.exists, spelt), root / part)
+    return root
 
 
 def pairs(root: Path, line: str) -> Iterator[tuple[Path, Path]]:
@@ -52,4 +60,4 @@ def pairs(root: Path, line: str) -> Iterator[tuple[Path, Path]]:
 
 def existing_pair(root: Path, line: str) -> tuple[Path, Path] | None:
     """The pair of files that a line names, if both exist."""
-    return next(((i, m) for i, m in pairs(root, line) if i.is_file() and m.is_file()), None)
+    return next(((i, m) for i, m in pairs(root, line) if isfile(i) and isfile(m)), None)

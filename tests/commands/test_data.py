@@ -95,6 +95,38 @@ def test_a_folder_whose_classes_are_not_told(place: Path, capsys) -> None:
     assert "values or colours" in capsys.readouterr().err
 
 
+def test_one_set_of_images_is_none_to_train_on(place: Path, capsys) -> None:
+    write_blobs(place / "data", 1, splits=[""])
+    options = ["data", "--data.images", "images/**", "--data.masks", "masks/**"]
+    assert main([*options, "--data.classes", "[ground, ball]"]) == 2
+    out, error = capsys.readouterr()
+    assert "all: 6 images" in out
+    assert error.startswith("error: data.images: without {split}, training and validation would")
+    assert main([*options, "--data.classes", "[ground, ball]", "--splits", "all"]) == 0
+    assert main(options) == 2
+    assert "data.classes: not given" in capsys.readouterr().err
+
+
+def test_splits_are_those_of_either_pattern(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 1, splits=["training", "val"])
+    for image in [*root.glob("images/val/*/*.jpg")]:
+        image.rename(image.with_stem(f"{image.stem} val"))
+    for mask in [*root.glob("masks/val/*/*.png")]:
+        mask.rename(mask.with_stem(f"{mask.stem} val"))
+    options = ["--data.images", "images/*/{name}.jpg", "--data.classes", "[ground, ball]"]
+    assert main([str(root), *options]) == 0
+    out = capsys.readouterr().out
+    assert "training: 6 images" in out
+    assert "val: 6 images" in out
+    assert "not there: train; training takes others by its --data.train-split" in out
+
+
+def test_a_split_without_a_label(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 255, 255)
+    assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
+    assert "so that nothing would be learnt" in capsys.readouterr().out
+
+
 def test_masks_of_0_and_255(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_blobs(place / "data", 255)
     assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
@@ -138,7 +170,7 @@ def test_what_the_splits_are_and_are_not(place: Path, capsys) -> None:
     assert main([str(root), "--data.classes", "[a, b]"]) == 0
     out = capsys.readouterr().out
     assert "Thumbs" not in out
-    assert "not there: val, which training measures; its --data.val-split names another" in out
+    assert "not there: val; training takes others by its --data.val-split" in out
 
 
 def test_names_that_cannot_be_printed(place: Path) -> None:

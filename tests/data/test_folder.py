@@ -142,6 +142,25 @@ def test_split_files_of_pairs(tmp_path: Path, gap: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "line", ["/images/é/ü.png /masks/é/ü.png", "images/é/ü.png", "é/ü", "ü.png"]
+)
+def test_split_files_in_another_unicode_form(on_disk: str, line: str, tmp_path: Path) -> None:
+    folder, name = unicodedata.normalize("NFC", "é"), unicodedata.normalize(on_disk, "ü")
+    lay(tmp_path, (f"images/{folder}/{name}.png", f"masks/{folder}/{name}.png"))
+    for form in ("NFC", "NFD"):
+        (tmp_path / "train.txt").write_text(unicodedata.normalize(form, line), encoding="utf-8")
+        assert len(names(tmp_path, split_file="train.txt")) == 1
+
+
+def test_a_line_too_long_for_a_name_is_told(tmp_path: Path) -> None:
+    lay(tmp_path, ("images/a.png", "masks/a.png"))
+    (tmp_path / "train.txt").write_text(f"a\n{'x' * 300} y")
+    assert "y' names no image with a mask" in error(tmp_path, split_file="train.txt")
+    assert "is a file; must be" in error(tmp_path, classes="x" * 300)
+
+
 def test_bad_lines_of_a_split_file_are_all_named(tmp_path: Path) -> None:
     lay(tmp_path, ("images/a.png", "masks/a.png"), ("images/b.png", "masks/b.png"))
     write(tmp_path / "images" / "c.png", LABELS)
