@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import autocast_dtype
+from deepcrf_ext.ops._func_transforms import without_transforms
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import (
     are_seen,
@@ -101,13 +102,14 @@ def checked_labels(
     check_device("labels", labels.device, device, "the energies")
     labels = labels.to(torch.int64)
     rule = f"must be in 0..{num_labels - 1} or ignore_index = {ignore_index}"
-    if not are_seen(labels):
-        bad = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
+    values = without_transforms(labels)
+    if not are_seen(values):
+        bad = ((values < 0) | (values >= num_labels)) & (values != ignore_index)
         torch._assert_async(~bad.any(), f"labels: {rule}")
     elif num_nodes > 0:
-        known = labels.masked_fill(labels == ignore_index, 0)
+        known = values.masked_fill(values == ignore_index, 0)
         lowest, highest = (int(bound) for bound in known.aminmax())
         if lowest < 0 or highest >= num_labels:
-            node = int(((known < 0) | (known >= num_labels)).nonzero()[0])
-            raise ValueError(f"labels: got {int(labels[node])} at node {node}, {rule}")
+            place = tuple(((known < 0) | (known >= num_labels)).nonzero()[0].tolist())
+            raise ValueError(f"labels: got {int(values[place])} at node {place[-1]}, {rule}")
     return labels, ignore_index

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from deepcrf_ext.ops._func_transforms import outside_transforms
+
 Value = TypeVar("Value")
 
 
@@ -79,7 +81,8 @@ class DeviceCache(Generic[Value]):
             return build()
         value = self.get(key)
         if value is None:
-            with torch.inference_mode(False):  # training may be the next to use it
+            # Training may be the next to use it, and code outside of a transform.
+            with torch.inference_mode(False), outside_transforms():
                 value = build()
             if not is_capturing(device):
                 wait_until_written(device)

@@ -7,6 +7,7 @@ takes 10 µs more, 60 where a gradient is wanted, which is as long as kernels ta
 
 from __future__ import annotations
 
+import functools
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -15,7 +16,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from deepcrf_ext.ops._func_transforms import (
+    of_batched_gradients,
+    one_by_one,
+    refuse_tangents,
+    transformable,
+    wants_gradient,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,8 +71,10 @@ def operator(
         if backward is not None and setup_context is not None:
             recorded = _recorded(registered, backward, setup_context)
         _LIBRARY.impl(name, _choice(registered, recorded), "Autograd")
-        torch.library.register_vmap(f"deepcrf_ext::{name}", _one_by_one(registered), lib=_LIBRARY)
-        return cast(Function, registered)
+        each = one_by_one(f"deepcrf_ext::{name}", registered)
+        torch.library.register_vmap(f"deepcrf_ext::{name}", each, lib=_LIBRARY)
+        _LIBRARY.impl(name, of_batched_gradients(each), "Batched")
+        return cast(Function, functools.wraps(function)(transformable(registered)))
 
     return register
 
@@ -82,58 +93,18 @@ def _choice(registered: Any, differentiable: Callable[..., Any]) -> Any:
 
     def autograd(*args: Any) -> Any:
         if forward_ad._current_level >= 0 and _have_tangent(args):
-            raise RuntimeError(
-                f"{registered.name()}: got an argument with a tangent; forward-mode derivatives "
-                "(torch.func.jvp, torch.autograd.forward_ad) are not implemented, must be taken in "
-                "reverse mode"
-            )
-        if torch.is_grad_enabled() and _want_gradient(args):
+            refuse_tangents(registered.name())
+        if wants_gradient(*args):
             if torch._C._are_functorch_transforms_active():
                 raise RuntimeError(
                     f"{registered.name()}: got an argument of a torch.func transform (grad, "
-                    "jacrev, …), which are not implemented; must be torch.autograd.grad or "
-                    "backward()"
+                    "jacrev, …) in compiled code, must be called in code that is not compiled"
                 )
             return differentiable(*args)
         with below_autograd():
             return registered(*args)
 
     return autograd
-
-
-def _one_by_one(registered: Any) -> Callable[..., Any]:
-    """The rule of `torch.vmap`: the operator on each element of a batch in turn."""
-
-    def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        leaves, spec = tree_flatten(args)
-        axes = tree_leaves(in_dims)  # of the same tree; None for what all elements share
-        results = []
-        for i in range(info.batch_size):
-            own = [
-                leaf if axis is None else leaf.select(axis, i)
-                for leaf, axis in zip(leaves, axes, strict=True)
-            ]
-            results.append(registered(*tree_unflatten(own, spec)))
-        sizes = [[leaf.shape for leaf in tree_leaves(result)] for result in results]
-        if any(other != sizes[0] for other in sizes):
-            raise RuntimeError(
-                f"{registered.name()}: got a batch of torch.vmap whose results differ in size, "
-                "must be called on each of its elements"
-            )
-        stacked = tree_map(lambda *each: torch.stack(each), *results)
-        return stacked, tree_map(lambda _: 0, stacked)
-
-    return batched
-
-
-def _want_gradient(args: Sequence[Any]) -> bool:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if arg.requires_grad:
-                return True
-        elif isinstance(arg, (list, tuple)) and _want_gradient(arg):
-            return True
-    return False
 
 
 def _have_tangent(args: Sequence[Any]) -> bool:

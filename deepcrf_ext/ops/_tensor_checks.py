@@ -68,9 +68,12 @@ def check_device(name: str, device: torch.device, wanted: torch.device, owner: s
 
 def are_seen(values: Tensor) -> bool:
     """Whether the values of a tensor are there to be looked at: not on CUDA, for which nothing
-    waits, nor in code that is traced or run for shapes alone (fake tensors)."""
+    waits, nor in code that is traced or run for shapes alone (fake tensors), nor in a transform
+    of `torch.func` or `torch.vmap`."""
     compiling = torch.compiler.is_compiling()
-    return not (compiling or values.device.type != "cpu" or isinstance(values, FakeTensor))
+    if compiling or values.device.type != "cpu" or isinstance(values, FakeTensor):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(values)
 
 
 SPATIAL_LETTERS = {1: "W", 2: "H W", 3: "D H W"}

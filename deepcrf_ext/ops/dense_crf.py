@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import result_dtype
+from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import (
@@ -231,7 +232,8 @@ def dense_mean_field(
     """
     for kernel in kernels:
         check_dtype("compatibility", kernel.compatibility.dtype, unary.dtype, "unary")
-    if not (torch.is_grad_enabled() and _needs_gradient(unary, kernels)):
+    planes = [kernel.lattice.planes for kernel in kernels]
+    if not wants_gradient(unary, planes, [kernel.compatibility for kernel in kernels]):
         tensors = [
             tensor
             for kernel in kernels
@@ -253,13 +255,6 @@ def dense_mean_field(
         for kernel in kernels:
             total = total + kernel.message(marginals)
     return (-total).log_softmax(1).t() if log else (-total).softmax(1).t()
-
-
-def _needs_gradient(unary: Tensor, kernels: Sequence[DenseKernel]) -> bool:
-    return unary.requires_grad or any(
-        kernel.lattice.planes is not None or kernel.compatibility.requires_grad
-        for kernel in kernels
-    )
 
 
 def _check_energies(unary: Tensor) -> None:

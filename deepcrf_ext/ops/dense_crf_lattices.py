@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._device_cache import DeviceCache, keep_for_stream, wait_until_written
+from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._image_checks import check_image_tensor, check_range
 from deepcrf_ext.ops._tensor_checks import are_seen, check_device
 from deepcrf_ext.ops.dense_crf_params import WIDTHS, DenseCRFParams, Width
@@ -68,12 +69,12 @@ class DenseCRFLattices:
     def differentiable_in(self, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         """These lattices with gradients in those of the image and the widths that want one."""
         gaussian, bilateral = self.gaussian, self.bilateral
-        if _wants_gradient(params.gaussian_sxy):
+        if wants_gradient(params.gaussian_sxy):
             positions = gaussian_features(image.shape[2:], params.gaussian_sxy, image.device)
             gaussian = gaussian.differentiable_in(positions)
-        if _wants_gradient(image, params.bilateral_sxy, params.bilateral_srgb):
+        if wants_gradient(image, params.bilateral_sxy, params.bilateral_srgb):
             # Positions come first; where they are given, colours alone get a gradient.
-            first = 0 if _wants_gradient(params.bilateral_sxy) else image.dim() - 2
+            first = 0 if wants_gradient(params.bilateral_sxy) else image.dim() - 2
             bilateral = tuple(
                 lattice.differentiable_in(
                     bilateral_features(one, params.bilateral_sxy, params.bilateral_srgb)[first:]
@@ -127,12 +128,6 @@ def _lattice(widths: str, planes: Tensor) -> PermutohedralLattice:
         return PermutohedralLattice.from_planes(planes)
     except ValueError as error:
         raise ValueError(f"{widths}: {error}") from error
-
-
-def _wants_gradient(*values: Width) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in values
-    )
 
 
 def _widths(params: DenseCRFParams) -> tuple[Width, Width, Width]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
+from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._loss_arguments import (
     checked_segmentation,
@@ -108,7 +109,7 @@ def gated_crf_loss(
     factors = []
     for weight, sxy, srgb in terms:
         factors += [weight, 0.5 / sxy / sxy, 0.0 if srgb is None else 0.5 / srgb / srgb]
-    differentiate = torch.is_grad_enabled() and probabilities.requires_grad
+    differentiate = wants_gradient(probabilities)
     total, _ = gated_crf_loss_total(
         probabilities, image.detach(), mask, radius, factors, differentiate
     )

@@ -19,6 +19,7 @@ from deepcrf_ext.ops._flat_tensors import (
     prepare_products,
     tiles_read,
 )
+from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import Potential
@@ -56,7 +57,7 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
     graphs = [graph_tensors(potential.graph) for potential in potentials]
     tensors = [potential_tensors(potential) for potential in potentials]
     factored = all(len(own) == _POTENTIAL_TENSORS for own in tensors)
-    if factored and not _needs_gradient(wide_unary, tensors):
+    if factored and not wants_gradient(wide_unary, *tensors):
         marginals = mean_field_factored(
             [tensor for graph in graphs for tensor in graph],
             [tensor for potential in tensors for tensor in potential],
@@ -74,12 +75,6 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
             energies = energies + messages(graph, potential, marginals, True)
         marginals = (-energies).softmax(1)
     return marginals.to(dtype)
-
-
-def _needs_gradient(unary: Tensor, potentials: Sequence[Sequence[Tensor]]) -> bool:
-    return torch.is_grad_enabled() and (
-        unary.requires_grad or any(tensor.requires_grad for own in potentials for tensor in own)
-    )
 
 
 def _widened(potential: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._device_cache import is_capturing, keep_for_stream
+from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 
@@ -56,7 +57,7 @@ class PermutohedralLattice:
         self.num_values = planes.shape[1]
         placed = planes.detach().to(torch.float32).contiguous()
         self.tensors: list[Tensor] = permutohedral_lattice(placed)
-        self.planes = planes if planes.requires_grad and torch.is_grad_enabled() else None
+        self.planes = planes if wants_gradient(planes) else None
         self._norms: Tensor | None = None
 
     def differentiable_in(self, planes: Tensor) -> PermutohedralLattice:
@@ -287,7 +288,7 @@ def _shifts(
 ) -> Tensor:
     """Σ_j (f_j - f_i) k_ij (received_i · sent_j), [N, d']: a filter of `sent` and its products."""
     products = torch.cat([sent[:, None], features[:, :, None] * sent[:, None]], 1)  # [N, 1 + d', c]
-    filtered = permutohedral_apply(lattice, products.flatten(1), transposed, planes)
+    filtered = permutohedral_apply(lattice, products.reshape(len(features), -1), transposed, planes)
     sums = (filtered.view(products.shape) * received[:, None]).sum(2)
     return sums[:, 1:] - features * sums[:, :1]
 

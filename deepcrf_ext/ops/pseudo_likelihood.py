@@ -55,8 +55,8 @@ def pseudo_likelihood_nll(
     labels, ignore_index = checked_labels(labels, num_nodes, num_labels, ignore_index, unary.device)
     known = labels != ignore_index
     energies = unary.to(accumulate_dtype(unary.dtype))  # not rounded until all is summed
-    truth = F.one_hot(labels.where(known, 0), num_labels).to(energies.dtype) * known[:, None]
-
+    classes = torch.arange(num_labels, device=labels.device)
+    truth = ((labels[:, None] == classes) & known[:, None]).to(energies.dtype)
     for potential in potentials:
         tensors = potential_tensors(potential)
         energies = energies + messages(graph_tensors(potential.graph), tensors, truth, False)

@@ -109,7 +109,9 @@ def test_edge_count_beyond_32_bits_in_the_extension() -> None:
 
 @pytest.mark.parametrize("box", [(-1, 2, -3, 1), (1, 2, -1, 1), (7, 7, 0, 0), (0, 0, 0, 0)])
 def test_opcheck(operator_target: Target, box: tuple[int, int, int, int]) -> None:
-    torch.library.opcheck(range_box_edges, (4, 5, *box, operator_target.device))
+    torch.library.opcheck(
+        torch.ops.deepcrf_ext.range_box_edges, (4, 5, *box, operator_target.device)
+    )
 
 
 def test_output_of_another_size_is_refused() -> None:

@@ -44,20 +44,7 @@ def test_forward_mode_is_refused(name: str) -> None:
 
 
 @every_function
-def test_transforms_are_refused(name: str) -> None:
-    with pytest.raises(RuntimeError, match=r"deepcrf_ext::\w+.*torch.func"):
-        torch.func.grad(lambda scale: FUNCTIONS[name](scale).sum())(torch.ones(()))
-
-
-@every_function
 def test_constants_within_a_dual_level_are_computed(name: str) -> None:
     wanted = FUNCTIONS[name](torch.ones(()))
     with forward_ad.dual_level():
         assert torch.equal(FUNCTIONS[name](torch.ones(())), wanted)
-
-
-@every_function
-def test_batches_of_vmap_are_computed_one_by_one(name: str) -> None:
-    scales = torch.tensor([0.5, 1.0, 2.0])
-    wanted = torch.stack([FUNCTIONS[name](scale) for scale in scales])
-    assert torch.equal(torch.vmap(FUNCTIONS[name], randomness="same")(scales), wanted)

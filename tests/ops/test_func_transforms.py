@@ -1,0 +1,181 @@
+"""Operators under `torch.vmap`, the transforms of `torch.func` and batches of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from accuracy import assert_close
+from problems import FACTORED, OPERATORS, TABLE, grid_problem, used_tensors
+from torch import Tensor
+
+import deepcrf_ext as dc
+from deepcrf_ext.nn import grid_graphs
+from deepcrf_ext.nn.relations import NAMED_RELATIONS
+
+IMAGE = (torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) * 41 % 256).float()
+LOGITS = (torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) * 17 % 29).double() / 10
+PROBLEMS = {kind: grid_problem(4, 5, kind, 3, 4) for kind in (FACTORED, TABLE)}
+SIZES = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+
+def of_potential(operator: str, kind: str, scale: Tensor) -> Tensor:
+    """An operator over pairwise potentials, a tensor of the first one times a scale."""
+    problem = PROBLEMS[kind]
+    name = next(name for name in used_tensors(operator, problem) if name in ("source0", "table0"))
+    tensors = {**problem.tensors, name: problem.tensors[name] * scale}
+    return OPERATORS[operator](dc, problem.with_tensors(tensors))
+
+
+Function = Callable[[Tensor], Tensor]
+FUNCTIONS: dict[str, Function] = {
+    **{f"{name}-{kind}": partial(of_potential, name, kind) for name in OPERATORS
+       for kind in (FACTORED, TABLE)},
+    "dense_crf": lambda scale: dc.dense_crf(scale * LOGITS, IMAGE, iterations=2),
+    "dense_crf-weight": lambda scale: dc.dense_crf(
+        LOGITS, IMAGE, dc.DenseCRFParams(bilateral_weight=scale), iterations=2
+    ),
+    "permutohedral_filter": lambda scale: dc.permutohedral_filter(
+        scale * LOGITS[0, 0], IMAGE[0, 1] / 30
+    ),
+    "dense_crf_loss": lambda scale: dc.dense_crf_loss((scale * LOGITS).softmax(1), IMAGE),
+    "gated_crf_loss": lambda scale: dc.gated_crf_loss((scale * LOGITS).softmax(1), IMAGE),
+}  # fmt: skip
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def scalar(function: Function, scale: Tensor) -> Tensor:
+    return function(scale).square().sum()
+
+
+def gradient(function: Function, scale: Tensor) -> Tensor:
+    """By `backward`."""
+    scale = scale.clone().requires_grad_()
+    scalar(function, scale).backward()
+    assert scale.grad is not None
+    return scale.grad
+
+
+@every_function
+def test_vmap(function: Function) -> None:
+    wanted = torch.stack([function(scale) for scale in SIZES])
+    assert torch.equal(torch.vmap(function)(SIZES), wanted)
+
+
+@every_function
+def test_gradients_outside_vmap(function: Function) -> None:
+    """What is a batch within does not say itself that a gradient is wanted."""
+    scales = SIZES.clone().requires_grad_()
+    torch.vmap(partial(scalar, function))(scales).sum().backward()
+    assert scales.grad is not None
+    assert_close(scales.grad, torch.stack([gradient(function, scale) for scale in SIZES]))
+
+
+@every_function
+def test_gradients_of_transforms(function: Function) -> None:
+    of_scale = partial(scalar, function)
+    wanted = torch.stack([gradient(function, scale) for scale in SIZES])
+    assert_close(torch.func.grad(of_scale)(SIZES[1]), wanted[1])
+    of_each = torch.vmap(torch.func.grad(of_scale))(SIZES)
+    assert_close(of_each, wanted)
+    assert not of_each.requires_grad
+    assert_close(torch.func.grad(lambda scales: torch.vmap(of_scale)(scales).sum())(SIZES), wanted)
+
+
+@every_function
+def test_jacobians(function: Function) -> None:
+    wanted = torch.autograd.functional.jacobian(function, SIZES[2])
+    assert_close(torch.func.jacrev(function)(SIZES[2]), wanted)
+    batched = torch.autograd.functional.jacobian(function, SIZES[2], vectorize=True)
+    assert_close(batched, wanted)
+
+
+def test_what_is_learnt_outside_of_a_transform() -> None:
+    """One argument of an operator is made of another there: their gradients stay apart."""
+    layer = dc.nn.DenseCRF(3, 2, learn=("weights", "widths")).double()
+    image = IMAGE.double()
+
+    def loss(image: Tensor) -> Tensor:
+        return layer(LOGITS, image).square().sum()
+
+    own = image.clone().requires_grad_()
+    loss(own).backward()
+    assert own.grad is not None
+    assert_close(torch.func.grad(loss)(image).detach(), own.grad)
+    wanted = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    torch.vmap(loss, randomness="same")(image[None]).sum().backward()
+    for parameter, gradient in zip(layer.parameters(), wanted, strict=True):
+        assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("in_colours", [False, True])
+def test_batches_of_gradients_in_features(in_colours: bool) -> None:
+    """Learnt widths and images have gradients of their own, made of many operators."""
+
+    def function(scale: Tensor) -> Tensor:
+        if in_colours:
+            return dc.dense_crf(LOGITS, scale * IMAGE, iterations=2)
+        return dc.permutohedral_filter(LOGITS[0, 0], scale * IMAGE[0, 1] / 30)
+
+    wanted = torch.autograd.functional.jacobian(function, SIZES[1])
+    assert_close(torch.func.jacrev(function)(SIZES[1]), wanted)
+    batched = torch.autograd.functional.jacobian(function, SIZES[1], vectorize=True)
+    assert_close(batched, wanted)
+
+
+@every_function
+def test_second_derivatives(request: pytest.FixtureRequest, function: Function) -> None:
+    """As those of `backward`: of the filters of the lattice, and errors else."""
+    second = torch.func.grad(torch.func.grad(partial(scalar, function)))
+    name = request.node.callspec.id
+    if "filter" not in name and "dense" not in name:
+        with pytest.raises(RuntimeError, match="gradient is not implemented"):
+            second(SIZES[1])
+        return
+    scale = SIZES[1].clone().requires_grad_()
+    (first,) = torch.autograd.grad(scalar(function, scale), scale, create_graph=True)
+    (wanted,) = torch.autograd.grad(first, scale, materialize_grads=True)
+    assert_close(second(SIZES[1]), wanted)
+
+
+def test_labels_of_a_batch_are_checked() -> None:
+    problem = grid_problem(4, 5, FACTORED, 3, 4)
+    labels = torch.stack([problem.labels, problem.labels])
+
+    def loss(labels: Tensor) -> Tensor:
+        return dc.pairwise_nll(problem.potentials[0], labels)
+
+    wanted = torch.stack([loss(own) for own in labels])
+    assert torch.equal(torch.vmap(loss)(labels), wanted)
+    labels[1, 7] = 3
+    with pytest.raises(ValueError, match="labels: got 3 at node 7, must be in 0..2"):
+        torch.vmap(loss)(labels)
+
+
+def test_a_batch_of_labels_has_pseudo_likelihoods() -> None:
+    problem = grid_problem(4, 5, FACTORED, 3, 4)
+    labels = torch.stack([problem.labels, problem.labels.flip(0)])
+
+    def loss(labels: Tensor) -> Tensor:
+        return dc.pseudo_likelihood_nll(problem.tensors["unary"], problem.potentials, labels)
+
+    assert torch.equal(torch.vmap(loss)(labels), torch.stack([loss(own) for own in labels]))
+
+
+def test_what_is_kept_belongs_to_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = grid_graphs.DeviceCache(1 << 20, grid_graphs.graph_tensors)
+    monkeypatch.setattr(grid_graphs, "_CACHE", cache)
+
+    def function(scale: Tensor) -> Tensor:
+        relation = NAMED_RELATIONS["surrounding"]
+        graph = grid_graphs.relation_graph(relation, 1, 4, 5, torch.device("cpu"))
+        table = scale * torch.ones(graph.num_edges, 3, 3, dtype=scale.dtype)
+        return dc.pairwise_nll(dc.TablePotential(graph, table), torch.zeros(20).long())
+
+    torch.func.grad(function)(SIZES[1])
+    (graph,) = cache._values.values()
+    for tensor in grid_graphs.graph_tensors(graph):
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
