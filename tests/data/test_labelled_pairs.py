@@ -39,6 +39,23 @@ def test_images(image: Any) -> None:
     np.testing.assert_array_equal(found, IMAGE)
 
 
+def test_a_data_set_of_pairs_is_a_split() -> None:
+    dataset = LabelledPairs([(IMAGE, Image.fromarray(LABELS))] * 2, ["a", "b"])
+    assert (len(dataset), dataset.classes, dataset.palette.shape) == (2, ("a", "b"), (2, 3))
+    assert [sample.name for sample in dataset] == ["0", "1"]
+    for sample in dataset:
+        np.testing.assert_array_equal(sample.labels, LABELS)
+        assert sample.image.dtype == sample.labels.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"palette: got float64 \[2, 3\]"):
+        LabelledPairs([(IMAGE, LABELS)], ["a", "b"], np.zeros((2, 3)))
+
+
+def test_grey_images() -> None:
+    grey = torch.tensor([[[0.0, 1.0], [0.2, 0.4]]])  # [1, H, W]
+    found, _ = read(grey, np.zeros((2, 2), np.uint8))
+    assert found.tolist() == [[[0] * 3, [255] * 3], [[51] * 3, [102] * 3]]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
 def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
     labels = torch.from_numpy(LABELS).long()
@@ -63,6 +80,7 @@ def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
         (torch.full((3, 2, 4), torch.nan), LABELS, "item 0: image holds nan..nan, must be 0..1"),
         (torch.full((3, 2, 4), 7.0), LABELS, "item 0: image holds 7..7, must be 0..1"),
         (IMAGE.astype(np.float32), LABELS, "item 0: image is float32"),
+        (np.zeros((2, 4, 4), np.uint8), LABELS, r"item 0: image is uint8 \[2, 4, 4\]"),
     ],
 )
 def test_what_cannot_be_used_is_named(image: Any, labels: Any, message: str) -> None:
