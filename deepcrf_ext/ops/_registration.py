@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -79,13 +80,19 @@ def operator(
     return register
 
 
-# What older versions of torch know `list[T]` and `Sequence[T]` as.
-_SPELLINGS: dict[Any, Any] = {list: typing.List, Sequence: typing.Sequence}  # noqa: UP006
+# What older versions of torch know `list[T]`, `Sequence[T]` and `T | None` as.
+_SPELLINGS: dict[Any, Any] = {
+    list: typing.List,  # noqa: UP006
+    Sequence: typing.Sequence,
+    types.UnionType: typing.Union,
+}
 
 
 def _spelt(annotation: Any) -> Any:
     generic = _SPELLINGS.get(typing.get_origin(annotation))
-    return annotation if generic is None else generic[typing.get_args(annotation)]
+    if generic is None:
+        return annotation
+    return generic[tuple(_spelt(argument) for argument in typing.get_args(annotation))]
 
 
 def _choice(registered: Any, differentiable: Callable[..., Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import deepcrf_ext as dc
+from deepcrf_ext.ops._registration import _spelt
 
 IMAGE = (torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) * 41 % 256).float()
 
@@ -48,3 +50,10 @@ def test_constants_within_a_dual_level_are_computed(name: str) -> None:
     wanted = FUNCTIONS[name](torch.ones(()))
     with forward_ad.dual_level():
         assert torch.equal(FUNCTIONS[name](torch.ones(())), wanted)
+
+
+def test_annotations_are_spelt_as_older_versions_of_torch_know_them() -> None:
+    assert _spelt(Sequence[int] | None).__origin__ is typing.Union
+    (numbers, _) = typing.get_args(_spelt(Sequence[int] | None))
+    assert numbers == typing.Sequence[int]
+    assert _spelt(list[Tensor]) == typing.List[Tensor]  # noqa: UP006
