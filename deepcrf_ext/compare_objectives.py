@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from deepcrf_ext.cli import parsing
 from deepcrf_ext.config import OPTIMISERS, PRESETS, ObjectiveName, PhaseConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.objectives import MODES, NOT_SHARED, Comparison, Settings
-from deepcrf_ext.records.run_folder import create_run_folder
+from deepcrf_ext.records.run_folder import create_run_folder, refuse_used
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 
 DESCRIPTION = """Trains one model by several objectives, from the same weights on the same images.
@@ -88,16 +89,22 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     return Settings(train, values["modes"], values["seconds"], values["start_epochs"])
 
 
-def compare(settings: Settings, command: str) -> int:
+def compare(settings: Settings, command: str, new: bool) -> int:
     """Trains the modes that are not done yet and reports; returns the exit code.
 
-    That is 130 or 143 after Ctrl-C or SIGTERM. Raises InputError when settings or data cannot be
-    used, OSError when a file cannot be written.
+    new: make the output folder, once the data are known to be usable. The code is 130 or 143 after
+    Ctrl-C or SIGTERM. Raises InputError when settings or data cannot be used, OSError when a file
+    cannot be written.
     """
     begin = time.monotonic()
+    stop = StopRequest()
+    comparison = Comparison(settings, stop, command)
+    if new:
+        create_run_folder(settings.train)
+        settings.write()
     try:
-        with StopRequest() as stop:
-            Comparison(settings, stop, command).run()
+        with stop:
+            comparison.run()
     except Stopped as stopped:
         print(
             "stopped; continue with\n"
@@ -105,7 +112,12 @@ def compare(settings: Settings, command: str) -> int:
             file=sys.stderr,
         )
         return stopped.exit_code
-    print((settings.folder / "comparison.md").read_text())
+    except InputError:
+        if new and not comparison.has_trained():
+            # The mended command may take its name.
+            shutil.rmtree(settings.folder, ignore_errors=True)
+        raise
+    print((settings.folder / "comparison.md").read_text(encoding="utf-8"))
     minutes = (time.monotonic() - begin) / 60
     print(f"done in {minutes:.1f} min: {settings.folder} (comparison.png, .md, .json)")
     return 0
@@ -118,9 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         settings = parse_settings(arguments)
-        create_run_folder(settings.train)
-        settings.write()
-        return compare(settings, command)
+        refuse_used(settings.folder)
+        return compare(settings, command, new=True)
 
     def resumed() -> int:
         try:
@@ -131,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not file.is_file():
             raise InputError(f"resume: {options.resume} is not the folder of a comparison")
         settings = parse_settings(["--config", str(file), "--output", str(options.resume)])
-        return compare(settings, command)
+        return compare(settings, command, new=False)
 
     return parsing.run_command(resumed if _is_resume(arguments) else body)
 

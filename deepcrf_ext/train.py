@@ -150,7 +150,8 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         if trainer.progress.step > 0:
             raise InputError(f"{error}; mended, it can go on with --resume {folder}") from error
         if world.is_main and checkpoint is None:
-            shutil.rmtree(folder)  # nothing is trained, and the mended command may take its name
+            # Nothing is trained, and the mended command may take its name.
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     if not finished:
         if world.is_main:

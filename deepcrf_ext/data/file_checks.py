@@ -135,7 +135,7 @@ class _Memory:
         self.entries: dict[str, list[Any]] = {}
         self.changed = False
         try:
-            content = json.loads(self.path.read_text())
+            content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
         if isinstance(content, dict) and content.pop("format", None) == FORMAT:
@@ -167,7 +167,7 @@ class _Memory:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump({"format": FORMAT, **self.entries}, file)
             os.replace(name, self.path)
         except OSError:

@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
 def _parse(path: Path) -> Any:
     """What a JSON or YAML file holds. Raises InputError if it is neither."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text)  # YAML reads 1e-05, which JSON writers give, as a string
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not YAML or JSON: {error}") from error

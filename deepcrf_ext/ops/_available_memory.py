@@ -40,7 +40,7 @@ def _machine() -> int | None:
 
 def _group(files: tuple[Path, Path, Path]) -> int | None:
     try:
-        limit, used = (int(file.read_text()) for file in files[:2])
+        limit, used = (int(file.read_text(encoding="utf-8")) for file in files[:2])
     except (OSError, ValueError):  # no such group, or "max"
         return None
     statistics = _fields(files[2])
@@ -51,7 +51,7 @@ def _group(files: tuple[Path, Path, Path]) -> int | None:
 def _fields(file: Path) -> dict[str, int]:
     """The first two words of every line."""
     try:
-        words = (line.split() for line in file.read_text().splitlines())
+        words = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
         return {line[0]: int(line[1]) for line in words if len(line) > 1}
     except (OSError, ValueError):
         return {}

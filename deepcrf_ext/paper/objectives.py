@@ -121,6 +121,10 @@ class Comparison:
             trained[name] = self.steps.run(f"mode-{name}", work)
             self.write_report(start, trained)
 
+    def has_trained(self) -> bool:
+        """Whether a step of training is done, now or before."""
+        return any(log.stat().st_size for log in self.folder.glob("*/metrics.jsonl"))
+
     def make_start(self) -> dict[str, Any]:
         """Trains what all modes start from and measures it: see `measure`."""
         if self.settings.start_epochs:

@@ -68,7 +68,10 @@ def read_curve(
         error: why the mode ended early, if it did.
     """
     clock = np.concatenate([[0.0], np.cumsum(np.repeat(times, measured["per_epoch"]))])
-    every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    every = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     steps = max((line["step"] for line in every), default=0)
     start = measured["start"]
     scores = {key: {title: row[key] for title, row in start.items()} for key in ("nll", "mean_iou")}

@@ -41,7 +41,11 @@ def _packages() -> str:
 def _cpu_model() -> str:
     """The processor's name, as Linux gives it, or the architecture."""
     info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    match = (
+        re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8"))
+        if info.exists()
+        else None
+    )
     return match.group(1) if match else platform.machine()
 
 
@@ -50,7 +54,8 @@ def _loaded_openmp_runtimes() -> list[str]:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
-    return sorted(set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)\b\S*\.so\S*", maps.read_text())))
+    text = os.fsdecode(maps.read_bytes())
+    return sorted(set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)\b\S*\.so\S*", text)))
 
 
 def _gpus() -> str:

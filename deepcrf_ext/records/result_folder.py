@@ -107,7 +107,7 @@ class ResultFolder:
         if not self.record.exists():
             return {}
         try:
-            former = json.loads(self.record.read_text())
+            former = json.loads(self.record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"--output: {self.record} is damaged ({error})") from error
         if not isinstance(former, dict):

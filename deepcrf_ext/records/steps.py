@@ -23,7 +23,7 @@ class Steps:
     "seconds" (of the run that finished it) and "environment" (versions and machine).
 
     Args:
-        folder: made if it does not exist.
+        folder: made before the first step if it does not exist.
         command: the command line that is being run.
 
     Raises InputError in a process of `torchrun`: the work would be done as often as there are.
@@ -33,7 +33,6 @@ class Steps:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("WORLD_SIZE: this command runs in one process, without torchrun")
         self.folder, self.command = folder, command
-        folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The record of a step, from its file; without one the work is done first.
@@ -43,6 +42,7 @@ class Steps:
         path = self.folder / f"{name}.json"
         if path.exists():
             return read_json(path)
+        self.folder.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
         result = work()
         record = {

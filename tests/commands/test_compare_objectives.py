@@ -212,6 +212,22 @@ def test_bad_option_is_one_line(root: Path, tmp_path: Path, capsys, arguments, n
     assert named in error
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--data.root", "nowhere"], "nowhere: does not exist"),
+        (["--data.crop", "null", "--data.scale-range", "null"], "data.crop: must be set"),
+        (["--init-from", "nowhere"], "nowhere is neither a checkpoint nor a run folder"),
+    ],
+)
+def test_a_comparison_that_cannot_begin_leaves_no_folder(
+    root: Path, tmp_path: Path, capsys, more, named
+) -> None:
+    assert command.main(options(tmp_path, root, *more)) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_runs_in_one_process(root: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command.main(options(tmp_path, root)) == 2

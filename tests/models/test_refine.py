@@ -63,11 +63,14 @@ def test_row_full_of_a_model_needs_the_images_size(tmp_path: Path) -> None:
             model.predict(images, "full", (10, 15))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("writer", [json.dumps, yaml.safe_dump])
-def test_settings_come_back_from_a_file(tmp_path: Path, writer: Callable[[Any], str]) -> None:
+def test_settings_come_back_from_a_file(
+    tmp_path: Path, writer: Callable[[Any], str], encoding: str
+) -> None:
     settings = DenseCRFSettings(DenseCRFParams(1, 2.5, 33, 7, 1e-5), iterations=7)
     path = tmp_path / "settings"
-    path.write_text(writer(settings.as_dict()))
+    path.write_text(writer(settings.as_dict()), encoding)
     assert DenseCRFSettings.read(path) == settings
     assert DenseCRFSettings.read(str(path)) == settings
 
