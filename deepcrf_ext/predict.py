@@ -46,9 +46,9 @@ _DESCRIPTION = """Segment images with a trained model.
 Writes below the output folder: labels/NAME.png (class indices with a palette), overlays/NAME.png
 (the image tinted with its labels), legend.png (the colours of the classes) and, with --marginals,
 marginals/NAME.npz. NAME is the name of the image without its suffix, or with it where two images
-would share a name. Every file is written whole or not at all, and predict.json notes what it is of:
-the same command goes on where it was stopped, does images that are new or have changed since, and
-passes over the others; --overwrite does all again.
+would share a name; it stays when a later run finds more images. Every file is written whole or not
+at all, and predict.json notes what it is of: the same command goes on where it was stopped, does
+images that are new or have changed since, and passes over the others; --overwrite does all again.
 
 A folder stands for the images in it; where it holds none, for those in its sub-folders, whose
 results go to sub-folders of the same names. An image that cannot be read is reported and left out;
@@ -99,21 +99,26 @@ def _earlier_results(output: Path | None) -> set[Path]:
     return {(output / name).resolve() for name in names}
 
 
-def output_names(images: Sequence[Path]) -> list[str]:
-    """A distinct name for each image: its stem; its whole name where stems are the same (`a.jpg`,
-    `a.png`); with a number behind where even those are (`x/a.jpg`, `y/a.jpg`). Case is ignored."""
+def output_names(images: Sequence[Path], kept: Mapping[Path, str] | None = None) -> list[str]:
+    """A distinct name for each image: the one it has in `kept`; else its stem; its whole name where
+    stems are the same (`a.jpg`, `a.png`); with a number behind where even those are (`x/a.jpg`,
+    `y/a.jpg`). Case is ignored."""
+    kept = kept or {}
     stems = Counter(path.stem.casefold() for path in images)
+    taken = {name.casefold() for name in kept.values()}
+    free = {stem for stem, count in stems.items() if count == 1} - taken
+    taken |= free
     names: list[str] = []
-    taken = {stem for stem, count in stems.items() if count == 1}
     for path in images:
-        if stems[path.stem.casefold()] == 1:
-            names.append(path.stem)
-            continue
-        name, number = path.name, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{path.name}-{number}"
-        taken.add(name.casefold())
+        name, number = path.stem, 1
+        if path in kept:
+            name = kept[path]
+        elif path.stem.casefold() not in free:
+            name = path.name
+            while name.casefold() in taken:
+                number += 1
+                name = f"{path.name}-{number}"
+            taken.add(name.casefold())
         names.append(name)
     return names
 
@@ -122,51 +127,55 @@ def output_names(images: Sequence[Path]) -> list[str]:
 class _Targets:
     """Where the results of one image go."""
 
+    name: str
     labels: Path
     overlay: Path
-    marginals: Path | None
-
-    def paths(self) -> tuple[Path, ...]:
-        return tuple(p for p in (self.labels, self.overlay, self.marginals) if p is not None)
+    marginals: Path
 
 
-def _plan(images: Mapping[Path, str], output: Path, marginals: bool) -> dict[Path, _Targets]:
-    """The files to write for each image, which `find_images` found."""
+def _plan(
+    images: Mapping[Path, str], output: Path, earlier: Mapping[str, str]
+) -> dict[Path, _Targets]:
+    """The files to write for each image, which `find_images` found, under the name that it has of
+    an `earlier` run in the same sub-folder, where it has one (`ResultFolder.names`)."""
     names: dict[Path, str] = {}
     for below in dict.fromkeys(images.values()):
         paths = [path for path, folder in images.items() if folder == below]
+        known = {path: Path(earlier.get(str(path.resolve()), "")) for path in paths}
+        kept = {p: n.name for p, n in known.items() if n.name and n.parent == Path(below)}
         prefix = "" if below == "." else f"{below}/"
-        names |= {p: prefix + name for p, name in zip(paths, output_names(paths), strict=True)}
+        found = zip(paths, output_names(paths, kept), strict=True)
+        names |= {path: prefix + name for path, name in found}
     return {
         path: _Targets(
+            name,
             output / "labels" / f"{name}.png",
             output / "overlays" / f"{name}.png",
-            output / "marginals" / f"{name}.npz" if marginals else None,
+            output / "marginals" / f"{name}.npz",
         )
         for path, name in names.items()
     }
 
 
 def _begin(
-    targets: Mapping[Path, _Targets], output: Path, settings: Mapping[str, Any], overwrite: bool
+    targets: Mapping[Path, _Targets],
+    folder: ResultFolder,
+    settings: Mapping[str, Any],
+    marginals: bool,
+    overwrite: bool,
 ) -> dict[Path, _Targets]:
     """Notes the run in the output folder; the images that are still to be done.
 
     Raises InputError where something is there that must not be replaced.
     """
-    tasks = {
-        path: Task(
-            target.labels.relative_to(output / "labels").with_suffix("").as_posix(),
-            (path,),
-            target.paths(),
-        )
-        for path, target in targets.items()
-    }
-    todo = ResultFolder(output, "predict.json").begin(list(tasks.values()), settings, overwrite)
-    names = {task.name for task in todo}
-    for folder in {path.parent for target in targets.values() for path in target.paths()}:
-        folder.mkdir(parents=True, exist_ok=True)
-    return {path: target for path, target in targets.items() if tasks[path].name in names}
+    tasks = []
+    for path, target in targets.items():
+        results = [target.labels, target.overlay, *([target.marginals] if marginals else ())]
+        tasks.append(Task(target.name, (path,), tuple(results)))
+    names = {task.name for task in folder.begin(tasks, settings, overwrite)}
+    for parent in {path.parent for task in tasks for path in task.results}:
+        parent.mkdir(parents=True, exist_ok=True)
+    return {path: target for path, target in targets.items() if target.name in names}
 
 
 def _legend(
@@ -254,8 +263,9 @@ def _run(argv: Sequence[str] | None) -> int:
     output: Path = arguments.output
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     colours = _legend(output / "legend.png", classes, palette, arguments.overwrite, images)
-    targets = _plan(images, output, arguments.marginals)
-    todo = _begin(targets, output, settings, arguments.overwrite)
+    folder = ResultFolder(output, "predict.json")
+    targets = _plan(images, output, folder.names())
+    todo = _begin(targets, folder, settings, arguments.marginals, arguments.overwrite)
     write_picture(output / "legend.png", colours)
     memory = int(1e9 * arguments.memory)
     failed = 0
@@ -288,13 +298,14 @@ def _run(argv: Sequence[str] | None) -> int:
             tqdm.write(f"error: {path}: {error}", file=sys.stderr)
             failed += 1
             continue
+        target.marginals.unlink(missing_ok=True)  # which may be of an earlier image or settings
         with write_whole(target.labels) as file:
             write_labels(file, prediction.labels, palette)
         size = image.shape[:2]
         tinted = overlay(image, prediction.labels, palette, arguments.alpha)
         del image  # of a large one nothing is in memory for longer than it must
         write_picture(target.overlay, tinted)
-        if target.marginals is not None:
+        if arguments.marginals:
             with write_whole(target.marginals) as file:
                 np.savez_compressed(
                     file,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ class ResultFolder:
 
     def __init__(self, path: Path, record: str) -> None:
         self.path, self.record = path, path / record
+
+    def names(self) -> dict[str, str]:
+        """What the results of an earlier run are called, by the path of the one file that they are
+        of; without files that have several."""
+        noted: dict[str, list[str]] = self._former().get("sources", {})
+        sources = Counter(place for places in noted.values() for place in places)
+        return {of[0]: name for name, of in noted.items() if len(of) == 1 and sources[of[0]] == 1}
 
     def begin(
         self,

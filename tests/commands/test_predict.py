@@ -281,6 +281,16 @@ def test_output_names_are_distinct_and_plain_where_they_can_be(files):
             assert name.startswith(path.name)
 
 
+@given(st.lists(st.tuples(st.sampled_from("xyz"), NAME), unique=True, max_size=12), st.integers(0))
+def test_names_stay_when_there_are_more_images(files, earlier):
+    images = [Path(folder) / name for folder, name in files]
+    first = images[: earlier % (len(images) + 1)]
+    kept = dict(zip(first, output_names(first), strict=True))
+    names = output_names(images, kept)
+    assert names[: len(first)] == list(kept.values())
+    assert len({name.casefold() for name in names}) == len(images)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -114,6 +114,30 @@ def test_images_that_changed_or_are_new_are_done_alone(arguments, photos, tmp_pa
     assert (read_labels(output / "labels" / "a.png") != old).any()
 
 
+def test_images_keep_their_names(arguments, photos, tmp_path, capsys) -> None:
+    assert main(arguments) == 0
+    before = times(tmp_path / "out")
+    write_image(photos / "a.jpg", 4)
+    write_image(photos / "b.jpg.png", 5)
+    assert main(arguments) == 0
+    assert "(3 of them earlier)" in capsys.readouterr().out
+    after = times(tmp_path / "out")
+    assert after.keys() - before.keys() == {"a.jpg", "b.jpg"}
+    assert before.items() <= after.items()
+    (photos / "a.png").unlink()
+    write_image(photos / "b.jpg", 6)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert times(tmp_path / "out").keys() - after.keys() == {"b.jpg-2"}
+
+
+def test_no_marginals_of_an_earlier_image_stay(arguments, photos, tmp_path) -> None:
+    assert main([*arguments, "--marginals"]) == 0
+    write_image(photos / "a.png", 9)
+    assert main(arguments) == 0
+    kept = sorted(path.name for path in (tmp_path / "out" / "marginals").iterdir())
+    assert kept == ["b.npz", "c.npz"]
+
+
 def test_results_of_other_settings_are_refused(arguments, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     before = times(tmp_path / "out")
