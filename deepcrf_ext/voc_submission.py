@@ -69,7 +69,7 @@ def _run(argv: Sequence[str] | None) -> None:
     output: Path = arguments.output
     if arguments.competition not in COMPETITIONS:
         raise InputError(
-            f"competition is {arguments.competition!r}; must be one of {', '.join(COMPETITIONS)}"
+            f"competition: got {arguments.competition!r}, must be one of {', '.join(COMPETITIONS)}"
         )
     if output.exists() and not arguments.overwrite:
         raise InputError(f"output: {output} exists; choose another file, or give --overwrite")

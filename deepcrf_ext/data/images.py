@@ -234,10 +234,10 @@ def write_labels(path: str | Path | BinaryIO, labels: np.ndarray, palette: np.nd
     """
     if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
         raise ValueError(
-            f"labels is {labels.dtype} {list(labels.shape)}; must be uint8 [H, W] and not empty"
+            f"labels: got {labels.dtype} {list(labels.shape)}, must be uint8 [H, W], not empty"
         )
     if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256:
-        raise ValueError(f"palette has shape {list(palette.shape)}; must be [K, 3] with K <= 256")
+        raise ValueError(f"palette: got shape {list(palette.shape)}, must be [K, 3] with K <= 256")
     table = np.zeros((256, 3), np.uint8)
     table[255] = voc_palette(256)[255]
     table[: len(palette)] = palette

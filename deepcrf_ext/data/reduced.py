@@ -31,7 +31,7 @@ class Reduced(SegmentationDataset):
     ) -> None:
         for name, value in (("images", images), ("max_side", max_side)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise ValueError(f"{name}: got {value}, must be at least 1")
         self.dataset, self.max_side = dataset, max_side
         self.classes, self.palette = dataset.classes, dataset.palette
         self.ignore_index, self.source = dataset.ignore_index, dataset.source

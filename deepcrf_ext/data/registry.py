@@ -96,7 +96,9 @@ def open_dataset(
         raise InputError(f"data.dataset: got {name!r}, must be one of {', '.join(DATASETS)}")
     listed = name == "voc" and source.split_file is not None
     if DATASETS[name] and split not in DATASETS[name] and not listed:
-        raise InputError(f"split is {split!r}; {name} has the splits {', '.join(DATASETS[name])}")
+        raise InputError(
+            f"split: got {split!r}, must be a split of {name}: {', '.join(DATASETS[name])}"
+        )
     _refuse_foreign_settings(source)
     if name == "scenes":
         if source.root is not None:

@@ -102,11 +102,11 @@ class Scenes(SegmentationDataset):
 
     def __init__(self, split: str, seed: int = 0, size: tuple[int, int] = (96, 128)) -> None:
         if split not in LENGTHS:
-            raise InputError(f"split is {split!r}; must be one of {', '.join(LENGTHS)}")
+            raise InputError(f"split: got {split!r}, must be one of {', '.join(LENGTHS)}")
         if seed < 0:
-            raise InputError(f"seed is {seed}; must be at least 0")
+            raise InputError(f"seed: got {seed}, must be at least 0")
         if min(size) < 32:
-            raise InputError(f"size is {size}; must be (height, width), both at least 32")
+            raise InputError(f"size: got {size}, must be (height, width), both at least 32")
         self.split = split
         self.seed = seed
         self.size = size

@@ -46,12 +46,12 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
-            raise ValueError(f"crop is {self.crop}; must be (height, width), both at least 1")
+            raise ValueError(f"crop: got {self.crop}, must be (height, width), both at least 1")
         if self.scale_range is not None and not (
             0 < self.scale_range[0] <= self.scale_range[1] < math.inf
         ):
             raise ValueError(
-                f"scale_range is {self.scale_range}; must be (lowest, highest) with "
+                f"scale_range: got {self.scale_range}, must be (lowest, highest) with "
                 "0 < lowest <= highest, finite"
             )
 

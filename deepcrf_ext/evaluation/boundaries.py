@@ -60,9 +60,9 @@ class BoundaryF1:
 
     def __init__(self, num_classes: int, tolerance: float = TOLERANCE) -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+            raise ValueError(f"num_classes: got {num_classes}, must be at least 1")
         if not tolerance >= 0:
-            raise ValueError(f"tolerance is {tolerance}; it must not be negative")
+            raise ValueError(f"tolerance: got {tolerance}, must be at least 0")
         self.num_classes = num_classes
         self.tolerance = tolerance
         self._total = np.zeros(num_classes)
@@ -78,8 +78,8 @@ class BoundaryF1:
         predicted, true = np.array(prediction), np.asarray(truth)
         if true.ndim != 2 or predicted.shape != true.shape:
             raise ValueError(
-                f"prediction has shape {predicted.shape} and truth {true.shape}; "
-                "both must be the same [H, W]"
+                f"prediction: got shape {predicted.shape} and a truth of {true.shape}, "
+                "must both be the same [H, W]"
             )
         predicted[true == IGNORE_INDEX] = IGNORE_INDEX
         limit = self.tolerance * math.hypot(*true.shape)

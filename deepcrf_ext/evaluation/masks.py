@@ -149,7 +149,7 @@ def read_masked(files: MaskFiles, settings: MaskSettings) -> Masked:
     if kind == "labels":
         coding = read_label_picture(files.mask)
         if settings.num_classes is None:
-            raise ValueError("num_classes is None; it must be known, as from count_classes")
+            raise ValueError("num_classes: got None, must be known, as from count_classes")
         labels = _resized(files, torch.from_numpy(coding.labels), size)
         labels = _checked_labels(files.mask, labels, settings.num_classes, settings.unsure)
         probabilities, count = None, settings.num_classes

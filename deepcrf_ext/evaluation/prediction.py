@@ -51,7 +51,7 @@ def _upsample(marginals: Tensor, size: tuple[int, int], truth: Tensor | None) ->
     Only a few maps of full size exist at a time, whatever K is, so that large images fit in memory.
     """
     if len(marginals) == 0:
-        raise ValueError("marginals has no classes; it must be [K, h, w] with K of at least 1")
+        raise ValueError("marginals: got no classes, must be [K, h, w] with K of at least 1")
     labels = torch.zeros(size, dtype=torch.uint8, device=marginals.device)
     best = marginals.new_full(size, -torch.inf)
     of_truth = None if truth is None else marginals.new_zeros(size)
@@ -203,7 +203,7 @@ def predict_image(
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3], not empty"
+            f"image: got {image.dtype} {list(image.shape)}, must be uint8 [H, W, 3], not empty"
         )
     image = np.ascontiguousarray(image)  # torch takes no negative strides
     whole = torch.from_numpy(image).permute(2, 0, 1)

@@ -41,7 +41,7 @@ class Scores:
     def from_confusion(cls, confusion: npt.NDArray[np.int64]) -> Scores:
         """Scores of a confusion matrix, integers [K, K], truth in rows, prediction in columns."""
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-            raise ValueError(f"confusion has shape {confusion.shape}; it must be square [K, K]")
+            raise ValueError(f"confusion: got shape {confusion.shape}, must be square [K, K]")
         correct = np.diag(confusion).astype(np.float64)
         truth = confusion.sum(axis=1).astype(np.float64)
         predicted = confusion.sum(axis=0)
@@ -60,7 +60,7 @@ class Scores:
     def as_dict(self, classes: Sequence[str]) -> dict[str, object]:
         """The scores as plain JSON types, None where undefined. `classes` names the K rows."""
         if len(classes) != len(self.iou):
-            raise ValueError(f"classes has {len(classes)} names; it must have {len(self.iou)}")
+            raise ValueError(f"classes: got {len(classes)} names, must be {len(self.iou)}")
         return {
             "mean_iou": _none_if_nan(self.mean_iou),
             "pixel_accuracy": _none_if_nan(self.pixel_accuracy),
@@ -78,7 +78,7 @@ class SegmentationMetrics:
 
     def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+            raise ValueError(f"num_classes: got {num_classes}, must be at least 1")
         self.num_classes = num_classes
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
@@ -91,8 +91,8 @@ class SegmentationMetrics:
         """
         if prediction.shape != truth.shape:
             raise ValueError(
-                f"prediction has shape {tuple(prediction.shape)}; "
-                f"it must be that of truth, {tuple(truth.shape)}"
+                f"prediction: got shape {tuple(prediction.shape)}, "
+                f"must be that of truth, {tuple(truth.shape)}"
             )
         prediction, truth = prediction.cpu().long(), truth.cpu().long()
         self._check_range("prediction", prediction)
@@ -120,8 +120,8 @@ class SegmentationMetrics:
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= self.num_classes:
             raise ValueError(
-                f"{name} has labels {low}..{high}; "
-                f"they must be in 0..{self.num_classes - 1} (truth may also be {IGNORE_INDEX})"
+                f"{name}: got labels {low}..{high}, "
+                f"must be 0..{self.num_classes - 1} (truth may also be {IGNORE_INDEX})"
             )
 
 

@@ -216,10 +216,10 @@ def explain_node(
     if variant.unary is None or not variant.relations:
         raise ValueError("variant must have a unary and relations")
     if not (0 <= node[0] < height and 0 <= node[1] < width):
-        raise ValueError(f"node is {node}; the grid has {height} x {width} nodes")
+        raise ValueError(f"node: got {node}, must be one of the grid of {height} x {width} nodes")
     steps = model.config.iterations
     if steps < 1:
-        raise ValueError("the model's mean field has 0 iterations; it must have one at least")
+        raise ValueError("model: got 0 mean-field iterations, must have at least one")
     index = node[0] * width + node[1]
     before = model.marginals(energies, variant, steps - 1).flatten(2)[0].t().contiguous()
     after = model.marginals(energies, variant)[0, :, node[0], node[1]]

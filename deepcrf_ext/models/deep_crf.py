@@ -86,7 +86,7 @@ class DeepCRF(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= num_classes <= IGNORE_INDEX:
-            raise ValueError(f"num_classes is {num_classes}; it must be 1 to {IGNORE_INDEX}")
+            raise ValueError(f"num_classes: got {num_classes}, must be 1 to {IGNORE_INDEX}")
         self.config = config
         self.num_classes = num_classes
         self.classes: list[str] | None = None
@@ -302,7 +302,7 @@ class DeepCRF(nn.Module):
         """`energies` from what `self.inputs` returned."""
         names = tuple(self.potential_names if names is None else names)
         if not names:
-            raise ValueError("names is empty; it must name at least one potential")
+            raise ValueError("names: got none, must be at least one potential")
         unaries: dict[str, Tensor] = {}
         pairwise: dict[str, FactoredPotential] = {}
         grid = (0, 0, 0)
@@ -382,7 +382,7 @@ class DeepCRF(nn.Module):
         check_images(images)
         pixels = (images.shape[2], images.shape[3])
         if chosen.dense_crf and size not in (None, pixels):
-            raise ValueError(f"size is {size}; with a dense CRF it must be the images', {pixels}")
+            raise ValueError(f"size: got {size}, must be the images', {pixels}, with a dense CRF")
         nodes = self.marginals(self.energies(images, chosen.potentials), chosen)
         if chosen.dense_crf:
             return refine(nodes, images, dense_crf)

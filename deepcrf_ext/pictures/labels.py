@@ -33,14 +33,14 @@ def colour(labels: Labels, palette: Image) -> Image:
     Returns uint8 [H, W, 3]. Raises ValueError for wrong shapes or a label out of range.
     """
     if labels.ndim != 2:
-        raise ValueError(f"labels has shape {labels.shape}; it must be [H, W]")
+        raise ValueError(f"labels: got shape {labels.shape}, must be [H, W]")
     if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype != np.uint8:
-        raise ValueError(f"palette is {palette.dtype} {palette.shape}; it must be uint8 [K, 3]")
+        raise ValueError(f"palette: got {palette.dtype} {palette.shape}, must be uint8 [K, 3]")
     valid = labels[labels != IGNORE_INDEX]
     if valid.size and (valid.min() < 0 or valid.max() >= len(palette)):
         raise ValueError(
-            f"labels has values {valid.min()}..{valid.max()}; "
-            f"they must be in 0..{len(palette) - 1} or {IGNORE_INDEX}"
+            f"labels: got values {valid.min()}..{valid.max()}, "
+            f"must be 0..{len(palette) - 1} or {IGNORE_INDEX}"
         )
     table = np.tile(np.array(_IGNORE_COLOUR, np.uint8), (max(len(palette), IGNORE_INDEX + 1), 1))
     table[: len(palette)] = palette
@@ -56,10 +56,10 @@ def overlay(image: Image, labels: Labels, palette: Image, alpha: float = 0.55) -
     """
     if image.shape != (*labels.shape, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"image is {image.dtype} {image.shape}; it must be uint8 {(*labels.shape, 3)}"
+            f"image: got {image.dtype} {image.shape}, must be uint8 {(*labels.shape, 3)}"
         )
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it must be in 0..1")
+        raise ValueError(f"alpha: got {alpha}, must be 0..1")
     mixed = np.empty_like(image)
     rows = max(1, _BAND // max(image.shape[1], 1))
     for top in range(0, len(image), rows):  # in bands, which take little memory beside the result
@@ -123,12 +123,12 @@ def picture_grid(
     classes, palette: when given, a legend of the classes is put below the grid.
     """
     if not rows:
-        raise ValueError("rows is empty; it must hold at least one row of pictures")
+        raise ValueError("rows: got none, must be at least one row of pictures")
     for index, row in enumerate(rows):
         if len(row) != len(column_titles):
             raise ValueError(
-                f"rows[{index}] has {len(row)} pictures; "
-                f"it must have {len(column_titles)}, one a column title"
+                f"rows[{index}]: got {len(row)} pictures, "
+                f"must be {len(column_titles)}, one a column title"
             )
     column_width = 2.6  # inches
     shapes = [row[0].shape for row in rows]
@@ -183,7 +183,7 @@ def _swatches(classes: Sequence[str], palette: Image) -> list[Patch]:
 def _check_classes(classes: Sequence[str], palette: Image) -> None:
     if not classes or len(classes) != len(palette):
         raise ValueError(
-            f"classes has {len(classes)} names; it must have one a palette row, {len(palette)}"
+            f"classes: got {len(classes)} names, must be one a palette row, {len(palette)}"
         )
 
 

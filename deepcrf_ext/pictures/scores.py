@@ -26,7 +26,7 @@ def confusion_plot(
     classes: the K names. A class absent from the truth has an empty row.
     """
     if not confusions:
-        raise ValueError("confusions is empty; it must hold at least one matrix")
+        raise ValueError("confusions: got none, must be at least one matrix")
     columns = min(len(confusions), 3)
     rows = -(-len(confusions) // columns)
     size = min(max(3.2, 0.36 * len(classes)), _LARGEST)
@@ -61,7 +61,7 @@ def class_plot(
     quantity: what they are, for the axis.
     """
     if not scores:
-        raise ValueError("scores is empty; it must hold at least one row")
+        raise ValueError("scores: got none, must be at least one row")
     names = [*classes, "mean"]
     thickness = 0.8 / len(scores)
     height = max(2.5, (0.16 * len(scores) + 0.14) * len(names) + 1.1)
@@ -72,9 +72,7 @@ def class_plot(
     positions[-1] += 0.4
     for index, (title, score) in enumerate(scores.items()):
         if len(score) != len(classes):
-            raise ValueError(
-                f"scores[{title!r}] has {len(score)} values; it must have {len(classes)}"
-            )
+            raise ValueError(f"scores[{title!r}]: got {len(score)} values, must be {len(classes)}")
         mean = np.nanmean(score) if not np.isnan(score).all() else np.nan
         values = 100 * np.append(score, mean)
         offset = (index - (len(scores) - 1) / 2) * thickness
@@ -133,7 +131,7 @@ def search_plot(
 def _confusion_axes(axes: Axes, confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
     count = len(classes)
     if confusion.shape != (count, count):
-        raise ValueError(f"confusion has shape {confusion.shape}; it must be {(count, count)}")
+        raise ValueError(f"confusion: got shape {confusion.shape}, must be {(count, count)}")
     truth = confusion.sum(axis=1, keepdims=True)
     percent = np.where(truth > 0, 100 * confusion / np.maximum(truth, 1), np.nan)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)

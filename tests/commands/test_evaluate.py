@@ -203,7 +203,7 @@ def test_data_can_be_overridden(run, tmp_path):
     ("arguments", "message"),
     [
         (["--rows", "fully"], "row 'fully' is unknown"),
-        (["--data.split", "nope"], "split is 'nope'"),
+        (["--data.split", "nope"], "split: got 'nope'"),
         (["--data.dataset", "scenes"], "the checkpoint was trained for 11"),
         (["--data.dataset", "voc"], "data.root: not given"),
         (["--data.root", "missing-folder"], "missing-folder"),

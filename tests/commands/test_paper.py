@@ -87,7 +87,7 @@ def test_reduced_data():
     assert set(np.unique(part[0].labels)) <= set(np.unique(full[6].labels))
     np.testing.assert_array_equal(Reduced(full)[3].image, full[3].image)
     assert len(Reduced(full, 1000)) == len(full)
-    with pytest.raises(ValueError, match="images is 0"):
+    with pytest.raises(ValueError, match="images: got 0"):
         Reduced(full, 0)
 
 

@@ -164,7 +164,7 @@ def test_undefined_scores_are_the_lowest() -> None:
         (["--images", "-3"], "images"),
         (["--objective", "recall"], "objective"),
         (["--row", "everything"], "row 'everything' is unknown"),
-        (["--data.split", "nope"], "split is 'nope'"),
+        (["--data.split", "nope"], "split: got 'nope'"),
         (["--data.root", "missing-folder"], "missing-folder"),
         (["--checkpoint", "missing-run"], "missing-run"),
     ],

@@ -323,10 +323,10 @@ def test_colour_label_maps_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "palette", "message"),
     [
-        (np.zeros((2, 2), np.int64), voc_palette(3), "labels is int64"),
-        (np.zeros((2, 2, 1), np.uint8), voc_palette(3), "labels is uint8"),
+        (np.zeros((2, 2), np.int64), voc_palette(3), "labels: got int64"),
+        (np.zeros((2, 2, 1), np.uint8), voc_palette(3), "labels: got uint8"),
         (np.zeros((0, 2), np.uint8), voc_palette(3), "not empty"),
-        (np.zeros((2, 2), np.uint8), voc_palette(3)[:, :2], "palette has shape"),
+        (np.zeros((2, 2), np.uint8), voc_palette(3)[:, :2], "palette: got shape"),
     ],
 )
 def test_write_labels_checks_its_arguments(tmp_path: Path, labels, palette, message) -> None:

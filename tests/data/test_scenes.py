@@ -161,9 +161,9 @@ def test_size_scales_the_scene() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "trainval"}, "split is 'trainval'"),
-        ({"split": "train", "seed": -1}, "seed is -1"),
-        ({"split": "train", "size": (31, 64)}, r"size is \(31, 64\)"),
+        ({"split": "trainval"}, "split: got 'trainval'"),
+        ({"split": "train", "seed": -1}, "seed: got -1"),
+        ({"split": "train", "size": (31, 64)}, r"size: got \(31, 64\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
@@ -175,8 +175,8 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     ("arguments", "message"),
     [
         (("cityscapes", None, "train"), "dataset: got 'cityscapes'.*scenes, camvid, voc"),
-        (("scenes", None, "train_aug"), "split is 'train_aug'.*train, val, test"),
-        (("camvid", ".", "trainval"), "split is 'trainval'"),
+        (("scenes", None, "train_aug"), "split: got 'train_aug'.*train, val, test"),
+        (("camvid", ".", "trainval"), "split: got 'trainval'"),
         (("camvid", None, "train"), "data.root: not given.*camvid"),
         (("voc", None, "train"), "data.root: not given.*voc"),
         (("scenes", "somewhere", "train"), "root: got somewhere"),

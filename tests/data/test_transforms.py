@@ -139,12 +139,12 @@ def test_to_tensors_changes_nothing_but_the_type() -> None:
 @pytest.mark.parametrize(
     ("crop", "scale_range", "message"),
     [
-        ((0, 5), None, r"crop is \(0, 5\)"),
-        ((5, -1), None, r"crop is \(5, -1\)"),
-        (None, (0.0, 1.0), "scale_range is"),
-        (None, (2.0, 1.0), "scale_range is"),
-        (None, (float("nan"), 1.0), "scale_range is"),
-        (None, (1.0, float("inf")), "scale_range is"),
+        ((0, 5), None, r"crop: got \(0, 5\)"),
+        ((5, -1), None, r"crop: got \(5, -1\)"),
+        (None, (0.0, 1.0), "scale_range: got"),
+        (None, (2.0, 1.0), "scale_range: got"),
+        (None, (float("nan"), 1.0), "scale_range: got"),
+        (None, (1.0, float("inf")), "scale_range: got"),
     ],
 )
 def test_bad_settings_are_named(crop, scale_range, message) -> None:

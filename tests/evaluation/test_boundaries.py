@@ -116,9 +116,9 @@ def test_plain_values_for_json() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="num_classes is 0"):
+    with pytest.raises(ValueError, match="num_classes: got 0"):
         BoundaryF1(0)
-    with pytest.raises(ValueError, match="tolerance is -1"):
+    with pytest.raises(ValueError, match="tolerance: got -1"):
         BoundaryF1(2, -1)
-    with pytest.raises(ValueError, match=r"prediction has shape \(3, 4\) and truth \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"prediction: got shape \(3, 4\) and a truth of \(4, 3\)"):
         BoundaryF1(2).update(np.zeros((3, 4)), np.zeros((4, 3)))

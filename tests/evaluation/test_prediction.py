@@ -127,7 +127,7 @@ def test_predict_image_takes_any_strides_and_names_what_is_no_image(run):
     actual = predict_image(model, from_opencv, "unary-3scales")
     np.testing.assert_array_equal(actual.marginals, expected.marginals)
     for wrong in (image.astype(np.float32), image[..., 0], image[..., :2], image[:0]):
-        with pytest.raises(ValueError, match=r"image is .*must be uint8 \[H, W, 3\]"):
+        with pytest.raises(ValueError, match=r"image: got .*must be uint8 \[H, W, 3\]"):
             predict_image(model, wrong, "unary-3scales")
 
 

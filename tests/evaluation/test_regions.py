@@ -86,16 +86,16 @@ def test_compute_is_a_snapshot():
 
 def test_wrong_arguments_are_named():
     metrics = SegmentationMetrics(3)
-    with pytest.raises(ValueError, match=r"prediction has shape \(2,\).*\(3,\)"):
+    with pytest.raises(ValueError, match=r"prediction: got shape \(2,\).*\(3,\)"):
         metrics.update(torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"truth has labels 0\.\.3"):
+    with pytest.raises(ValueError, match=r"truth: got labels 0\.\.3"):
         metrics.update(torch.tensor([0, 0]), torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match=r"prediction has labels -1\.\.0"):
+    with pytest.raises(ValueError, match=r"prediction: got labels -1\.\.0"):
         metrics.update(torch.tensor([0, -1]), torch.tensor([0, 255]))
     assert metrics.compute().confusion.sum() == 0
-    with pytest.raises(ValueError, match="num_classes is 0"):
+    with pytest.raises(ValueError, match="num_classes: got 0"):
         SegmentationMetrics(0)
     with pytest.raises(ValueError, match="square"):
         Scores.from_confusion(np.zeros((2, 3), np.int64))
-    with pytest.raises(ValueError, match="classes has 1 names; it must have 3"):
+    with pytest.raises(ValueError, match="classes: got 1 names, must be 3"):
         metrics.compute().as_dict(["one"])

@@ -59,7 +59,9 @@ def test_row_full_of_a_model_needs_the_images_size(tmp_path: Path) -> None:
         nodes = model.marginals(model.energies(images), "full")
         result = model.predict(images, "full", (20, 30), settings)
         assert torch.equal(result, refine(nodes, images, settings))
-        with pytest.raises(ValueError, match=r"size is \(10, 15\); with a dense CRF"):
+        with pytest.raises(
+            ValueError, match=r"size: got \(10, 15\), must be the images', .* with a dense CRF"
+        ):
             model.predict(images, "full", (10, 15))
 
 

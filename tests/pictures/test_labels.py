@@ -24,14 +24,14 @@ def test_colour_is_the_palette_and_ignored_pixels_are_grey(dtype):
 
 @pytest.mark.parametrize("labels", [[[3]], [[-1]], [[254]]])
 def test_colour_rejects_labels_without_a_colour(labels):
-    with pytest.raises(ValueError, match=r"labels has values .* 0\.\.2 or 255"):
+    with pytest.raises(ValueError, match=r"labels: got values .* 0\.\.2 or 255"):
         colour(np.array(labels), PALETTE)
 
 
 def test_colour_names_wrong_shapes():
-    with pytest.raises(ValueError, match="labels has shape"):
+    with pytest.raises(ValueError, match="labels: got shape"):
         colour(np.zeros((2, 2, 1), np.uint8), PALETTE)
-    with pytest.raises(ValueError, match="palette is float64"):
+    with pytest.raises(ValueError, match="palette: got float64"):
         colour(np.zeros((2, 2), np.uint8), PALETTE.astype(float))
 
 
@@ -59,9 +59,9 @@ def test_overlay_mixes_and_leaves_ignored_pixels_and_the_input_alone():
 
 def test_overlay_names_wrong_arguments():
     labels = np.zeros((2, 2), np.uint8)
-    with pytest.raises(ValueError, match=r"image is uint8 \(2, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"image: got uint8 \(2, 3, 3\)"):
         overlay(np.zeros((2, 3, 3), np.uint8), labels, PALETTE)
-    with pytest.raises(ValueError, match="alpha is 2"):
+    with pytest.raises(ValueError, match="alpha: got 2"):
         overlay(np.zeros((2, 2, 3), np.uint8), labels, PALETTE, alpha=2)
 
 
@@ -70,7 +70,7 @@ def test_legend_shows_every_colour_and_grows_with_the_classes():
     seen = {tuple(pixel) for pixel in picture.reshape(-1, 3)}
     assert {tuple(rgb) for rgb in PALETTE} <= seen
     assert legend(CLASSES[:1], PALETTE[:1]).shape[0] < picture.shape[0]
-    with pytest.raises(ValueError, match="classes has 2 names"):
+    with pytest.raises(ValueError, match="classes: got 2 names"):
         legend(CLASSES[:2], PALETTE)
 
 
@@ -89,8 +89,8 @@ def test_picture_grid_holds_pictures_of_any_size(tmp_path):
 
 def test_picture_grid_names_the_row_that_does_not_fit(tmp_path):
     picture = np.zeros((2, 2, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"rows\[1\] has 1 pictures; it must have 2"):
+    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 pictures, must be 2"):
         picture_grid([[picture, picture], [picture]], ["a", "b"], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="rows is empty"):
+    with pytest.raises(ValueError, match="rows: got none, must be at least one row"):
         picture_grid([], ["a"], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

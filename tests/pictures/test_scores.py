@@ -23,11 +23,11 @@ def test_plots_take_absent_classes(tmp_path):
 
 
 def test_plots_name_wrong_sizes(tmp_path):
-    with pytest.raises(ValueError, match=r"confusion has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"confusion: got shape \(2, 2\)"):
         confusion_plot({"x": np.eye(2, dtype=int)}, CLASSES, tmp_path / "c.png")
-    with pytest.raises(ValueError, match=r"scores\['x'\] has 2 values"):
+    with pytest.raises(ValueError, match=r"scores\['x'\]: got 2 values"):
         class_plot({"x": np.zeros(2)}, CLASSES, "IoU, %", tmp_path / "i.png")
-    with pytest.raises(ValueError, match="scores is empty"):
+    with pytest.raises(ValueError, match="scores: got none"):
         class_plot({}, CLASSES, "IoU, %", tmp_path / "i.png")
-    with pytest.raises(ValueError, match="confusions is empty"):
+    with pytest.raises(ValueError, match="confusions: got none"):
         confusion_plot({}, CLASSES, tmp_path / "c.png")
