@@ -66,7 +66,7 @@ def fit_relation_weights(
         raise InputError("the images have no labelled pixel at a node")
 
     def measure(several: Sequence[Mapping[str, float]]) -> list[float]:
-        sums = torch.zeros(len(several), dtype=torch.float64)
+        sums = torch.zeros(len(several), dtype=torch.float64, device="cpu")
         for unary, potentials, nodes in progress(cases, len(cases), "weights", "image"):
             for index, weights in enumerate(several):
                 scaled = [potentials[name].scaled(weight) for name, weight in weights.items()]

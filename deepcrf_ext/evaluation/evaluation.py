@@ -161,7 +161,7 @@ def evaluate(
     for meters in (regions, outlines, probabilities):
         for meter in meters.values():
             meter.add_up(world)
-    total = world.sum(torch.tensor(list(seconds.values()), dtype=torch.float64))
+    total = world.sum(torch.tensor(list(seconds.values()), dtype=torch.float64, device="cpu"))
     images = {index: rows for part in world.gather(per_image) for index, rows in part.items()}
     network_mean, *means = (total / max(len(dataset), 1)).tolist()
     return Evaluation(

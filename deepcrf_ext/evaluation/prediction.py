@@ -117,7 +117,7 @@ def label_large(
         return refine_labels(energies, image, num_classes, dense_crf, marginals.device, memory)
     if 12 * size[0] * size[1] <= memory:
         return upsample_labels(marginals, size).cpu()
-    labels = torch.empty(size, dtype=torch.uint8)
+    labels = torch.empty(size, dtype=torch.uint8, device="cpu")
     count = max(1, memory // (12 * (num_classes + 1) * size[1]))
     for top in range(0, size[0], count):
         rows = slice(top, min(top + count, size[0]))

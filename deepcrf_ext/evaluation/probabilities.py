@@ -38,8 +38,9 @@ class Probabilities:
     """Accumulates `ProbabilityScores` over images."""
 
     def __init__(self) -> None:
-        self._nll = torch.zeros(1, dtype=torch.float64)
-        self._bins = torch.zeros(3, BINS, dtype=torch.float64)  # pixels, right ones, Σ confidence
+        self._nll = torch.zeros(1, dtype=torch.float64, device="cpu")
+        # Pixels, right ones, Σ confidence.
+        self._bins = torch.zeros(3, BINS, dtype=torch.float64, device="cpu")
 
     def update(self, labels: Tensor, confidence: Tensor, of_truth: Tensor, truth: Tensor) -> None:
         """Adds one image.

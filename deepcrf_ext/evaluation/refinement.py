@@ -240,10 +240,10 @@ def refine_large(
 ) -> tuple[Tensor | None, Tensor]:
     """Refined marginals, float16 [K, H, W] where they are to be written, and labels of an image
     that is refined in tiles."""
-    labels = torch.empty(masked.size, dtype=torch.uint8)
+    labels = torch.empty(masked.size, dtype=torch.uint8, device="cpu")
     kept = None
     if output.probabilities:
-        kept = torch.empty((masked.num_classes, *masked.size), dtype=torch.float16)
+        kept = torch.empty((masked.num_classes, *masked.size), dtype=torch.float16, device="cpu")
     parts = refine_parts(
         lambda rows, columns: masked.energies(device, rows, columns),
         masked.image,

@@ -80,7 +80,7 @@ class SegmentationMetrics:
         if num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes}, must be at least 1")
         self.num_classes = num_classes
-        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device="cpu")
 
     def update(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
         """Adds one image or batch.

@@ -45,11 +45,15 @@ def check_map(features: Tensor) -> Tensor:
 @torch.no_grad()
 def _trial(backbone: nn.Module, height: int, width: int) -> Tensor:
     """Features of a grey image, with no trace left in the backbone."""
-    tensors = [*backbone.parameters(), *backbone.buffers()]
-    first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-    image = first.new_zeros(1, 3, height, width)
     with evaluating(backbone):
-        return check_map(backbone(image))
+        return check_map(backbone(grey_image(backbone, height, width)))
+
+
+def grey_image(network: nn.Module, height: int, width: int) -> Tensor:
+    """Zeros [1, 3, H, W] as a network takes images: of its dtype, on its device."""
+    tensors = [*network.parameters(), *network.buffers()]
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    return first.new_zeros(1, 3, height, width)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models.backbones import evaluating
+from deepcrf_ext.models.backbones import evaluating, grey_image
 from deepcrf_ext.models.fixed_buffers import FixedBuffers, channel_values
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -63,7 +63,7 @@ class FeatureMaps(nn.Module):
             )
         self.channels = tuple(sizes[stride] for stride in self.strides)
         with torch.no_grad(), evaluating(self):
-            called = set(self._run(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE), every=True))
+            called = set(self._run(grey_image(network, TRIAL_SIZE, TRIAL_SIZE), every=True))
         for name, module in list(network.named_modules()):
             if name and name not in called and not any(True for _ in module.children()):
                 _replace(network, name, nn.Identity())
@@ -121,7 +121,7 @@ def _find_maps(network: nn.Module) -> tuple[dict[int, str], dict[int, int]]:
             handles.append(module.register_forward_hook(note))
     try:
         with torch.no_grad(), evaluating(network):
-            network(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+            network(grey_image(network, TRIAL_SIZE, TRIAL_SIZE))
     except Exception as error:  # whatever a network meets in an image that does not fit it
         raise InputError(
             f"model.backbone: {type(network).__name__} cannot see an image of {TRIAL_SIZE}x"

@@ -110,7 +110,7 @@ def refine_labels(
     memory: int = MEMORY,
 ) -> Tensor:
     """The likeliest label of every pixel by `refine_parts`, uint8 [H, W] on the CPU."""
-    labels = torch.empty(image.shape[1:], dtype=torch.uint8)
+    labels = torch.empty(image.shape[1:], dtype=torch.uint8, device="cpu")
     parts = refine_parts(energies, image, num_classes, settings, device, memory)
     for rows, columns, marginals in parts:
         labels[rows, columns] = marginals.argmax(0)
@@ -149,7 +149,7 @@ def refine_parts(
     for band in bands:
         shape = [num_classes, height, width]
         shape[axis] = band.stop - band.start
-        total = torch.zeros(shape, dtype=torch.float16)
+        total = torch.zeros(shape, dtype=torch.float16, device="cpu")
         if shared is not None:
             total.narrow(axis, 0, 2 * BLEND).copy_(shared)
         for other in others:
@@ -198,9 +198,10 @@ def _lattices(pixels: Tensor, params: DenseCRFParams, origin: tuple[int, int]) -
 
 def _shift(origin: tuple[int, int], width: Width, device: torch.device) -> Tensor:
     """The first pixel of a tile, (x, y) over the width, [2, 1]."""
-    both = torch.as_tensor(width, dtype=torch.float32).expand(2)  # rows, columns
-    return (torch.tensor(origin, dtype=torch.float32) / both).flip(0)[:, None].to(device)
+    both = torch.as_tensor(width, dtype=torch.float32, device="cpu").expand(2)  # rows, columns
+    pixel = torch.tensor(origin, dtype=torch.float32, device="cpu")
+    return (pixel / both).flip(0)[:, None].to(device)
 
 
 def _largest(width: Width) -> float:
-    return float(torch.as_tensor(width).max())
+    return float(torch.as_tensor(width, device="cpu").max())

@@ -63,8 +63,8 @@ def transfer_weights(
         their_classes: names of its classes, in the order of their indices.
     """
     shared = [name for name in classes if name in their_classes]
-    ours = torch.tensor([list(classes).index(name) for name in shared], dtype=torch.long)
-    theirs = torch.tensor([list(their_classes).index(name) for name in shared], dtype=torch.long)
+    ours = torch.tensor([list(classes).index(name) for name in shared], device="cpu")
+    theirs = torch.tensor([list(their_classes).index(name) for name in shared], device="cpu")
     same_classes = list(classes) == list(their_classes)
     axes = _class_axes(model)
     whole, in_part, new = [], [], []

@@ -66,7 +66,8 @@ class World:
 
     def any(self, *flags: bool) -> list[bool]:
         """Which flags are set in any process."""
-        return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.int64)).tolist()]
+        counts = self.sum(torch.tensor(flags, dtype=torch.int64, device="cpu"))
+        return [count > 0 for count in counts.tolist()]
 
     def from_main(self, value: T) -> T:
         """The value, any that pickles, that rank 0 gives."""

@@ -96,7 +96,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     complete_potentials(state.get("config", {}).get("model"), state.get("model", {}))
     for key in [key for key in state.get("model", ()) if key.endswith(".target.weight")]:
         # Relations had no weights before version 0.1.0: theirs was the paper's 1.
-        state["model"].setdefault(key.replace("target.weight", "log_weight"), torch.tensor(0.0))
+        state["model"].setdefault(
+            key.replace("target.weight", "log_weight"), torch.tensor(0.0, device="cpu")
+        )
     return state
 
 

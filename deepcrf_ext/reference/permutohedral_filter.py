@@ -64,7 +64,9 @@ class PermutohedralLattice:
 def _elevate(features: Tensor) -> Tensor:
     """[N, d] -> [N, d + 1] on the plane of zero sum, one feature unit the deviation of the blur."""
     num_dims = features.shape[1]
-    deviation = torch.tensor(math.sqrt(2 / 3) * (num_dims + 1), dtype=torch.float32).item()
+    deviation = torch.tensor(
+        math.sqrt(2 / 3) * (num_dims + 1), dtype=torch.float32, device="cpu"
+    ).item()
     elevated = []
     total = torch.zeros_like(features[:, 0])
     for j in range(num_dims, 0, -1):
@@ -77,7 +79,7 @@ def _elevate(features: Tensor) -> Tensor:
 def _simplices(elevated: Tensor) -> tuple[Tensor, Tensor]:
     """The vertices [N, d + 1, d + 1] around every point, and its barycentric weights [N, d + 1]."""
     size = elevated.shape[1]
-    down = (1 / torch.tensor(size, dtype=torch.float32)).item()
+    down = (1 / torch.tensor(size, dtype=torch.float32, device="cpu")).item()
     rounded = (elevated * down).round()
     origin = rounded * size
     distance = elevated - origin

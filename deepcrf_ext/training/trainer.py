@@ -112,7 +112,7 @@ class Trainer:
                 self.config = replace(self.config, warm_start=0.0)  # would start them once more
         self.initialised, self.transfer, self.loaded = start.taken, start.transfer, start.loaded
         if isinstance(self.config.class_balance, tuple):
-            self.model.class_weights = torch.tensor(self.config.class_balance)
+            self.model.class_weights = torch.tensor(self.config.class_balance, device="cpu")
         check_crop_memory(self.config, self.model, len(train_set), world.size, self.device)
         self.views, notice = validation_views(self.config, self.model, val_set, self.device)
         if notice and world.is_main:

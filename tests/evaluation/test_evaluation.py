@@ -9,8 +9,12 @@ import torch
 from tiny_run import write_run
 
 from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.evaluation.calibration import fit_relation_weights
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
+from deepcrf_ext.evaluation.prediction import label_large
 from deepcrf_ext.models import DeepCRF
+from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.models.variants import Variant
 from deepcrf_ext.records.checkpoint import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,3 +76,31 @@ def test_a_variant_without_a_name_is_called_by_its_potentials(tmp_path: Path) ->
     model, _, _ = load_model(run)
     assert list(before_and_after(model)) == ["unary-1scale", "unary_1scale+surrounding"]
     assert model.name_of(model.default_variant()) == "unary_1scale+surrounding"
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_the_default_device_is_not_that_of_the_work(
+    trained: tuple[DeepCRF, SegmentationDataset], boundaries: bool
+) -> None:
+    model, dataset = trained
+    variants = {"full": Variant("unary", ("surrounding", "above_below"), dense_crf=True)}
+    wanted = evaluate(model, dataset, variants, amp=False, boundaries=boundaries)
+    with torch.device("meta"):
+        found = evaluate(model, dataset, variants, amp=False, boundaries=boundaries)
+    assert found.summary() == wanted.summary()
+
+
+def test_weights_are_fitted_on_any_default_device(tmp_path: Path) -> None:
+    model, _, _ = load_model(write_run(tmp_path / "run", tmp_path / "camvid"))
+    with torch.device("meta"):
+        fitted = fit_relation_weights(model, open_dataset("camvid", tmp_path / "camvid", "val"))
+    assert fitted.after <= fitted.before
+
+
+@pytest.mark.parametrize("dense_crf", [None, DenseCRFSettings(iterations=1)])
+def test_parts_of_large_images_on_any_default_device(dense_crf: DenseCRFSettings | None) -> None:
+    image, memory = torch.randint(256, (3, 140, 150), dtype=torch.uint8), 10**5
+    marginals = torch.rand(3, 20, 25).softmax(0)
+    wanted = label_large(marginals, image, dense_crf, memory)
+    with torch.device("meta"):
+        assert torch.equal(label_large(marginals, image, dense_crf, memory), wanted)

@@ -147,6 +147,14 @@ def test_made_without_memory() -> None:
     assert torch.equal(backbone(images), wanted)
 
 
+@pytest.mark.parametrize("channels", [None, 5])
+def test_a_network_is_tried_where_it_is(channels: int | None) -> None:
+    network = Network()
+    wanted = PyramidBackbone(Network(), 8, channels).out_channels
+    with torch.device("meta"):
+        assert PyramidBackbone(network, 8, channels).out_channels == wanted
+
+
 @torch.no_grad()
 def test_threads_share_a_network() -> None:
     backbone = depthwise()
