@@ -107,7 +107,7 @@ def _sample(
         return Sample(image, np.zeros(image.shape[:2], np.uint8), arguments.image.stem), None
     dataset = open_split(arguments, config, metadata, labelled=False)
     if not 0 <= arguments.index < len(dataset):
-        raise InputError(f"--index: {arguments.index} must be 0 to {len(dataset) - 1}")
+        raise InputError(f"--index: got {arguments.index}, must be 0 to {len(dataset) - 1}")
     sample = dataset[arguments.index]
     return sample, sample.labels
 
@@ -118,7 +118,7 @@ def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
     try:
         x, y = (int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--at: {text!r} must be two whole numbers, as 40,60") from None
+        raise InputError(f"--at: got {text!r}, must be two whole numbers, as 40,60") from None
     if not (0 <= x < width and 0 <= y < height):
         raise InputError(f"--at: {text} is outside of the image of {width} x {height} pixels")
     return x, y

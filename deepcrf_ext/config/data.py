@@ -76,14 +76,14 @@ class DataConfig(DataSource):
 
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
-            raise InputError(f"data.crop: {self.crop} must be two positive sizes")
+            raise InputError(f"data.crop: got {self.crop}, must be two positive sizes")
         if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise InputError(
-                f"data.scale_range: {self.scale_range} must be positive and in ascending order"
+                f"data.scale_range: got {self.scale_range}, must be positive and in ascending order"
             )
         if not 0 <= self.jitter < 1:
-            raise InputError(f"data.jitter: {self.jitter} must be at least 0 and below 1")
+            raise InputError(f"data.jitter: got {self.jitter}, must be at least 0 and below 1")
         if not 0 <= self.hue <= 0.5:
-            raise InputError(f"data.hue: {self.hue} must be 0 to 0.5")
+            raise InputError(f"data.hue: got {self.hue}, must be 0 to 0.5")
         if self.workers < 0:
-            raise InputError(f"data.workers: {self.workers} must not be negative")
+            raise InputError(f"data.workers: got {self.workers}, must not be negative")

@@ -85,7 +85,7 @@ class ModelConfig:
             )
         if not 0 <= self.pooled_blocks <= len(self.widths):
             raise InputError(
-                f"model.pooled_blocks: {self.pooled_blocks} must be 0 to {len(self.widths)}"
+                f"model.pooled_blocks: got {self.pooled_blocks}, must be 0 to {len(self.widths)}"
             )
         if min((*self.head_widths, self.hidden)) < 1:
             raise InputError(
@@ -93,16 +93,18 @@ class ModelConfig:
                 "positive"
             )
         if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
-            raise InputError(f"model.scales: {self.scales} must be positive, the largest first")
+            raise InputError(
+                f"model.scales: got {self.scales}, must be positive, the largest first"
+            )
         if any(window < 1 or window % 2 == 0 for window in self.pooling_windows):
-            raise InputError(f"model.pooling_windows: {self.pooling_windows} must be odd")
+            raise InputError(f"model.pooling_windows: got {self.pooling_windows}, must be odd")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout: {self.dropout} must be at least 0 and below 1")
+            raise InputError(f"model.dropout: got {self.dropout}, must be at least 0 and below 1")
         if self.iterations < 0:
-            raise InputError(f"model.iterations: {self.iterations} must not be negative")
+            raise InputError(f"model.iterations: got {self.iterations}, must not be negative")
         if not 0 < self.relation_weight < float("inf"):
             raise InputError(
-                f"model.relation_weight: {self.relation_weight} must be positive and finite"
+                f"model.relation_weight: got {self.relation_weight}, must be positive and finite"
             )
         reserved = {"unary", "unary_1scale"} & self.relations.keys()
         if reserved:

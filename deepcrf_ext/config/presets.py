@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: PresetName) -> TrainConfig:
     """All settings of a preset. Raises InputError for an unknown name."""
     if name not in PRESETS:
-        raise InputError(f"preset: {name!r} must be one of {', '.join(PRESETS)}")
+        raise InputError(f"preset: got {name!r}, must be one of {', '.join(PRESETS)}")
     values: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "optim": {}, "": {}}
     for option, value in copy.deepcopy(PRESETS[name]).items():
         group, _, key = option.rpartition(".")

@@ -46,9 +46,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "lr_initialised", "decay"):
             if not getattr(self, name) > 0:
-                raise InputError(f"optim.{name}: {getattr(self, name)} must be positive")
+                raise InputError(f"optim.{name}: got {getattr(self, name)}, must be positive")
         if self.warm_up < 0:
-            raise InputError(f"optim.warm_up: {self.warm_up} must not be negative")
+            raise InputError(f"optim.warm_up: got {self.warm_up}, must not be negative")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise InputError(
                 f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay "
@@ -156,34 +156,34 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}: got {getattr(self, name)}, must be at least 1")
         if not 1 <= self.accumulate <= self.batch_size:
             raise InputError(
-                f"accumulate: {self.accumulate} must be 1 to batch_size, {self.batch_size}"
+                f"accumulate: got {self.accumulate}, must be 1 to batch_size, {self.batch_size}"
             )
         vgg = self.model.backbone == "vgg"
         if (self.backbone_weights if vgg else self.vgg_weights) is not None:
             name = "backbone_weights" if vgg else "vgg_weights"
             raise InputError(f"{name}: does not go with model.backbone {self.model.backbone}")
         if not 0 <= self.unary_loss < math.inf:
-            raise InputError(f"unary_loss: {self.unary_loss} must be finite and not negative")
+            raise InputError(f"unary_loss: got {self.unary_loss}, must be finite and not negative")
         if not 0 <= self.warm_start < 1:
-            raise InputError(f"warm_start: {self.warm_start} must be at least 0 and below 1")
+            raise InputError(f"warm_start: got {self.warm_start}, must be at least 0 and below 1")
         if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:
             raise InputError(
-                f"model.pairwise_hidden: {self.model.pairwise_hidden} must be at least twice "
+                f"model.pairwise_hidden: got {self.model.pairwise_hidden}, must be at least twice "
                 f"model.hidden, {self.model.hidden}, for a warm start"
             )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
-                f"label_smoothing: {self.label_smoothing} must be at least 0 and below 1"
+                f"label_smoothing: got {self.label_smoothing}, must be at least 0 and below 1"
             )
         if not 0 <= self.ema < 1:
-            raise InputError(f"ema: {self.ema} must be at least 0 and below 1")
+            raise InputError(f"ema: got {self.ema}, must be at least 0 and below 1")
         if self.seed < 0:
-            raise InputError(f"seed: {self.seed} must not be negative")
+            raise InputError(f"seed: got {self.seed}, must not be negative")
         if self.save_minutes <= 0:
-            raise InputError(f"save_minutes: {self.save_minutes} must be positive")
+            raise InputError(f"save_minutes: got {self.save_minutes}, must be positive")
         if not self.phases():
             raise InputError("objective: a list of phases must not be empty")
         for phase in self.phases():

@@ -50,7 +50,7 @@ class FilePattern:
     def __post_init__(self) -> None:
         if not _WILD.search(self.text) or not self.text.strip("/"):
             raise InputError(
-                f"{self.option}: {self.text!r} must hold {{name}}, * or **, such as "
+                f"{self.option}: got {self.text!r}, must hold {{name}}, * or **, such as "
                 "images/{split}/** or masks/{split}/{name}_L.png"
             )
 

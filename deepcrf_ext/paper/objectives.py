@@ -68,9 +68,9 @@ class Settings:
             if self.seconds is None:
                 first_epochs(parts, self.train.epochs)
         if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"seconds: {self.seconds} must be positive")
+            raise InputError(f"seconds: got {self.seconds}, must be positive")
         if self.start_epochs < 0:
-            raise InputError(f"start_epochs: {self.start_epochs} must not be negative")
+            raise InputError(f"start_epochs: got {self.start_epochs}, must not be negative")
 
     @property
     def folder(self) -> Path:

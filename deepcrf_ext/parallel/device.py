@@ -24,9 +24,11 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>") from error
+        raise InputError(
+            f"device: got {name!r}, must be auto, cpu, cuda or cuda:<number>"
+        ) from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: {name!r} must be auto, cpu, cuda or cuda:<number>")
+        raise InputError(f"device: got {name!r}, must be auto, cpu, cuda or cuda:<number>")
     if device.type == "cpu":
         return device
     device = torch.device("cuda", device.index or 0)

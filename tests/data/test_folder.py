@@ -108,7 +108,7 @@ def test_absolute_patterns(tmp_path: Path) -> None:
 
 def test_pattern_without_a_placeholder_is_refused(tmp_path: Path) -> None:
     lay(tmp_path, ("images/train/a.png", "masks/train/a.png"))
-    assert error(tmp_path, images="images/a.png").startswith("data.images: 'images/a.png' must")
+    assert error(tmp_path, images="images/a.png").startswith("data.images: got 'images/a.png',")
 
 
 @pytest.mark.parametrize("line", ["a b", "a b.png", "/images/a b.png", "images/a b.png", "  a b\t"])

@@ -68,7 +68,7 @@ def test_preset_by_option_is_the_preset(name):
 def test_options_are_judged_beside_those_of_their_preset():
     later = ["--model.preset", "small-cvpr16", "--model.pooled-blocks", "4"]
     assert parse_new_run(later).model.pooled_blocks == 4
-    with pytest.raises(InputError, match="model.pooled_blocks: 4 must be 0 to 2"):
+    with pytest.raises(InputError, match="model.pooled_blocks: got 4, must be 0 to 2"):
         parse_new_run(["--model.pooled-blocks", "4"])
     with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
         parse_new_run(["--help"])

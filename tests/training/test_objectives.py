@@ -128,7 +128,7 @@ def test_a_crf_without_a_unary_has_none_beside_it() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_what_the_unary_counts_must_be_a_share(value: float) -> None:
-    with pytest.raises(InputError, match=f"unary_loss: {value} must be finite and not negative"):
+    with pytest.raises(InputError, match=f"unary_loss: got {value}, must be finite"):
         TrainConfig(unary_loss=value)
 
 
@@ -234,5 +234,5 @@ def test_batch_without_labels_leaves_the_losses_at_zero(root: Path) -> None:
 
 @pytest.mark.parametrize("accumulate", [0, 6])
 def test_no_more_parts_than_images(accumulate: int) -> None:
-    with pytest.raises(InputError, match=f"accumulate: {accumulate} must be 1 to batch_size, 5"):
+    with pytest.raises(InputError, match=f"accumulate: got {accumulate}, must be 1 to batch_size"):
         TrainConfig(batch_size=5, accumulate=accumulate)

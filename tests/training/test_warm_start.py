@@ -98,6 +98,6 @@ def test_model_without_a_unary_starts_all_at_once(tmp_path: Path) -> None:
 
 def test_pairwise_layer_must_hold_two_unaries() -> None:
     narrow = ModelConfig(hidden=8, pairwise_hidden=15)
-    with pytest.raises(InputError, match=r"model\.pairwise_hidden: 15 .* twice"):
+    with pytest.raises(InputError, match=r"model\.pairwise_hidden: got 15, .* twice"):
         TrainConfig(model=narrow)
     assert TrainConfig(model=narrow, warm_start=0.0).warm_start == 0

@@ -183,7 +183,7 @@ def test_what_does_not_go_with_it(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(options(tmp_path, data, "--ema", "1")) == 2
-    assert "ema: 1.0 must be at least 0 and below 1" in capsys.readouterr().err
+    assert "ema: got 1.0, must be at least 0 and below 1" in capsys.readouterr().err
     assert command.main(["--resume", str(finished), "--ema", "0.5"]) == 2
     assert "--ema" in capsys.readouterr().err
 
