@@ -82,8 +82,9 @@ class RefinedFolder:
 
     def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
         """Write the results of an image: marginals float [K, H, W] where wanted, labels [H, W]."""
+        path = self._probabilities(masked.name, masked.kind)
+        path.unlink(missing_ok=True)  # which may be of an earlier image or settings
         if marginals is not None:
-            path = self._probabilities(masked.name, masked.kind)
             if masked.kind == "saliency":
                 grey = (marginals[1].float() * 255).round().to(torch.uint8).numpy()
                 self._write(path, lambda file: Image.fromarray(grey).save(file, format="PNG"))

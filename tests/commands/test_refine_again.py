@@ -49,6 +49,13 @@ def test_files_that_changed_are_done_again(folders: Path, capsys, changed: str) 
         np.testing.assert_array_equal(labels(folders, "a"), new)
 
 
+def test_no_probabilities_of_an_earlier_image_stay(folders: Path) -> None:
+    assert run(folders, "--probabilities") == 0
+    write(folders / "images" / "a.png", np.zeros((*SIZE, 3), np.uint8))
+    assert run(folders) == 0
+    assert [path.name for path in (folders / "out/probabilities").iterdir()] == ["b.npz"]
+
+
 def test_masks_of_another_folder_are_not_done_already(folders: Path, capsys) -> None:
     other = np.random.default_rng(2).integers(0, 3, SIZE, np.uint8)
     for name in ("a", "b"):
