@@ -86,7 +86,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if source.dataset == "folder" and source.root is None:
         raise InputError("root: not given; must be the folder of the data set")
     if source.root is not None:
-        require_folder(home_expanded(source.root), "the folder of the data set")
+        require_folder(home_expanded(source.root), "the folder of the data set", "root")
     splits = arguments.splits or list_splits(source)
     if not splits:
         splits = ["train"]  # whose absence is told with what is there instead

@@ -163,11 +163,14 @@ class FileDataset(SegmentationDataset):
         return []
 
 
-def require_folder(path: Path, purpose: str) -> Path:
-    """Return `path` if it is a folder, else raise :class:`InputError` naming it and its purpose."""
+def require_folder(path: Path, purpose: str, option: str | None = None) -> Path:
+    """Return `path` if it is a folder, else raise :class:`InputError` naming it, its purpose and
+    the option that gave it."""
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {problem}; must be {purpose}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        named = "" if option is None else f"{option}: "
+        raise InputError(f"{named}{path}: {problem}{where}; must be {purpose}")
     return path
 
 

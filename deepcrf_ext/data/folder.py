@@ -86,7 +86,7 @@ class FolderDataset(FileDataset):
         self.pairing = pair_files(root, split, source)
         super().__init__(self.pairing.files, classes.names, classes.palette)
         if labels is None and not (strict and self.pairing.problems):
-            self.pairing.problems += self._only_255_beside_0(root)
+            self.pairing.problems += self._only_255_beside_0(split)
         self.problems = self.pairing.problems
         if strict and self.problems:
             raise InputError(f"{root}: {listed(self.problems)}")
@@ -171,7 +171,7 @@ class FolderDataset(FileDataset):
         colours = map_colours(labels) if coding is None else CODING_COLOURS[coding]
         return ClassList(names, colours)
 
-    def _only_255_beside_0(self, root: Path) -> list[str]:
+    def _only_255_beside_0(self, split: str) -> list[str]:
         """The problem of masks of 0 and 255 without a label map: they would train on 0 alone."""
         seen: set[int] = set()
         for file in self.files:
@@ -189,7 +189,7 @@ class FolderDataset(FileDataset):
         held = " and ".join(describe_code(code) for code in sorted(seen))
         learnt = f"nothing but {self.classes[0]}" if value_code(0) in seen else "nothing"
         return [
-            f"masks hold {held} alone, and 255 means ignored pixels, so that {learnt} would be "
-            f"learnt; if 255 is a class, give "
+            f"all masks of {split} hold {held} alone, and 255 means ignored pixels, so that "
+            f"{learnt} would be learnt; if 255 is a class, give "
             f"--data.labels '{{0: {self.classes[0]}, 255: {second}}}'"
         ]

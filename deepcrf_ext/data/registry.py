@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcrf_ext.config.data import DataSource
-from deepcrf_ext.data.base import SegmentationDataset
+from deepcrf_ext.data.base import SegmentationDataset, require_folder
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.data.folder import FolderDataset
 from deepcrf_ext.data.scenes import Scenes
@@ -117,7 +117,8 @@ def open_dataset(
         return made
     if source.root is None:
         raise InputError(f"data.root: not given, must be the folder of the data set, {name}")
-    folder = home_expanded(source.root)
+    purpose = f"the folder of the data set, {name}"
+    folder = require_folder(home_expanded(source.root), purpose, "data.root")
     if name == "voc":
         return Voc(folder, split, source.split_file, strict)
     if name == "camvid":

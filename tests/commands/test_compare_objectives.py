@@ -215,7 +215,7 @@ def test_bad_option_is_one_line(root: Path, tmp_path: Path, capsys, arguments, n
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--data.root", "nowhere"], "nowhere: does not exist"),
+        (["--data.root", "nowhere"], "data.root: nowhere: does not exist in /"),
         (["--data.crop", "null", "--data.scale-range", "null"], "data.crop: must be set"),
         (["--init-from", "nowhere"], "nowhere is neither a checkpoint nor a run folder"),
     ],

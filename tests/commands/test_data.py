@@ -130,7 +130,7 @@ def test_a_split_without_a_label(place: Path, capsys) -> None:
 def test_masks_of_0_and_255(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_blobs(place / "data", 255)
     assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
-    assert "problem: masks hold 0 and 255 alone" in capsys.readouterr().out
+    assert "problem: all masks of train hold 0 and 255 alone" in capsys.readouterr().out
 
 
 def test_split_files_and_other_data_sets(place: Path, capsys) -> None:
@@ -149,7 +149,8 @@ def test_split_files_and_other_data_sets(place: Path, capsys) -> None:
     ("arguments", "message"),
     [
         ([], "root: not given"),
-        (["nowhere"], "nowhere: does not exist"),
+        (["nowhere"], "root: nowhere: does not exist in /"),
+        (["--data.dataset", "voc"], "data.root: not given"),
         (["empty"], "empty holds no images"),
         (["empty", "--data.dataset", "mine"], "data.dataset: got 'mine'"),
         (["empty", "--data.colour", "x"], "colour"),

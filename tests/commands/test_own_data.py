@@ -203,7 +203,9 @@ def test_a_run_that_goes_on_with_more_images(place, capsys):
 
 def test_the_home_of_nobody_is_no_root(place, capsys):
     assert train_on(Path("~nobody-of-this-name/data"), "--data.classes", "[a, b]") == 2
-    assert capsys.readouterr().err.startswith("error: ~nobody-of-this-name/data: does not exist")
+    assert capsys.readouterr().err.startswith(
+        "error: data.root: ~nobody-of-this-name/data: does not exist"
+    )
 
 
 def test_names_that_are_no_utf8(place, capsys):
