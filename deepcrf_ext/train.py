@@ -14,12 +14,12 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig, from_dict
+from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.base import FileDataset, FileReport, labels_in, turned_notice
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.parallel.world import LostProcessError, World, join
-from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint
+from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint, read_config
 from deepcrf_ext.records.run_folder import create_run_folder, refuse_used
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.picture_grid import write_picture_grid
@@ -85,7 +85,7 @@ def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
             "from its weights by --init-from"
         ) from error
     path = find_checkpoint(options.resume)
-    config = replace(from_dict(load_checkpoint(path)["config"]), output=path.parent)
+    config = replace(read_config(load_checkpoint(path), path), output=path.parent)
     given = {name: options[name] for name in ("epochs", "device") if options[name] is not None}
     data = {name: value for name, value in vars(options.data).items() if value is not None}
     return replace(config, data=replace(config.data, **data), **given), path

@@ -92,7 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
     if any(key.startswith("parts.") for key in state.get("model", ())):
-        state["model"] = _weights_by_name(state)
+        state["model"] = _weights_by_name(state, path)
     complete_potentials(state.get("config", {}).get("model"), state.get("model", {}))
     for key in [key for key in state.get("model", ()) if key.endswith(".target.weight")]:
         # Relations had no weights before version 0.1.0: theirs was the paper's 1.
@@ -102,13 +102,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _weights_by_name(state: dict[str, Any]) -> dict[str, Tensor]:
+def read_config(state: dict[str, Any], path: Path) -> TrainConfig:
+    """The settings of a checkpoint. Raises InputError naming the file where another version has
+    others."""
+    try:
+        return from_dict(state["config"])
+    except InputError as error:
+        raise InputError(f"{path}: of another version: {error}") from error
+
+
+def _weights_by_name(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint that numbered its potentials, in the order of its settings.
 
     Until version 0.1.0 `potentials.surrounding.features.head.0.weight` was called, say,
     `parts.2.part.head.0.weight`.
     """
-    model = from_dict(state["config"]).model
+    model = read_config(state, path).model
     names = dict(enumerate(model.potentials or model.all_potentials()))  # null was all
 
     def today(key: str) -> str:
@@ -139,7 +148,7 @@ def load_model(
     """
     file = find_trained(Path(path))
     state = load_checkpoint(file)
-    config = from_dict(state["config"])
+    config = read_config(state, file)
     if any(name.startswith("backbone.") for name in state["model"]):
         raise InputError(
             f"{file}: its model has a backbone made in Python, which only Python can make again: "

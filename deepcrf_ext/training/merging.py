@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from deepcrf_ext.config import TrainConfig, from_dict, to_dict
+from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.records.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from deepcrf_ext.records.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    read_config,
+)
 from deepcrf_ext.training.optimiser import make_optimiser
 from deepcrf_ext.training.stages import plan_stages
 
@@ -27,7 +32,7 @@ class _Run:
         self.state = load_checkpoint(self.path)
         if "stage" not in self.state.get("progress", {}):
             raise InputError(f"{self.path} is of a version whose runs cannot be merged")
-        self.config = from_dict(self.state["config"])
+        self.config = read_config(self.state, self.path)
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
         self.initialised: list[str] = self.state.get("initialised", [])

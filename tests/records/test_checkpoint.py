@@ -14,6 +14,7 @@ from tiny_run import write_run
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.checkpoint import FORMAT, find_checkpoint, load_checkpoint, load_model
 from deepcrf_ext.records.checkpoint import save_checkpoint as save
+from deepcrf_ext.train import parse_resume
 
 
 @pytest.fixture
@@ -116,6 +117,17 @@ def test_potentials_in_another_order_are_loaded_by_name(run):
     image = torch.rand(1, 3, 20, 30) * 255
     found, expected = (net.predict(image, "1unary+2pair") for net in (other, model))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("read", [load_model, lambda p: parse_resume(["--resume", str(p)])])
+def test_settings_of_another_version_name_the_file(run, tmp_path, read):
+    state = load_checkpoint(run / "best.pt")
+    state["config"]["model"]["later"] = 1
+    save(tmp_path / "c.pt", state)
+    with pytest.raises(
+        InputError, match=r"^\S*/c.pt: of another version: settings: model.later: unk"
+    ):
+        read(tmp_path / "c.pt")
 
 
 def test_best_is_preferred(run):
