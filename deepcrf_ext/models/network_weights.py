@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,14 @@ class Loaded:
 
     def __str__(self) -> str:
         text = f"{len(self.taken)} of {len(self.taken) + len(self.missing)} tensors taken"
-        for names, what in ((self.missing, "not in the file"), (self.left, "of the file left")):
-            if names:
-                some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                text += f"; {len(names)} {what} ({some})"
-        return text
+        return text + some("not in the file", self.missing) + some("of the file left", self.left)
+
+
+def some(what: str, names: Sequence[str]) -> str:
+    """How many tensors these are, with the first of their names, to stand behind a sentence."""
+    if not names:
+        return ""
+    return f"; {len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcrf_ext.models.deep_crf import DeepCRF
+from deepcrf_ext.models.network_weights import some
 from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 
 
@@ -37,11 +38,7 @@ class Transfer:
         if self.in_part:
             known = ", ".join(self.classes) or "none"
             text += f", {len(self.in_part)} more for the classes that both have ({known})"
-        for names, what in ((self.new, "start anew"), (self.left, "have no place here")):
-            if names:
-                some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                text += f"; {len(names)} {what} ({some})"
-        return text
+        return text + some("start anew", self.new) + some("have no place here", self.left)
 
 
 @torch.no_grad()
