@@ -121,7 +121,7 @@ def test_potentials_in_another_order_are_loaded_by_name(run):
 
 @pytest.mark.parametrize("read", [load_model, lambda p: parse_resume(["--resume", str(p)])])
 def test_settings_of_another_version_name_the_file(run, tmp_path, read):
-    state = load_checkpoint(run / "best.pt")
+    state = load_checkpoint(run / "last.pt")
     state["config"]["model"]["later"] = 1
     save(tmp_path / "c.pt", state)
     with pytest.raises(
