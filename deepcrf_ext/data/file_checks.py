@@ -25,7 +25,7 @@ from deepcrf_ext.data.reduced import Reduced, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.progress import Progress
 
-FORMAT = 3  # raise it when the way that files are read changes
+FORMAT = 4  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import cv2
@@ -270,12 +270,32 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         # Not by its name, as Pillow maps a plain TIFF into memory then, of the wrong width where
         # EXIF turns it.
         with _any_size(), path.open("rb") as file, Image.open(file) as picture:
+            _refuse_deep_planes(picture, path)
             yield picture
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: cannot be read as an image (of an unknown format, or not of 1 to 4 channels "
+            "of integers)"
+        ) from error
     except _DECODER_ERRORS as error:
         reason = "out of memory" if isinstance(error, MemoryError) else error
         raise InputError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+_TIFF_BITS, _TIFF_PLANES, _SEPARATE = 258, 284, 2
+
+
+def _refuse_deep_planes(picture: ImageFile.ImageFile, path: Path) -> None:
+    """Raises InputError for a TIFF of which Pillow and OpenCV read half the bytes."""
+    tags = getattr(picture, "tag_v2", {})
+    bits = tags.get(_TIFF_BITS, (8,))
+    if tags.get(_TIFF_PLANES) == _SEPARATE and len(bits) > 1 and max(bits) > 8:
+        raise InputError(
+            f"{path}: {max(bits)} bits in separate planes; must be saved with its channels "
+            "interleaved (PlanarConfiguration 1, INTERLEAVE=PIXEL), or with 8 bits"
+        )
 
 
 _size_lock = threading.Lock()
