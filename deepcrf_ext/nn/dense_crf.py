@@ -185,7 +185,7 @@ class DenseCRF(nn.Module):
         """What `deepcrf_ext.dense_crf` takes to compute the same, tensors where they are learnt."""
         changes: dict[str, Any] = {"compatibility": self.compatibility}
         if "weights" in self.learn:
-            changes |= {name: getattr(self, name) for name in WEIGHTS}
+            changes.update({name: getattr(self, name) for name in WEIGHTS})
         for name, scale in self.log_scales.items():
             changes[name] = getattr(self, name) * scale.exp()
         return replace(self.params, **changes)

@@ -73,6 +73,13 @@ def _build(box: RangeBox, batch: int, height: int, width: int, device: torch.dev
     return EdgeGraph.batch([EdgeGraph.from_range_box(height, width, box, device)] * batch)
 
 
+def _relation(
+    kind: str, width: float, height: float, offsets: Sequence[int] | None, step: int
+) -> RelationConfig:
+    four = None if offsets is None else tuple(offsets)
+    return RelationConfig(kind, width, height, four, step)  # type: ignore[arg-type]
+
+
 def _allocate(
     kind: str,
     box_width: float,
@@ -84,7 +91,12 @@ def _allocate(
     width: int,
     device: torch.device,
 ) -> Edges:
-    num_edges = torch.library.get_ctx().new_dynamic_size()
+    num_edges: int | torch.SymInt
+    if all(isinstance(size, int) for size in (batch, height, width)):
+        box = _relation(kind, box_width, box_height, offsets, step).box(height, width)
+        num_edges = batch * box.num_edges(height, width)
+    else:
+        num_edges = torch.library.get_ctx().new_dynamic_size()
     num_offsets = batch * height * width + 1
     return (
         torch.empty(num_offsets, dtype=torch.int64, device=device),
@@ -112,9 +124,8 @@ def relation_edges(
 
     An operator, so that tracing with symbolic sizes need not follow how a box becomes edges.
     """
-    four = None if offsets is None else tuple(offsets)
-    relation = RelationConfig(kind, box_width, box_height, four, step)  # type: ignore[arg-type]
-    graph = _build(relation.box(height, width), batch, height, width, device)
+    box = _relation(kind, box_width, box_height, offsets, step).box(height, width)
+    graph = _build(box, batch, height, width, device)
     row_offsets, targets, reverse_offsets, reverse_sources, reverse_edges, sources = graph_tensors(
         graph
     )

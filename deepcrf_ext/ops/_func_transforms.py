@@ -138,10 +138,18 @@ def refuse_tangents(name: str) -> NoReturn:
 
 
 def transformable(registered: Any) -> Callable[..., Any]:
-    """An operator that also runs within `torch.vmap` and the transforms of `torch.func`."""
+    """An operator that also runs within `torch.vmap` and the transforms of `torch.func`.
+
+    `torch.jit.trace`, to which it would be a constant or of unknown types, gets an error.
+    """
 
     def call(*args: Any) -> Any:
         if not in_transform():
+            if torch._C._get_tracing_state() is not None:
+                raise RuntimeError(
+                    f"{registered.name()}: got a call of torch.jit.trace, which does not follow "
+                    "it; must be of torch.export.export or torch.compile"
+                )
             return registered(*args)
         leaves, spec = tree_flatten(args)
 

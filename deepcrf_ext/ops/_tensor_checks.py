@@ -31,7 +31,9 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
     if fits:
         found = dict(sizes)
         for letter, size in zip(letters, value.shape, strict=True):
-            fits &= found.setdefault(letter, size) == size and (letter in sizes or size >= 1)
+            # Not `&=`, which some versions of torch cannot trace.
+            fits = fits and (letter in sizes or size >= 1)
+            fits = fits and found.setdefault(letter, size) == size
     if not fits:
         known = ", ".join(
             f"{letter} = {sizes[letter]}" if letter in sizes else f"{letter} >= 1"

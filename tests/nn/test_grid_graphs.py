@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from registered import opcheck
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from deepcrf_ext import InputError, TablePotential, pairwise_messages
 from deepcrf_ext.nn import RelationConfig, grid_graphs
 from deepcrf_ext.nn.grid_graphs import relation_graph
+from deepcrf_ext.nn.relations import NAMED_RELATIONS
 from deepcrf_ext.ops._flat_tensors import graph_tensors
 
 
@@ -74,7 +77,7 @@ def test_threads_share_the_cache() -> None:
 def test_compiled_code_builds_the_same_graph(relation: RelationConfig) -> None:
     cpu = torch.device("cpu")
     arguments = (relation.kind, relation.width, relation.height, relation.offsets, relation.step)
-    torch.library.opcheck(grid_graphs.relation_edges, (*arguments, 2, 5, 6, cpu))
+    opcheck(grid_graphs.relation_edges, (*arguments, 2, 5, 6, cpu))
 
     def tensors(nodes: torch.Tensor) -> list[torch.Tensor]:
         return graph_tensors(relation_graph(relation, *nodes.shape, nodes.device))
@@ -85,3 +88,18 @@ def test_compiled_code_builds_the_same_graph(relation: RelationConfig) -> None:
         nodes = torch.zeros(size)
         for found, wanted in zip(compiled(nodes), tensors(nodes), strict=True):
             assert torch.equal(found, wanted)
+
+
+def test_compiled_code_knows_the_edges_of_a_size_that_it_knows() -> None:
+    """So that nothing breaks its graph there."""
+
+    def targets(nodes: torch.Tensor) -> torch.Tensor:
+        graph = relation_graph(NAMED_RELATIONS["surrounding"], *nodes.shape, nodes.device)
+        return graph.targets
+
+    backend = CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    nodes = torch.zeros(2, 5, 6)
+    found = torch.compile(targets, backend=backend, dynamic=False)(nodes)
+    assert torch.equal(found, targets(nodes))
+    assert backend.frame_count == 1

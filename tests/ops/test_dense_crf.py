@@ -9,6 +9,7 @@ import pytest
 import torch
 from accuracy import assert_close
 from dense_problems import every_target, scene
+from registered import opcheck
 from targets import Target
 from threads import torch_threads
 from torch import Tensor
@@ -326,7 +327,7 @@ def test_fused_operator_passes_opcheck(operator_target: Target) -> None:
     kernel = DenseKernel.normalised(lattices.gaussian, weight)
     tensors = [*kernel.lattice.tensors, kernel.splat_scale, kernel.slice_scale, weight]
     for log in (False, True):
-        torch.library.opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2, log))
+        opcheck(dense_crf_marginals, (tensors, unary[0].flatten(1), 2, log))
 
 
 def test_compiles_whole(operator_target: Target) -> None:

@@ -179,3 +179,12 @@ def test_what_is_kept_belongs_to_no_transform(monkeypatch: pytest.MonkeyPatch) -
     (graph,) = cache._values.values()
     for tensor in grid_graphs.graph_tensors(graph):
         assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_traces_of_jit_are_refused() -> None:
+    def function(logits: Tensor) -> Tensor:
+        return dc.gated_crf_loss(logits.softmax(1), IMAGE[:1])
+
+    with pytest.raises(RuntimeError, match=r"deepcrf_ext::\w+: got a call of torch.jit.trace"):
+        torch.jit.trace(function, torch.zeros(1, 2, 4, 5))

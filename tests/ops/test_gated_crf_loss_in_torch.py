@@ -9,6 +9,7 @@ import pytest
 import torch
 from accuracy import assert_close
 from image_loss_problems import assert_compiles_once, segmentation, value_and_gradient
+from registered import opcheck
 from targets import Target
 
 from deepcrf_ext import gated_crf_loss, reference
@@ -54,7 +55,7 @@ def test_registered_operator_passes_opcheck(
     for weights in (mask, None):
         leaf = probabilities.to(dtype).requires_grad_(differentiate)
         args = (leaf, image, weights, 2, [0.9, 0.1, 0.01, 0.1, 0.1, 0.0], differentiate)
-        torch.library.opcheck(gated_crf_loss_total, args)
+        opcheck(gated_crf_loss_total, args)
 
 
 def test_compiles_whole_for_any_size(operator_target: Target) -> None:

@@ -10,6 +10,7 @@ from accuracy import TOLERANCE, assert_close
 from dense_problems import every_target
 from hypothesis import given
 from hypothesis import strategies as st
+from registered import opcheck
 from targets import Target
 from threads import torch_threads
 from torch import Tensor
@@ -276,14 +277,14 @@ def test_strides_do_not_matter(operator_target: Target) -> None:
 def test_registered_operators_pass_opcheck(operator_target: Target) -> None:
     values, features = (tensor.to(operator_target.device) for tensor in cloud(30, 3, 4))
     planes = features.t().contiguous()
-    torch.library.opcheck(permutohedral_lattice, (planes,))
+    opcheck(permutohedral_lattice, (planes,))
     lattice = permutohedral_lattice(planes)
     leaves = [planes.clone().requires_grad_(), planes[1:].clone().requires_grad_(), None]
     for dtype in (torch.float32, torch.bfloat16):
         leaf = values.to(dtype).requires_grad_()
         for moving in leaves:
-            torch.library.opcheck(permutohedral_apply, (lattice, leaf, False, moving))
-    torch.library.opcheck(permutohedral_apply, (lattice, values, True, leaves[0]))
+            opcheck(permutohedral_apply, (lattice, leaf, False, moving))
+    opcheck(permutohedral_apply, (lattice, values, True, leaves[0]))
 
 
 def test_compiles_whole(operator_target: Target) -> None:

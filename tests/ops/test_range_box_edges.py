@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from registered import opcheck
 from targets import Target
 from threads import torch_threads
 
@@ -109,9 +110,7 @@ def test_edge_count_beyond_32_bits_in_the_extension() -> None:
 
 @pytest.mark.parametrize("box", [(-1, 2, -3, 1), (1, 2, -1, 1), (7, 7, 0, 0), (0, 0, 0, 0)])
 def test_opcheck(operator_target: Target, box: tuple[int, int, int, int]) -> None:
-    torch.library.opcheck(
-        torch.ops.deepcrf_ext.range_box_edges, (4, 5, *box, operator_target.device)
-    )
+    opcheck(range_box_edges, (4, 5, *box, operator_target.device))
 
 
 def test_output_of_another_size_is_refused() -> None:

@@ -20,6 +20,7 @@ from problems import (
     random_graph,
     value_and_gradients,
 )
+from registered import opcheck
 from strategies import problems
 from threads import torch_threads
 from tiles_on_host.host_module import tiles_on_host
@@ -232,11 +233,11 @@ def test_registered_operators_pass_opcheck(operands: Operands) -> None:
     unary, marginals = (problem.tensors[name].float() for name in ("unary", "marginals"))
     labelled = (graph, tensors, problem.labels, problem.ignore_index)
     with precision_of(operands):
-        torch.library.opcheck(messages, (graph, tensors, marginals, False))
-        torch.library.opcheck(messages_backward, (graph, tensors, marginals, unary))
-        torch.library.opcheck(mean_field_factored, (graph, tensors, unary, 2))
-        torch.library.opcheck(edge_losses, (*labelled, "none"))
-        torch.library.opcheck(edge_losses_forward_backward, (*labelled, "mean"))
+        opcheck(messages, (graph, tensors, marginals, False))
+        opcheck(messages_backward, (graph, tensors, marginals, unary))
+        opcheck(mean_field_factored, (graph, tensors, unary, 2))
+        opcheck(edge_losses, (*labelled, "none"))
+        opcheck(edge_losses_forward_backward, (*labelled, "mean"))
 
 
 def test_the_emulation_is_what_runs() -> None:
