@@ -108,7 +108,9 @@ def epoch_batches(
         generator=torch.Generator().manual_seed(config.seed),
     )
     try:
-        yield from loader
+        with torch.device("cpu"):  # of the generator, where another device is torch's default
+            loaded = iter(loader)
+        yield from loaded
     except InputError as error:
         # A worker's error arrives with its traceback as text; the last line is the error itself.
         message = str(error).strip().splitlines()[-1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from deepcrf_ext.config import DataConfig, TrainConfig
+from deepcrf_ext.data import LabelledPairs
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.device import choose_device
+from deepcrf_ext.training.loader import epoch_batches
 
 
 @pytest.fixture
@@ -50,3 +54,14 @@ def test_a_gpu_that_is_not_there_is_an_error(
 def test_cpu_makes_nothing_current(current: list[torch.device]) -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert not current
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_loaded_whatever_device_is_the_default(workers: int) -> None:
+    pair = np.zeros((8, 9, 3), np.uint8), np.ones((8, 9), np.uint8)
+    dataset = LabelledPairs([pair] * 4, ("a", "b"))  # type: ignore[arg-type]
+    config = TrainConfig(data=DataConfig(crop=(8, 8), workers=workers), batch_size=2)
+    with torch.device("meta"):
+        batches = list(epoch_batches(dataset, config, epoch=0))
+    assert [images.shape for images, _ in batches] == [(2, 3, 8, 8)] * 2
+    assert {tensor.device.type for batch in batches for tensor in batch} == {"cpu"}
