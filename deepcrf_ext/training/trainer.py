@@ -150,6 +150,11 @@ class Trainer:
             self.progress = Progress(**state["progress"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is of a version whose runs cannot be continued") from error
+        if self.progress.epoch > self.config.epochs:
+            raise InputError(
+                f"epochs: got {self.config.epochs}, must be at least the {self.progress.epoch} of "
+                f"{path} that are done"
+            )
         if state.get("class_weights") is not None:
             self.model.class_weights = torch.tensor(state["class_weights"], device=self.device)
 

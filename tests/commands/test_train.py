@@ -154,6 +154,13 @@ def test_run_of_an_earlier_version_goes_on(tmp_path, data):
 
 
 @pytest.mark.slow
+def test_a_run_cannot_be_made_shorter_than_it_is(finished, capsys):
+    settings = (finished / "config.yaml").read_bytes()
+    assert command.main(["--resume", str(finished), "--epochs", "1"]) == 2
+    assert "error: epochs: got 1, must be at least the 3 of" in capsys.readouterr().err
+    assert (finished / "config.yaml").read_bytes() == settings
+
+
 def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
     run = tmp_path / "run"
     assert command.main(options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
