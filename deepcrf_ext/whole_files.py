@@ -18,7 +18,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends without an error.
 
     Until then an earlier file at `path` stays as it is, also when the machine crashes. Raises
-    OSError when it cannot be written.
+    OSError naming a file when it cannot be written.
     """
     # One name, so that what a killed process left behind is written over.
     temporary = path.with_name(_temporary_name(path.name))
@@ -28,6 +28,10 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # such as of a full disk
     finally:
         temporary.unlink(missing_ok=True)
 

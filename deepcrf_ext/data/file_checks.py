@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from deepcrf_ext.data.base import (
 from deepcrf_ext.data.reduced import Reduced, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.progress import Progress
+from deepcrf_ext.whole_files import write_text
 
 FORMAT = 4  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
@@ -166,10 +166,7 @@ class _Memory:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"format": FORMAT, **self.entries}, file)
-            os.replace(name, self.path)
+            write_text(self.path, json.dumps({"format": FORMAT, **self.entries}))
         except OSError:
             return
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,24 @@ def test_an_earlier_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> 
     with pytest.raises(TypeError), write_whole(path) as file:
         file.write("text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file grows beyond 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path, small_disk: None) -> None:
+    path = tmp_path / "weights"
+    write_text(path, "earlier")
+    with pytest.raises(OSError, match=f"too large: '{path}'"):
+        write_text(path, "x" * 5000)
+    assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
 
 
