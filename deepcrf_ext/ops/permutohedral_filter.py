@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,30 +40,28 @@ class PermutohedralLattice:
             make NaN of what is filtered with them instead.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, _built: PermutohedralLattice | None = None) -> None:
         check_tensor("features", features, "N d", {})
         check_floating("features", features)
-        self._build(features.t())
+        planes = features.t()
+        self.num_values = planes.shape[1]
+        self.planes = planes if wants_gradient(planes) else None
+        self.tensors: list[Tensor]
+        self._norms: Tensor | None = None
+        if _built is None:
+            placed = planes.detach().to(torch.float32).contiguous()
+            self.tensors = permutohedral_lattice(placed)
+        else:
+            self.tensors, self._norms = _built.tensors, _built._norms
 
     @classmethod
     def from_planes(cls, planes: Tensor) -> PermutohedralLattice:
         """The lattice of features given one dimension after another, [d, N]."""
-        lattice = cls.__new__(cls)
-        lattice._build(planes)
-        return lattice
-
-    def _build(self, planes: Tensor) -> None:
-        self.num_values = planes.shape[1]
-        placed = planes.detach().to(torch.float32).contiguous()
-        self.tensors: list[Tensor] = permutohedral_lattice(placed)
-        self.planes = planes if wants_gradient(planes) else None
-        self._norms: Tensor | None = None
+        return cls(planes.t())
 
     def differentiable_in(self, planes: Tensor) -> PermutohedralLattice:
         """This lattice with a gradient in `planes`, [d', N]: some dimensions of its features."""
-        lattice = copy.copy(self)
-        lattice.planes = planes
-        return lattice
+        return PermutohedralLattice(planes.t(), self)
 
     @property
     def device(self) -> torch.device:
