@@ -55,6 +55,7 @@ class Reproduction:
                     f"({'; '.join(changed)}); choose another folder"
                 )
         else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(file, plan.as_dict())
 
     def run(self) -> Path:
