@@ -31,9 +31,9 @@ class DataSource:
         classes: Names in the order of their indices, [background, crack]; names with colours; or a
             file of either: one a line, YAML or JSON. Null takes the classes that labels names.
         labels: The class of each value, range of values or colour in the masks, {0: background,
-            128..255: crack, '#c8140a': ball}, or ignore; camvid-colours or voc-colours; or a YAML
-            or JSON file. Null is for masks of class indices, 255 for ignored pixels, or of the
-            classes' colours.
+            128..255: crack, '#c8140a': ball}, or ignore, or the indices of a range, {0: ignore,
+            1..150: 0..149}; camvid-colours or voc-colours; or a YAML or JSON file. Null is for
+            masks of class indices, 255 for ignored pixels, or of the classes' colours.
         palette_masks: Whether masks with a palette mean its indices or its colours.
     """
 

@@ -177,6 +177,7 @@ def coding_name(value: object) -> str | None:
 
 
 _VALUES = re.compile(r"(\d{1,5})(?:\s*(?:\.\.|-)\s*(\d{1,5}))?")
+_RANGE = re.compile(r"(\d{1,5})\s*\.\.\s*(\d{1,5})")
 _MAP = "a map of values or colours to classes, {0: background, 255: crack}"
 
 
@@ -201,7 +202,7 @@ def class_names(labels: Labels) -> tuple[str, ...]:
     """The classes that a map speaks of, in its order. Raises InputError where it gives indices."""
     names: dict[str, None] = {}
     for target in labels.values():
-        if not isinstance(target, str):
+        if not isinstance(target, str) or _RANGE.fullmatch(target):
             raise InputError(
                 f"data.labels: maps to {target!r}; must be the name of a class or {IGNORE!r}, or "
                 f"an index where data.classes are given{_quoted(target)}"
@@ -233,6 +234,10 @@ def explicit_map(labels: Labels, classes: Sequence[str]) -> LabelMap:
         twice = next((code for code in codes if code in by_code), None)
         if twice is not None:
             raise InputError(f"data.labels: {describe_code(twice)} is there twice, once as {key!r}")
+        indices = _target_range(key, target, classes, len(codes))
+        if indices is not None:
+            by_code |= zip(codes, indices, strict=True)
+            continue
         by_code |= dict.fromkeys(codes, _target_label(key, target, classes))
         if len(codes) > 1:
             ranges.update(codes)
@@ -281,6 +286,20 @@ def _key_codes(key: object) -> list[int]:
             "or a colour such as '#c8140a'"
         )
     return [value_code(value) for value in range(first, last + 1)]
+
+
+def _target_range(key: object, target: object, classes: Sequence[str], count: int) -> range | None:
+    """The indices that as many values in a row mean, as 0..149 of 1..150; None for one target."""
+    match = _RANGE.fullmatch(target) if isinstance(target, str) else None
+    if match is None or target in classes:
+        return None
+    indices = range(int(match[1]), int(match[2]) + 1)
+    if len(indices) != count or indices[-1] >= len(classes):
+        raise InputError(
+            f"data.labels: {key!r} is mapped to {target!r}; must be {count} of the indices of "
+            f"data.classes, 0..{len(classes) - 1}"
+        )
+    return indices
 
 
 def _target_label(key: object, target: object, classes: Sequence[str]) -> int:

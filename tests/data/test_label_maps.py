@@ -74,6 +74,15 @@ def test_16_bit_values_are_mapped(tmp_path: Path) -> None:
         labels(tmp_path, labels={7: "a", 300: "b"})
 
 
+def test_ranges_of_indices(tmp_path: Path) -> None:
+    """As of ADE20K: 0 is nothing, 1 to 150 are the classes."""
+    given = {"0": "ignore", "1..3": "0..2", "4": 1}
+    put(tmp_path, np.array([[0, 1, 2, 3, 4]], np.uint8))
+    dataset = open_dataset(source(root=tmp_path, classes=("a", "b", "c"), labels=given), split="t")
+    assert dataset[0].labels.tolist() == [[255, 0, 1, 2, 1]]
+    assert open_dataset(dataset.source, split="t")[0].labels.tolist() == [[255, 0, 1, 2, 1]]
+
+
 def test_values_and_colours_in_one_map(tmp_path: Path) -> None:
     mask = np.array([[[0, 0, 0], [255, 255, 255], [200, 20, 10]]], np.uint8)
     put(tmp_path, mask)
@@ -165,9 +174,13 @@ def test_indices_in_a_lossy_file_are_refused(tmp_path: Path, suffix: str) -> Non
     """Each may have become another index."""
     path = put(tmp_path, blocks(), suffix)
     path = path.rename(path.with_suffix(".png"))  # whatever it is called
-    for settings in ({"classes": "abcdefgh"}, {"labels": {n: f"c{n}" for n in range(8)}}):
+    for settings in (
+        {"classes": "abcdefgh"},
+        {"classes": "abcdefgh", "labels": {"0..7": "0..7"}},
+        {"labels": {n: f"c{n}" for n in range(8)}},
+    ):
         if "classes" in settings:
-            settings = {"classes": tuple(settings["classes"])}
+            settings = {**settings, "classes": tuple(settings["classes"])}
         with pytest.raises(InputError, match=f"{path}: 0 and 1 cannot be told apart; JPEG and"):
             labels(tmp_path, **settings)
     Image.fromarray(rgb(blocks())).save(path, format="webp", lossless=True)
@@ -245,9 +258,15 @@ def test_targets_must_be_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="8 is mapped to 'c'; must be 'ignore' or one of .* a, b"):
         labels(tmp_path, classes=("a", "b"), labels={7: "a", 8: "c"})
     assert labels(tmp_path, classes=("a", "b"), labels={7: 0, 8: 1, 9: 255}) == [[0, 1, 255]]
-    for wrong in (2, -1, True):
+    for wrong in (2, -1, True, "0..1", "1..0"):
         with pytest.raises(InputError, match="is mapped to"):
             labels(tmp_path, classes=("a", "b"), labels={7: wrong})
+    with pytest.raises(
+        InputError, match="'7..9' is mapped to '0..2'; must be 3 of the indices of "
+    ):
+        labels(tmp_path, classes=("a", "b"), labels={"7..9": "0..2"})
+    with pytest.raises(InputError, match="maps to '0..2'; must be the name of a class"):
+        labels(tmp_path, labels={"7..9": "0..2"})
 
 
 def test_json_keys_are_text(tmp_path: Path) -> None:
