@@ -48,8 +48,8 @@ def _parser() -> ArgumentParser:
         "--splits",
         nargs="+",
         type=str,
-        default=["val"],
-        help="Splits to measure. Settings are to be chosen on val; give test once they are.",
+        help="Splits to measure. Settings are to be chosen on val; give test once they are. "
+        "Default: that of the training's validation.",
     )
     add_device_option(parser)
     for name, text in _CUTS.items():
@@ -90,7 +90,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     for name in source:
         if getattr(options.train.data, name) != getattr(DataSource, name):
             raise InputError(f"train.data.{name}: must be given as --data.{name.replace('_', '-')}")
-    for split in options.splits:
+    splits = options.splits or [options.train.data.val_split]
+    for split in splits:
         if DATASETS[dataset] and split not in DATASETS[dataset]:
             raise InputError(
                 f"splits: {split!r} is none of {dataset}, which has {', '.join(DATASETS[dataset])}"
@@ -105,7 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     cuts = {name: None if options[name] is None else int(options[name]) for name in _CUTS}
     plan = Plan(
         train,
-        tuple(dict.fromkeys(options.splits)),
+        tuple(dict.fromkeys(splits)),
         int(options.examples),
         dense_crf=dense_crf_settings(options, True, "the row full"),
         **cuts,

@@ -71,7 +71,11 @@ def add_measuring_options(
     """
     add_checkpoint_option(parser, checkpoint_required)
     splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items())
-    parser.add_argument("--data.split", default="val", help=f"Split to {verb} ({splits}).")
+    parser.add_argument(
+        "--data.split",
+        type=str | None,
+        help=f"Split to {verb} ({splits}). Default: that of the training's validation, else val.",
+    )
     parser.add_argument(
         "--data.dataset",
         type=str | None,
@@ -110,8 +114,10 @@ def open_split(
     trained = list(metadata["classes"])
     given = {key: chosen[key] for key in _SOURCE_OPTIONS if chosen[key] is not None}
     if name == config.data.dataset:
+        chosen.split = chosen.split or config.data.val_split
         source: DataSource = replace(config.data, **given)
     else:
+        chosen.split = chosen.split or "val"
         source = DataSource(name, classes=tuple(trained) if name == "folder" else None)
         source = replace(source, **given)
     dataset = open_dataset(source, split=chosen.split, seed=config.seed, strict=False)

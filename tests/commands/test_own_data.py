@@ -12,7 +12,7 @@ from own_data import write, write_blobs
 from PIL import Image
 from tiny_run import lines
 
-from deepcrf_ext import calibrate, evaluate, explain, predict, train, tune_dense_crf
+from deepcrf_ext import calibrate, evaluate, explain, predict, reproduce, train, tune_dense_crf
 from deepcrf_ext.data import __main__ as show
 from deepcrf_ext.data import read_labels
 from deepcrf_ext.records.checkpoint import load_model
@@ -114,6 +114,17 @@ def test_splits_that_are_the_same_files_are_refused(place, capsys):
     options = ["--data.images", "images/**", "--data.masks", "masks/**"]
     assert train_on(root, "--data.classes", "[a, b]", *options) == 2
     assert "val has the same images as train" in capsys.readouterr().err
+
+
+def test_what_measures_takes_the_split_that_training_measured(place, capsys):
+    root = write_blobs(place / "data", 1, splits=["training", "validation"])
+    splits = ["--data.train-split", "training", "--data.val-split", "validation", "--epochs", "2"]
+    assert train_on(root, *splits, "--data.classes", "[ground, ball]") == 0
+    assert evaluate.main(["--checkpoint", "run"]) == 0
+    assert (place / "run/evaluate-folder-validation/evaluation.json").exists()
+    assert explain.main(["compatibility", "--checkpoint", "run"]) == 0
+    options = ["--data.dataset", "folder", "--output", "x", "--train.data.val-split", "validation"]
+    assert reproduce.parse(options)[0].splits == ("validation",)
 
 
 def test_measuring_on_another_folder(place, capsys):
