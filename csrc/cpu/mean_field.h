@@ -1,12 +1,12 @@
 // The loop of mean field, over whatever receives the messages: MessageReceiver or TileReceiver.
 #pragma once
 
-#include "cpu/messages.h"
+#include "cpu/message_parts.h"
 #include "ops/mean_field.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
-// out = softmax(-energies) of one node.
+// out = softmax(-energies) of one node; out may be energies.
 template <typename T>
 void softmax_negative(const T* energies, int64_t num_labels, T* out) {
   constexpr int V = kLanes<T>;
@@ -33,17 +33,8 @@ void run_mean_field(const std::vector<GraphView>& graphs,
   using T = typename Receiver::Value;
   const int64_t num_nodes = arguments.num_nodes;
   const int64_t K = arguments.num_labels;
-  const int64_t block = Receiver::block_size(num_nodes, num_threads);
   const T* unary = static_cast<const T*>(arguments.unary);
-
-  std::vector<typename Receiver::Potential> packed;
-  packed.reserve(potentials.size());
-  int64_t num_features = 0;
-  for (size_t i = 0; i < potentials.size(); ++i) {
-    packed.push_back(Receiver::pack(graphs[i], potentials[i]));
-    num_features = std::max(num_features, potentials[i].num_features);
-  }
-  PerThread<Receiver> receivers(num_threads, MessageShape{num_nodes, K, num_features, block});
+  MessageParts<Receiver> messages(graphs, potentials, num_nodes, K, num_threads);
   Buffer<T> previous(num_nodes * K);
   // Iterations alternate between the two arrays so that the last one lands in the output.
   T* arrays[2] = {static_cast<T*>(arguments.marginals), previous.get()};
@@ -51,29 +42,20 @@ void run_mean_field(const std::vector<GraphView>& graphs,
 #pragma omp parallel num_threads(num_threads)
   {
     [[maybe_unused]] const typename Receiver::Scope scope;
-    Receiver& receiver = receivers.mine();
-    for (auto& potential : packed) {
-#pragma omp for schedule(dynamic) nowait
-      for (int64_t plane = 0; plane < potential.planes(); ++plane) potential.pack(plane);
-    }
+    messages.pack();
     T* initial = arrays[arguments.iterations % 2];
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < num_nodes; ++p) softmax_negative(unary + p * K, K, initial + p * K);
 
     for (int64_t left = arguments.iterations; left > 0; --left) {
-      const T* from = arrays[left % 2];
+      messages.receive(arrays[left % 2]);
       T* to = arrays[(left - 1) % 2];
-#pragma omp for schedule(dynamic)
-      for (int64_t first = 0; first < num_nodes; first += block) {
-        const int64_t count = std::min(block, num_nodes - first);
-        T* energies = receiver.energies();
-        std::copy_n(unary + first * K, count * K, energies);
-        for (const auto& potential : packed) {
-          receiver.receive(potential, from, first, count, energies);
-        }
-        for (int64_t m = 0; m < count; ++m) {
-          softmax_negative(energies + m * K, K, to + (first + m) * K);
-        }
+#pragma omp for schedule(static)
+      for (int64_t p = 0; p < num_nodes; ++p) {
+        T* energies = to + p * K;
+        std::copy_n(unary + p * K, K, energies);
+        messages.add_to(p, energies);
+        softmax_negative(energies, K, energies);
       }
     }
   }

@@ -212,7 +212,7 @@ void receive_bias(const int64_t* row_offsets,  // [N + 1]
                   const T* marginals,  // [N, K]
                   int64_t first, int64_t count,
                   T* scratch,     // [2, K]
-                  T* energies) {  // [count, K]
+                  T* messages) {  // [count, K]
   T* neighbour_sum = scratch;
   T* message = scratch + num_labels;
   for (int64_t m = 0; m < count; ++m) {
@@ -223,9 +223,14 @@ void receive_bias(const int64_t* row_offsets,  // [N + 1]
     sum_rows(
         num_labels, num_labels, [&](int64_t j) { return neighbour_sum[j]; },
         [&](int64_t j) { return bias + j * num_labels; }, message);
-    for (int64_t k = 0; k < num_labels; ++k) energies[m * num_labels + k] += message[k];
+    for (int64_t k = 0; k < num_labels; ++k) messages[m * num_labels + k] += message[k];
   }
 }
+
+// Planes first..last-1.
+struct PlaneRange {
+  int64_t first, last;
+};
 
 // What a receiver needs room for.
 struct MessageShape {
@@ -241,6 +246,9 @@ class MessageReceiver {
   using Value = T;
   using Potential = PackedPotential<T>;
   struct Scope {};  // what a thread holds while it multiplies
+  // Of a part (message_parts.h): 256 features, whose weight and projections fit the L2 cache of a
+  // core where nodes and labels are few.
+  static constexpr int64_t kPartPlanes = 256 / kLanes<T>;
   static Potential pack(const GraphView& graph, const AnyFactoredPotential& potential) {
     return {graph, potential.as<T>()};
   }
@@ -259,23 +267,19 @@ class MessageReceiver {
         strip_nodes_(num_labels_ <= kFewLabels ? kStripNodes : shape.block_nodes),
         accumulators_(strip_nodes_ * group_ * num_labels_ * kLanes<T>),
         sums_(round_up(shape.block_nodes * num_labels_, kLanes<T>) * kLanes<T>),
-        bias_scratch_(2 * num_labels_),
-        energies_(shape.block_nodes * num_labels_) {}
+        bias_scratch_(2 * num_labels_) {}
 
-  // Room for the energies of a block, [block, K].
-  T* energies() { return energies_.get(); }
-
-  // Adds to energies the messages that nodes first..first+count-1 receive over one potential, in
-  // both directions.
-  void receive(const PackedPotential<T>& potential,
+  // The messages that nodes first..first+count-1 receive over some planes of a potential, in both
+  // directions; with the first of the planes, what the bias sends.
+  void receive(const PackedPotential<T>& potential, const PlaneRange& planes,
                const T* marginals,  // [N, K]
                int64_t first, int64_t count,
-               T* energies) {  // [count, K]
+               T* messages) {  // [count, K]
     constexpr int V = kLanes<T>;
     const int64_t size = count * num_labels_;
     std::fill_n(sums_.get(), round_up(size, V) * V, T(0));
     const Direction<T> directions[] = {potential.along(), potential.against()};
-    for (int64_t plane = 0; plane < potential.planes(); plane += group_) {
+    for (int64_t plane = planes.first; plane < planes.last; plane += group_) {
       for (const Direction<T>& direction : directions) {
         for (int64_t m = 0; m < count; m += strip_nodes_) {
           receive_strip(direction, plane, marginals, first + m, std::min(strip_nodes_, count - m),
@@ -283,13 +287,13 @@ class MessageReceiver {
         }
       }
     }
+    for (int64_t i = 0; i < size; i += V) {
+      store_up_to(messages + i, size - i, horizontal_sums(sums_.get() + i * V));
+    }
+    if (planes.first > 0) return;
     for (const Direction<T>& direction : directions) {
       receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
-                   marginals, first, count, bias_scratch_.get(), energies);
-    }
-    for (int64_t i = 0; i < size; i += V) {
-      const Vec<T> received = horizontal_sums(sums_.get() + i * V);
-      store_up_to(energies + i, size - i, load_up_to(energies + i, size - i) + received);
+                   marginals, first, count, bias_scratch_.get(), messages);
     }
   }
 
@@ -332,36 +336,6 @@ class MessageReceiver {
   Buffer<T> accumulators_;  // [strip, group, K, lanes]
   Buffer<T> sums_;          // [block, K, lanes]
   Buffer<T> bias_scratch_;  // [2, K]
-  Buffer<T> energies_;      // [block, K]
 };
-
-// The messages of all nodes over one potential.
-template <typename Receiver>
-void receive_all(const GraphView& graph, const AnyFactoredPotential& potential,
-                 const typename Receiver::Value* marginals,  // [N, K]
-                 typename Receiver::Value* messages,         // [N, K]
-                 int num_threads) {
-  const int64_t num_nodes = graph.num_nodes;
-  const int64_t num_labels = potential.num_labels;
-  const int64_t block = Receiver::block_size(num_nodes, num_threads);
-  auto packed = Receiver::pack(graph, potential);
-  PerThread<Receiver> receivers(num_threads,
-                                MessageShape{num_nodes, num_labels, potential.num_features, block});
-
-#pragma omp parallel num_threads(num_threads)
-  {
-    [[maybe_unused]] const typename Receiver::Scope scope;
-    Receiver& receiver = receivers.mine();
-#pragma omp for schedule(dynamic)
-    for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
-#pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < num_nodes; first += block) {
-      const int64_t count = std::min(block, num_nodes - first);
-      auto* out = messages + first * num_labels;
-      std::fill_n(out, count * num_labels, 0);
-      receiver.receive(packed, marginals, first, count, out);
-    }
-  }
-}
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

@@ -2,6 +2,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/message_gradient.h"
+#include "cpu/message_parts.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 

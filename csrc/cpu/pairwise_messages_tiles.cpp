@@ -1,5 +1,6 @@
 // Messages and their gradient by matrix tiles.
 #include "cpu/dispatch.h"
+#include "cpu/message_parts.h"
 #include "cpu/tile_message_gradient.h"
 #include "cpu/tile_messages.h"
 #include "ops/pairwise_messages.h"

@@ -2,6 +2,8 @@
 // contracted with the weight in one product over all neighbour labels and features.
 #pragma once
 
+#include <limits>
+
 #include "cpu/messages.h"
 #include "cpu/tile_accumulate.h"
 
@@ -123,6 +125,7 @@ class TileReceiver {
   using Value = float;
   using Potential = TilePotential<Summands>;
   using Scope = TileScope;
+  static constexpr int64_t kPartPlanes = std::numeric_limits<int64_t>::max();  // all in a product
   static Potential pack(const GraphView& graph, const AnyFactoredPotential& potential) {
     return {graph, potential};
   }
@@ -139,19 +142,15 @@ class TileReceiver {
         terms_row_(round_up(shape.num_features, kTilePlane) * shape.num_labels + kTilePlane),
         accumulator_(num_labels_, ceil_div(shape.num_features, kTilePlane)),
         terms_(Summands * nodes_ * terms_row_),
-        messages_(nodes_ * label_tiles_ * kTileRows),
-        bias_scratch_(2 * num_labels_),
-        energies_(shape.block_nodes * num_labels_) {}
+        products_(nodes_ * label_tiles_ * kTileRows),
+        bias_scratch_(2 * num_labels_) {}
 
-  // Room for the energies of a block, [block, K].
-  float* energies() { return energies_.get(); }
-
-  // Adds to energies the messages that nodes first..first+count-1 receive over one potential, in
-  // both directions.
-  void receive(const Potential& potential,
+  // The messages that nodes first..first+count-1 receive over a potential, in both directions.
+  void receive(const Potential& potential, const PlaneRange&,
                const float* marginals,  // [N, K]
                int64_t first, int64_t count,
-               float* energies) {  // [count, K]
+               float* messages) {  // [count, K]
+    std::fill_n(messages, count * num_labels_, 0.f);
     const int64_t columns = label_tiles_ * kTileRows;
     const int64_t terms_words = nodes_ * terms_row_ / 2;
     for (const TileDirection& direction : {potential.along(), potential.against()}) {
@@ -170,14 +169,14 @@ class TileReceiver {
           {terms_.get(), kTileRows * terms_row_ / 2, kTileRows, terms_row_ / 2, terms_words},
           {direction.weight, kTileElements, label_tiles_ * kTileElements, kTileRows,
            potential.weight_words()},
-          messages_.get(), columns, true);
+          products_.get(), columns, true);
       for (int64_t m = 0; m < count; ++m) {
         for (int64_t k = 0; k < num_labels_; ++k) {
-          energies[m * num_labels_ + k] += messages_.get()[m * columns + k];
+          messages[m * num_labels_ + k] += products_.get()[m * columns + k];
         }
       }
       receive_bias(direction.row_offsets, direction.neighbours, direction.bias, num_labels_,
-                   marginals, first, count, bias_scratch_.get(), energies);
+                   marginals, first, count, bias_scratch_.get(), messages);
     }
   }
 
@@ -187,9 +186,8 @@ class TileReceiver {
   int64_t terms_row_;
   TileAccumulator<Summands> accumulator_;
   Buffer<bfloat16> terms_;      // [summand, nodes, terms_row]: A as [plane, K, kTilePlane]
-  Buffer<float> messages_;      // [nodes, label tiles * 16]
+  Buffer<float> products_;      // [nodes, label tiles * 16]
   Buffer<float> bias_scratch_;  // [2, K]
-  Buffer<float> energies_;      // [block, K]
 };
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA
