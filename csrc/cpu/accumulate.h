@@ -28,7 +28,8 @@ void accumulate_block(const int32_t* neighbours,  // [count]
                       int64_t plane_size,     // N * lanes
                       const T* coefficients,  // [N, num_labels], from the block's first label on
                       int64_t num_labels,
-                      T* out) {  // [Planes, num_labels, lanes], likewise
+                      T* out,              // [Planes, num_labels, lanes], likewise
+                      int64_t out_step) {  // from a vector of out to the next
   constexpr int V = kLanes<T>;
   Vec<T> sum[Planes][Labels];
   Vec<T> own[Planes];
@@ -56,7 +57,7 @@ void accumulate_block(const int32_t* neighbours,  // [count]
 #pragma GCC unroll 4
   for (int v = 0; v < Planes; ++v) {
 #pragma GCC unroll 12
-    for (int j = 0; j < Labels; ++j) store(out + (v * num_labels + j) * V, sum[v][j]);
+    for (int j = 0; j < Labels; ++j) store(out + (v * num_labels + j) * out_step, sum[v][j]);
   }
 }
 
@@ -69,7 +70,8 @@ void accumulate(const int32_t* neighbours,  // [count]
                 int64_t plane_size,     // N * lanes
                 const T* coefficients,  // [N, num_labels]
                 int64_t num_labels,
-                T* out) {  // [group, num_labels, lanes]
+                T* out,              // [group, num_labels, lanes]
+                int64_t out_step) {  // from a vector of out to the next
   const int64_t blocks = label_blocks(num_labels);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = num_labels * block / blocks;
@@ -81,7 +83,7 @@ void accumulate(const int32_t* neighbours,  // [count]
       (blocks > 1 ? accumulate_block<n, 2, T>                                                   \
                   : accumulate_block<n, planes, T>)(neighbours, count, self, other, plane_size, \
                                                     coefficients + first, num_labels,           \
-                                                    out + first * kLanes<T>);                   \
+                                                    out + first * out_step, out_step);          \
     }                                                                                           \
     break;
     switch (labels) {

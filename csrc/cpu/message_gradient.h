@@ -157,7 +157,7 @@ class MessageGradient {
       const int64_t begin = direction.row_offsets[p];
       accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
                  direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
-                 plane_size, coefficients, 2 * K, accumulators + m * node_stride_);
+                 plane_size, coefficients, 2 * K, accumulators + m * node_stride_, V);
     }
     for (int64_t v = 0; v < group_; ++v) {
       T* out = weight_gradient_.get() + v * K * K * V;

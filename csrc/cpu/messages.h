@@ -86,38 +86,39 @@ class PackedPotential {
   Buffer<T> source_, target_, weight_, bias_transposed_;
 };
 
-// One operand of a contraction: vectors at [plane, row, neighbour label], any strides apart.
-template <typename T>
-struct PlaneRows {
-  const T* data;
-  int64_t plane_step, row_step, label_step;
+constexpr int kContractRows = kVectorRegisters == 32 ? 4 : 3;
+constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 3;
 
-  PlaneRows from_row(int64_t row) const {
-    return {data + row * row_step, plane_step, row_step, label_step};
-  }
+// The weight of a contraction: vectors at [plane, receiver, neighbour label], any strides apart.
+template <typename T>
+struct PlaneWeight {
+  const T* data;
+  int64_t plane_step, receiver_step, neighbour_step;
 };
 
-// sums[Rows, Labels] (vectors) += A[planes, Rows, depth] . W[planes, Labels, depth], lane by lane.
+// sums[Rows, Labels] (vectors) += A[planes, K, Rows] . W[planes, Labels, K], lane by lane. All of A
+// is read from one address, as addresses are what is short of registers here.
 template <int Rows, int Labels, typename T>
-inline void contract_block(int64_t planes,
-                           int64_t depth,  // neighbour labels
-                           const PlaneRows<T>& a, const PlaneRows<T>& weight,
+inline void contract_block(int64_t planes, int64_t num_labels,
+                           const T* a,  // [planes, K, kContractRows, lanes]
+                           const PlaneWeight<T>& weight,
                            T* sums,  // [Rows, Labels, lanes], rows sums_row apart
                            int64_t sums_row) {
   constexpr int V = kLanes<T>;
+  constexpr int kStep = kContractRows * V;
   Vec<T> sum[Rows][Labels] = {};
   for (int64_t v = 0; v < planes; ++v) {
-    for (int64_t j = 0; j < depth; ++j) {
-      const T* a_column = a.data + v * a.plane_step + j * a.label_step;
-      const T* w_column = weight.data + v * weight.plane_step + j * weight.label_step;
+    const T* w = weight.data + v * weight.plane_step;
+    const T* end = a + num_labels * kStep;
+    for (; a != end; a += kStep, w += weight.neighbour_step) {
       Vec<T> row[Rows];
 #pragma GCC unroll 4
-      for (int m = 0; m < Rows; ++m) row[m] = load(a_column + m * a.row_step);
+      for (int m = 0; m < Rows; ++m) row[m] = load(a + m * V);
 #pragma GCC unroll 8
       for (int k = 0; k < Labels; ++k) {
-        const Vec<T> w = load(w_column + k * weight.row_step);
+        const Vec<T> w_k = load(w + k * weight.receiver_step);
 #pragma GCC unroll 4
-        for (int m = 0; m < Rows; ++m) sum[m][k] += row[m] * w;
+        for (int m = 0; m < Rows; ++m) sum[m][k] += row[m] * w_k;
       }
     }
   }
@@ -131,27 +132,27 @@ inline void contract_block(int64_t planes,
   }
 }
 
-constexpr int kContractRows = kVectorRegisters == 32 ? 4 : 3;
-constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 3;
-
 template <int Labels, typename T>
-inline void contract_rows(int64_t rows, int64_t planes, int64_t depth, const PlaneRows<T>& a,
-                          const PlaneRows<T>& weight, T* sums, int64_t sums_row) {
+inline void contract_rows(int64_t rows, int64_t planes, int64_t num_labels, const T* a,
+                          int64_t a_block, const PlaneWeight<T>& weight, T* sums,
+                          int64_t sums_row) {
   int64_t m = 0;
-  for (; m + kContractRows <= rows; m += kContractRows) {
-    contract_block<kContractRows, Labels>(planes, depth, a.from_row(m), weight, sums + m * sums_row,
+  for (; m + kContractRows <= rows; m += kContractRows, a += a_block) {
+    contract_block<kContractRows, Labels>(planes, num_labels, a, weight, sums + m * sums_row,
                                           sums_row);
   }
-  for (; m < rows; ++m) {
-    contract_block<1, Labels>(planes, depth, a.from_row(m), weight, sums + m * sums_row, sums_row);
+  for (; m < rows; ++m, a += kLanes<T>) {
+    contract_block<1, Labels>(planes, num_labels, a, weight, sums + m * sums_row, sums_row);
   }
 }
 
 // sums[m, k] += sum over planes and j of A[m, j] * W[k, j] for all rows m and labels k, lane by
 // lane.
 template <typename T>
-void contract(int64_t rows, int64_t planes, int64_t num_labels, const PlaneRows<T>& a,
-              const PlaneRows<T>& weight,
+void contract(int64_t rows, int64_t planes, int64_t num_labels,
+              const T* a,       // [rows / kContractRows, planes, K, kContractRows, lanes]
+              int64_t a_block,  // from kContractRows rows of A to the next
+              const PlaneWeight<T>& weight,
               T* sums) {  // [rows, K, lanes]
   constexpr int V = kLanes<T>;
   const int64_t blocks = ceil_div(num_labels, kContractLabels);
@@ -159,15 +160,16 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels, const PlaneRows<
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = num_labels * block / blocks;
     const int64_t labels = num_labels * (block + 1) / blocks - k;
-    const PlaneRows<T> w = weight.from_row(k);
+    PlaneWeight<T> w = weight;
+    w.data += k * weight.receiver_step;
     T* out = sums + k * V;
     switch (labels) {
-      case 1: contract_rows<1>(rows, planes, num_labels, a, w, out, sums_row); break;
-      case 2: contract_rows<2>(rows, planes, num_labels, a, w, out, sums_row); break;
-      case 3: contract_rows<3>(rows, planes, num_labels, a, w, out, sums_row); break;
-      case 4: contract_rows<4>(rows, planes, num_labels, a, w, out, sums_row); break;
-      case 5: contract_rows<5>(rows, planes, num_labels, a, w, out, sums_row); break;
-      case 6: contract_rows<6>(rows, planes, num_labels, a, w, out, sums_row); break;
+      case 1: contract_rows<1>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+      case 2: contract_rows<2>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+      case 3: contract_rows<3>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+      case 4: contract_rows<4>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+      case 5: contract_rows<5>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+      case 6: contract_rows<6>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
     }
   }
 }
@@ -314,26 +316,27 @@ class MessageReceiver {
     const int64_t weight_plane = num_labels_ * label_plane;
     const T* self = direction.self + plane * node_plane;
     const T* other = direction.other + plane * node_plane;
+    const int64_t a_block = kContractRows * group_ * label_plane;
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
       const int64_t begin = direction.row_offsets[p];
       accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin, self + p * V,
                  other, node_plane, marginals, num_labels_,
-                 accumulators_.get() + m * group_ * label_plane);
+                 accumulators_.get() + m / kContractRows * a_block + m % kContractRows * V,
+                 kContractRows * V);
     }
     const int64_t together = num_labels_ <= kFewLabels ? group_ : 1;
     for (int64_t v = 0; v < group_; v += together) {
-      contract(
-          count, together, num_labels_,
-          PlaneRows<T>{accumulators_.get() + v * label_plane, label_plane, group_ * label_plane, V},
-          PlaneRows<T>{direction.weight + (plane + v) * weight_plane, weight_plane,
-                       direction.receiver_step, direction.neighbour_step},
-          sums);
+      contract(count, together, num_labels_, accumulators_.get() + v * kContractRows * label_plane,
+               a_block,
+               {direction.weight + (plane + v) * weight_plane, weight_plane,
+                direction.receiver_step, direction.neighbour_step},
+               sums);
     }
   }
 
   int64_t num_nodes_, num_labels_, group_, strip_nodes_;
-  Buffer<T> accumulators_;  // [strip, group, K, lanes]
+  Buffer<T> accumulators_;  // A of a strip, see contract()
   Buffer<T> sums_;          // [block, K, lanes]
   Buffer<T> bias_scratch_;  // [2, K]
 };
