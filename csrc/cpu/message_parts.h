@@ -4,6 +4,8 @@
 // in one order, so that its bits do not depend on the number of threads.
 #pragma once
 
+#include <optional>
+
 #include "cpu/messages.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -17,13 +19,12 @@ class MessageParts {
   MessageParts(const std::vector<GraphView>& graphs,
                const std::vector<AnyFactoredPotential>& potentials, int64_t num_nodes,
                int64_t num_labels, int num_threads)
-      : num_nodes_(num_nodes),
-        num_labels_(num_labels),
-        block_(Receiver::block_size(num_nodes, num_threads)),
-        receivers_(num_threads, MessageShape{num_nodes, num_labels, widest(potentials), block_}) {
+      : num_nodes_(num_nodes), num_labels_(num_labels) {
+    int64_t num_features = 0;
     packed_.reserve(potentials.size());
     for (size_t i = 0; i < potentials.size(); ++i) {
       packed_.push_back(Receiver::pack(graphs[i], potentials[i]));
+      num_features = std::max(num_features, potentials[i].num_features);
       const int64_t planes = packed_[i].planes();
       int64_t first = 0;
       do {
@@ -32,6 +33,10 @@ class MessageParts {
         first = last;
       } while (first < planes);
     }
+    // Every thread is to have several blocks.
+    const int64_t blocks = ceil_div(8 * num_threads, std::max<int64_t>(parts_.size(), 1));
+    block_ = Receiver::block_size(num_nodes, blocks);
+    receivers_.emplace(num_threads, MessageShape{num_nodes, num_labels, num_features, block_});
   }
 
   // What follows is called by all threads of a parallel region, and ends with a barrier.
@@ -46,7 +51,7 @@ class MessageParts {
 
   // Computes the messages of all nodes.
   void receive(const T* marginals) {  // [N, K]
-    Receiver& receiver = receivers_.mine();
+    Receiver& receiver = receivers_->mine();
     const int64_t blocks = ceil_div(num_nodes_, block_);
     share_out([&](const Part&) { return blocks; },
               [&](const Part& part, int64_t block) {
@@ -73,12 +78,6 @@ class MessageParts {
     Buffer<T> messages;  // [N, K]
   };
 
-  static int64_t widest(const std::vector<AnyFactoredPotential>& potentials) {
-    int64_t num_features = 0;
-    for (const auto& p : potentials) num_features = std::max(num_features, p.num_features);
-    return num_features;
-  }
-
   // Calls run(part, item) for each of the items 0..count(part)-1 of each part. A thread begins with
   // parts of its own and goes on with what others have left.
   template <typename Count, typename Run>
@@ -102,7 +101,7 @@ class MessageParts {
 
   int64_t num_nodes_, num_labels_;
   int64_t block_;  // nodes
-  PerThread<Receiver> receivers_;
+  std::optional<PerThread<Receiver>> receivers_;
   std::vector<typename Receiver::Potential> packed_;
   std::vector<Part> parts_;
 };

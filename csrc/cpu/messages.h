@@ -88,6 +88,7 @@ class PackedPotential {
 
 constexpr int kContractRows = kVectorRegisters == 32 ? 4 : 3;
 constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 3;
+constexpr int64_t kContractDepth = 64;  // so that the weight of kContractLabels stays in L1
 
 // The weight of a contraction: vectors at [plane, receiver, neighbour label], any strides apart.
 template <typename T>
@@ -96,11 +97,12 @@ struct PlaneWeight {
   int64_t plane_step, receiver_step, neighbour_step;
 };
 
-// sums[Rows, Labels] (vectors) += A[planes, K, Rows] . W[planes, Labels, K], lane by lane. All of A
-// is read from one address, as addresses are what is short of registers here.
+// sums[Rows, Labels] (vectors) += A[planes, depth, Rows] . W[planes, Labels, depth], lane by lane.
+// All of A is read from one address, as addresses are what is short of registers here.
 template <int Rows, int Labels, typename T>
-inline void contract_block(int64_t planes, int64_t num_labels,
-                           const T* a,  // [planes, K, kContractRows, lanes]
+inline void contract_block(int64_t planes,
+                           int64_t depth,  // neighbour labels
+                           const T* a,     // [planes, depth, kContractRows, lanes]
                            const PlaneWeight<T>& weight,
                            T* sums,  // [Rows, Labels, lanes], rows sums_row apart
                            int64_t sums_row) {
@@ -109,7 +111,7 @@ inline void contract_block(int64_t planes, int64_t num_labels,
   Vec<T> sum[Rows][Labels] = {};
   for (int64_t v = 0; v < planes; ++v) {
     const T* w = weight.data + v * weight.plane_step;
-    const T* end = a + num_labels * kStep;
+    const T* end = a + depth * kStep;
     for (; a != end; a += kStep, w += weight.neighbour_step) {
       Vec<T> row[Rows];
 #pragma GCC unroll 4
@@ -133,16 +135,14 @@ inline void contract_block(int64_t planes, int64_t num_labels,
 }
 
 template <int Labels, typename T>
-inline void contract_rows(int64_t rows, int64_t planes, int64_t num_labels, const T* a,
-                          int64_t a_block, const PlaneWeight<T>& weight, T* sums,
-                          int64_t sums_row) {
+inline void contract_rows(int64_t rows, int64_t planes, int64_t depth, const T* a, int64_t a_block,
+                          const PlaneWeight<T>& weight, T* sums, int64_t sums_row) {
   int64_t m = 0;
   for (; m + kContractRows <= rows; m += kContractRows, a += a_block) {
-    contract_block<kContractRows, Labels>(planes, num_labels, a, weight, sums + m * sums_row,
-                                          sums_row);
+    contract_block<kContractRows, Labels>(planes, depth, a, weight, sums + m * sums_row, sums_row);
   }
   for (; m < rows; ++m, a += kLanes<T>) {
-    contract_block<1, Labels>(planes, num_labels, a, weight, sums + m * sums_row, sums_row);
+    contract_block<1, Labels>(planes, depth, a, weight, sums + m * sums_row, sums_row);
   }
 }
 
@@ -154,22 +154,27 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels,
               int64_t a_block,  // from kContractRows rows of A to the next
               const PlaneWeight<T>& weight,
               T* sums) {  // [rows, K, lanes]
-  constexpr int V = kLanes<T>;
+  const int64_t depths = planes == 1 ? ceil_div(num_labels, kContractDepth) : 1;
   const int64_t blocks = ceil_div(num_labels, kContractLabels);
-  const int64_t sums_row = num_labels * V;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t k = num_labels * block / blocks;
-    const int64_t labels = num_labels * (block + 1) / blocks - k;
-    PlaneWeight<T> w = weight;
-    w.data += k * weight.receiver_step;
-    T* out = sums + k * V;
-    switch (labels) {
-      case 1: contract_rows<1>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
-      case 2: contract_rows<2>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
-      case 3: contract_rows<3>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
-      case 4: contract_rows<4>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
-      case 5: contract_rows<5>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
-      case 6: contract_rows<6>(rows, planes, num_labels, a, a_block, w, out, sums_row); break;
+  const int64_t sums_row = num_labels * kLanes<T>;
+  for (int64_t d = 0; d < depths; ++d) {
+    const int64_t j = num_labels * d / depths;
+    const int64_t depth = num_labels * (d + 1) / depths - j;
+    const T* from = a + j * kContractRows * kLanes<T>;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t k = num_labels * block / blocks;
+      const int64_t labels = num_labels * (block + 1) / blocks - k;
+      PlaneWeight<T> w = weight;
+      w.data += k * weight.receiver_step + j * weight.neighbour_step;
+      T* out = sums + k * kLanes<T>;
+      switch (labels) {
+        case 1: contract_rows<1>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+        case 2: contract_rows<2>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+        case 3: contract_rows<3>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+        case 4: contract_rows<4>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+        case 5: contract_rows<5>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+        case 6: contract_rows<6>(rows, planes, depth, from, a_block, w, out, sums_row); break;
+      }
     }
   }
 }
@@ -255,11 +260,11 @@ class MessageReceiver {
     return {graph, potential.as<T>()};
   }
 
-  // Nodes of one block: enough to use a load of the weight often, and few enough for every thread
-  // to have several blocks.
-  static int64_t block_size(int64_t num_nodes, int num_threads) {
-    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, 8 * num_threads), kStripNodes),
-                               kStripNodes, 4 * kStripNodes);
+  // Nodes of one block: enough to use a load of the weight often, and few enough for as many blocks
+  // as are wanted.
+  static int64_t block_size(int64_t num_nodes, int64_t num_blocks) {
+    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, num_blocks), kStripNodes), kStripNodes,
+                               64);
   }
 
   explicit MessageReceiver(const MessageShape& shape)

@@ -130,9 +130,9 @@ class TileReceiver {
     return {graph, potential};
   }
 
-  // Two tiles of nodes share a pass over the weight where every thread has several blocks.
-  static int64_t block_size(int64_t num_nodes, int num_threads) {
-    return num_nodes >= 16 * kTileRows * num_threads ? 2 * kTileRows : kTileRows;
+  // Two tiles of nodes share a pass over the weight where there are blocks enough.
+  static int64_t block_size(int64_t num_nodes, int64_t num_blocks) {
+    return num_nodes >= 2 * kTileRows * num_blocks ? 2 * kTileRows : kTileRows;
   }
 
   explicit TileReceiver(const MessageShape& shape)
