@@ -244,29 +244,6 @@ def test_energies_that_forbid_everything() -> None:
         dense_crf(unary, image)
 
 
-@every_target
-@pytest.mark.parametrize(
-    ("error", "match", "change"),
-    [
-        (ValueError, "unary: got shape", {"unary": torch.zeros(6, 8)}),
-        (TypeError, "unary: got dtype", {"unary": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}),
-        (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 6)}),
-        (ValueError, "image: got shape", {"image": torch.zeros(1, 3, 6, 7)}),
-        (ValueError, "iterations", {"iterations": -1}),
-    ],
-)
-def test_errors_name_the_argument(
-    target: Target, error: type[Exception], match: str, change: dict[str, Any]
-) -> None:
-    unary, image = scene(6, 8, 3, target.device)
-    moved = {
-        name: value.to(target.device) if isinstance(value, Tensor) else value
-        for name, value in change.items()
-    }
-    with pytest.raises(error, match=match):
-        target.functions.dense_crf(**{"unary": unary, "image": image, **moved})
-
-
 def test_images_that_cannot_be_used() -> None:
     unary, image = scene(6, 8, 3)
     with pytest.raises(TypeError, match="image: got dtype"):
