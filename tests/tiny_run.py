@@ -87,6 +87,24 @@ def write_run(folder: Path, data_root: Path, **model_settings: Any) -> Path:
     return folder
 
 
+TINY_TRAINING = """
+model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
+data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
+optim: {lr: 0.02}
+epochs: 3
+batch_size: 2
+validate_every: 1
+device: cpu
+"""
+
+
+def training_options(folder: Path, data: Path, output: Path, *more: str) -> list[str]:
+    """Of a training of tiny networks, their settings in a file in `folder`; `more` overrides."""
+    file = folder / "tiny.yaml"
+    file.write_text(TINY_TRAINING)
+    return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
+
+
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     """What a training logged as "train" or "val"."""
     every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_run import lines, write_learnable_camvid
+from tiny_run import lines, training_options, write_learnable_camvid
 
 from deepcrf_ext import train as command
 from deepcrf_ext.config import from_dict
@@ -32,27 +32,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 POTENTIALS = {"unary", "surrounding", "above_below"}
 UNARY, CRF = "unary-3scales", "1unary+2pair"
-TINY = """
-model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
-data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
-optim: {lr: 0.02}
-epochs: 3
-batch_size: 2
-validate_every: 1
-device: cpu
-"""
 STEPS_PER_EPOCH = 3
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_learnable_camvid(tmp_path_factory.mktemp("camvid"), train=7, val=2)
-
-
-def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
-    file = tmp_path / "tiny.yaml"
-    file.write_text(TINY)
-    return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
 
 
 def same_weights(run: Path, other: Path) -> bool:
@@ -72,7 +57,7 @@ def same_as_checkpoint(run: Path, name: str) -> None:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    assert command.main(options(folder, data, folder / "run")) == 0
+    assert command.main(training_options(folder, data, folder / "run")) == 0
     return folder / "run"
 
 
@@ -123,7 +108,7 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", interrupt)
-        assert command.main(options(tmp_path, data, run)) == 128 + number
+        assert command.main(training_options(tmp_path, data, run)) == 128 + number
     assert f"--resume '{run}'" in capsys.readouterr().err
     assert load_checkpoint(run / "last.pt")["step"] == stop_after
     same_as_checkpoint(run, "last.pt")
@@ -143,8 +128,8 @@ def test_run_of_an_earlier_version_goes_on(tmp_path, data):
     """Its null was all potentials."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     more = ["--model.potentials", "all", "--optim.schedule", "exponential", "--warm-start", "0"]
-    assert command.main(options(tmp_path, data, whole, *more, "--epochs", "2")) == 0
-    assert command.main(options(tmp_path, data, run, *more, "--epochs", "1")) == 0
+    assert command.main(training_options(tmp_path, data, whole, *more, "--epochs", "2")) == 0
+    assert command.main(training_options(tmp_path, data, run, *more, "--epochs", "1")) == 0
     state = load_checkpoint(run / "last.pt")
     assert any(name.startswith("potentials.unary_1scale.") for name in state["model"])
     state["config"]["model"]["potentials"] = None
@@ -163,7 +148,9 @@ def test_a_run_cannot_be_made_shorter_than_it_is(finished, capsys):
 
 def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
     run = tmp_path / "run"
-    assert command.main(options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
+    assert (
+        command.main(training_options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
+    )
     assert command.main(["--resume", str(run / "last.pt"), "--epochs", "4"]) == 0
     assert [line["epoch"] for line in lines(run, "val")] == [1, 2, 3, 4]
 
@@ -173,7 +160,7 @@ def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
 def test_sigterm_from_outside(data, tmp_path, whole_group):
     """Also where a launcher asks every process of a group: loaders hand over what is needed."""
     run = tmp_path / "run"
-    arguments = options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1")
+    arguments = training_options(tmp_path, data, run, "--epochs", "100000", "--data.workers", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "deepcrf_ext.train", *arguments],
         stderr=subprocess.PIPE,
@@ -214,7 +201,7 @@ def test_killed_loader_process_ends_the_run_and_nothing_is_lost(
     begin = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", kill_a_loader)
-        assert command.main(options(tmp_path, data, run, "--data.workers", "2")) == 1
+        assert command.main(training_options(tmp_path, data, run, "--data.workers", "2")) == 1
     assert time.monotonic() - begin < 50
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: a process that loads images ended (DataLoader worker (pid")
@@ -242,14 +229,14 @@ def test_what_a_resumed_run_does_not_take(finished, capsys, option):
 
 def test_a_run_never_overwrites_another(finished, data, tmp_path, capsys):
     before = files_of(finished)
-    assert command.main(options(tmp_path, data, finished)) == 2
+    assert command.main(training_options(tmp_path, data, finished)) == 2
     assert f"output: {finished}" in capsys.readouterr().err
     assert files_of(finished) == before
 
 
 def test_loss_that_is_not_finite(data, tmp_path, capsys):
     run = tmp_path / "run"
-    arguments = options(tmp_path, data, run, "--optim.lr", "1e30")
+    arguments = training_options(tmp_path, data, run, "--optim.lr", "1e30")
     assert command.main([*arguments, "--model.batch_norm", "false"]) == 1
     errors = capsys.readouterr().err
     message = errors[errors.index("error: ") :]
@@ -271,7 +258,7 @@ def test_disk_that_fills_up_in_training(data, tmp_path, monkeypatch, capsys):
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full_after_the_first_checkpoint)
-    assert command.main(options(tmp_path, data, run)) == 2
+    assert command.main(training_options(tmp_path, data, run)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "last.pt: cannot write the checkpoint (No space left on device)" in last
     assert last.endswith(f"; mended, it can go on with --resume {run}")
@@ -287,7 +274,7 @@ def test_disk_that_is_full_before_training(data, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(command.Trainer, "save", lambda *_: full(0))
-        assert command.main(options(tmp_path, data, run)) == 2
+        assert command.main(training_options(tmp_path, data, run)) == 2
     assert capsys.readouterr().err.endswith("error: No space left on device\n")
     assert not run.exists()
 
@@ -324,7 +311,7 @@ def test_a_bad_file_of_any_split_is_named_before_training(tmp_path, data, capsys
         path = root / "valannot" / f"{index}.png"
         height, width = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).shape
         cv2.imwrite(str(path), np.full((height, width, 3), (1, 2, 3), np.uint8))
-    assert command.main(options(tmp_path, root, tmp_path / "run")) == 2
+    assert command.main(training_options(tmp_path, root, tmp_path / "run")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: 2 problems: {root / 'valannot' / '0.png'}: ")
     assert f"; {root / 'valannot' / '1.png'}: " in last
@@ -346,7 +333,7 @@ def test_a_file_that_breaks_in_training_is_named_with_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", break_files)
-        assert command.main(options(tmp_path, root, run, "--data.workers", workers)) == 2
+        assert command.main(training_options(tmp_path, root, run, "--data.workers", workers)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: {root / 'train'}")
     assert last.endswith(f"it can go on with --resume {run}")
@@ -358,7 +345,7 @@ def test_a_file_that_breaks_in_training_is_named_with_how_to_go_on(
 
 def test_a_batch_of_one_value_leaves_no_run(tmp_path, data, capsys):
     run = tmp_path / "run"
-    arguments = options(tmp_path, data, run, "--model.batch_norm", "true")
+    arguments = training_options(tmp_path, data, run, "--model.batch_norm", "true")
     assert command.main([*arguments, "--batch_size", "1", "--data.crop", "[4, 4]"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: batch normalisation: got one image with a map of 1 x 1")
@@ -369,7 +356,7 @@ def test_a_batch_of_one_value_leaves_no_run(tmp_path, data, capsys):
 
 def test_a_crop_of_too_many_edges_is_told_before_training(tmp_path, data, capsys):
     run = tmp_path / "run"
-    arguments = options(tmp_path, data, run, "--data.crop", "[9000, 9000]")
+    arguments = training_options(tmp_path, data, run, "--data.crop", "[9000, 9000]")
     assert command.main(arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: data.crop: got [9000, 9000], 2 at a time, too large. ")
@@ -378,7 +365,7 @@ def test_a_crop_of_too_many_edges_is_told_before_training(tmp_path, data, capsys
 
 
 def test_images_of_several_sizes_need_a_crop(tmp_path, data, capsys):
-    arguments = options(tmp_path, data, tmp_path / "run", "--data.crop", "null")
+    arguments = training_options(tmp_path, data, tmp_path / "run", "--data.crop", "null")
     assert command.main(arguments) == 2
     assert "data.crop" in capsys.readouterr().err.splitlines()[-1]
 
@@ -392,7 +379,7 @@ def test_adamw_has_defaults_of_its_own_and_continues(data, tmp_path):
     cold = ["--warm_start", "0"]
     runs = [tmp_path / name for name in ("whole", "halves")]
     for run, epochs in zip(runs, ("3", "2"), strict=True):
-        arguments = options(tmp_path, data, run, *adamw, *jitter, "--epochs", epochs)
+        arguments = training_options(tmp_path, data, run, *adamw, *jitter, "--epochs", epochs)
         assert command.main([*arguments, "--optim.schedule", "exponential", *cold]) == 0
     assert command.main(["--resume", str(runs[1]), "--epochs", "3"]) == 0
     assert same_weights(*runs)

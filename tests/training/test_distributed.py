@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_processes
-from tiny_run import lines, write_learnable_camvid, write_run
+from tiny_run import lines, training_options, write_learnable_camvid, write_run
 from torch import nn
 
 from deepcrf_ext import evaluate, train
@@ -27,16 +27,6 @@ from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.loader import epoch_batches
 from deepcrf_ext.training.trainer import Trainer
 
-SETTINGS = """
-model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
-data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
-optim: {lr: 0.02}
-epochs: 3
-batch_size: 3
-validate_every: 1
-device: cpu
-amp: false
-"""
 STEPS_PER_EPOCH = 2
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,10 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_learnable_camvid(tmp_path_factory.mktemp("camvid"), train=7, val=3, void=6)
 
 
-def options(tmp_path: Path, data: Path, output: Path, *more: str) -> list[str]:
-    file = tmp_path / "settings.yaml"
-    file.write_text(SETTINGS)
-    return ["--config", str(file), "--data.root", str(data), "--output", str(output), *more]
+def options(folder: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return training_options(folder, data, output, "--batch-size", "3", "--amp", "false", *more)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import lines, write_learnable_camvid
+from tiny_run import TINY_MODEL, lines, training_options, write_learnable_camvid
 from torch import Tensor
 
 from deepcrf_ext import train as command
-from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.evaluation import before_and_after, evaluate
@@ -25,25 +24,11 @@ from deepcrf_ext.training.weight_average import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODEL = ModelConfig(
-    widths=(4, 6), convs=(1, 1), pooled_blocks=2, head_widths=(5,), hidden=3, pairwise_hidden=8
-)
-TINY = """
-model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
-data: {dataset: camvid, crop: [32, 40], scale_range: [0.8, 1.25]}
-optim: {lr: 0.02}
-ema: 0.8
-epochs: 3
-batch_size: 2
-validate_every: 1
-device: cpu
-"""
-
 
 @pytest.fixture
 def model() -> DeepCRF:
     torch.manual_seed(0)
-    return DeepCRF(MODEL, 3)
+    return DeepCRF(TINY_MODEL, 3)
 
 
 def copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,9 +91,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(folder: Path, data: Path, *more: str) -> list[str]:
-    (folder / "tiny.yaml").write_text(TINY)
-    settings = ["--config", str(folder / "tiny.yaml"), "--data.root", str(data)]
-    return [*settings, "--output", str(folder / "run"), *more]
+    return training_options(folder, data, folder / "run", "--ema", "0.8", *more)
 
 
 @pytest.fixture(scope="module")
