@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepcrf_ext.ops._image_checks import warn_caller
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
 from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial
 from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
@@ -240,10 +240,9 @@ def _empty_as(first: Any) -> Tensor | None:
 def _warn_of_units(numbers: Sequence[float], srgb: Width) -> None:
     narrowest = min(srgb) if isinstance(srgb, Sequence) else srgb
     if numbers and narrowest >= 1 and min(numbers) >= 0 and max(numbers) <= 1:
-        warnings.warn(
+        warn_caller(
             f"mean, std: got numbers within 0..1, while bilateral_srgb = {narrowest} is in the "
-            "units of an image in 0..255; give 255 times as much, or widths in their units",
-            stacklevel=3,
+            "units of an image in 0..255; give 255 times as much, or widths in their units"
         )
 
 

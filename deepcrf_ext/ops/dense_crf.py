@@ -22,8 +22,8 @@ from deepcrf_ext.ops._tensor_checks import (
     check_spatial,
     check_tensor,
 )
-from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image
-from deepcrf_ext.ops.dense_crf_params import WEIGHTS, DenseCRFParams, Normalisation
+from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image, check_lattices
+from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Normalisation
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
@@ -132,7 +132,7 @@ def _problems(
     if lattices is None:
         lattices = DenseCRFLattices.of_checked(image, params)
     else:
-        lattices.check(image, params)
+        check_lattices(lattices, image, *(getattr(params, name) for name in WIDTHS))
     lattices = lattices.differentiable_in(image, params)
     dtype = filter_dtype(unary.dtype)
     compatibilities = [_compatibility(params, name, unary, dtype) for name in WEIGHTS]

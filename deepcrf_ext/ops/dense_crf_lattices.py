@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +54,6 @@ class DenseCRFLattices:
         gaussian = _gaussian_lattice(image, widths[0])
         return cls(image.shape, widths, gaussian, bilateral_lattices(image, *widths[1:]))
 
-    def check(self, image: Tensor, params: DenseCRFParams) -> None:
-        """Raise ValueError where these are the lattices of images or widths unlike these."""
-        same = zip(self.widths, _widths(params), strict=True)
-        if self.shape != image.shape or not all(_is_same(own, other) for own, other in same):
-            raise ValueError(
-                f"lattices: got those of image {list(self.shape)} and widths {self.widths}, "
-                f"must be of {list(image.shape)} and {_widths(params)}"
-            )
-        check_device("lattices", self.gaussian.device, image.device, "image")
-        for lattice in (self.gaussian, *self.bilateral):
-            keep_for_stream(lattice.kept_tensors())
-
     def differentiable_in(self, image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:
         """These lattices with gradients in those of the image and the widths that want one."""
         gaussian, bilateral = self.gaussian, self.bilateral
@@ -82,6 +70,24 @@ class DenseCRFLattices:
                 for lattice, one in zip(bilateral, image, strict=True)
             )
         return DenseCRFLattices(self.shape, self.widths, gaussian, bilateral)
+
+
+def check_lattices(lattices: Any, image: Tensor, *widths: Width) -> None:
+    """Check that these are lattices, of such an image and widths, and keep them for the stream.
+
+    widths: those of `WIDTHS`, or of the bilateral kernel alone.
+    """
+    if not isinstance(lattices, DenseCRFLattices):
+        raise TypeError(f"lattices: got {type(lattices).__name__}, must be a DenseCRFLattices")
+    own = lattices.widths[-len(widths) :]
+    if lattices.shape != image.shape or not all(map(_is_same, own, widths)):
+        raise ValueError(
+            f"lattices: got those of image {list(lattices.shape)} and widths {own}, "
+            f"must be of {list(image.shape)} and {widths}"
+        )
+    check_device("lattices", lattices.gaussian.device, image.device, "image")
+    for lattice in (lattices.gaussian, *lattices.bilateral):
+        keep_for_stream(lattice.kept_tensors())
 
 
 _GAUSSIAN_LATTICES: DeviceCache[PermutohedralLattice] = DeviceCache(
@@ -113,14 +119,16 @@ def _gaussian_lattice(image: Tensor, sxy: Width) -> PermutohedralLattice:
     return _GAUSSIAN_LATTICES.get_or_build(key, device, build_to_keep)
 
 
-def bilateral_lattices(image: Tensor, sxy: Width, srgb: Width) -> tuple[PermutohedralLattice, ...]:
-    """The lattice of the positions and colours of each of images [B, C, *S], without gradients."""
+def bilateral_lattices(
+    image: Tensor, sxy: Width, srgb: Width, names: str = "bilateral_sxy, bilateral_srgb"
+) -> tuple[PermutohedralLattice, ...]:
+    """The lattice of the positions and colours of each of images [B, C, *S], without gradients.
+
+    names: of the arguments that give the widths.
+    """
     # Not by `torch.no_grad`, with which a saved export cannot be loaded.
     sxy, srgb = (width.detach() if isinstance(width, Tensor) else width for width in (sxy, srgb))
-    return tuple(
-        _lattice("bilateral_sxy, bilateral_srgb", bilateral_features(one, sxy, srgb))
-        for one in image.detach()
-    )
+    return tuple(_lattice(names, bilateral_features(one, sxy, srgb)) for one in image.detach())
 
 
 def _lattice(widths: str, planes: Tensor) -> PermutohedralLattice:
@@ -155,19 +163,30 @@ def _is_same(own: Width, other: Width) -> bool:
 def check_image(image: Any, params: DenseCRFParams, sizes: dict[str, int]) -> None:
     """Check images [B, C, *S], uint8 or floating point, for kernels of such widths."""
     check_image_tensor(image, sizes)
+    check_widths(image, {name: getattr(params, name) for name in WIDTHS})
+
+
+def check_widths(image: Tensor, widths: Mapping[str, Width]) -> None:
+    """Check that widths fit images [B, C, *S]: by name, those that end in "srgb" of colours and
+    the others of positions."""
     axes, channels = image.dim() - 2, image.shape[1]
     if axes + channels > MAX_DIMS:
         raise ValueError(
             f"image: got {channels} channels, must be at most {MAX_DIMS - axes} beside {axes} axes"
         )
-    check_width("gaussian_sxy", params.gaussian_sxy, axes, "axis")
-    check_width("bilateral_sxy", params.bilateral_sxy, axes, "axis")
-    check_width("bilateral_srgb", params.bilateral_srgb, channels, "channel")
-    for name in WIDTHS:
-        width = getattr(params, name)
+    for name, width in widths.items():
+        of_colours = name.endswith("srgb")
+        count, unit = (channels, "channel") if of_colours else (axes, "axis")
+        given = len(width) if isinstance(width, Sequence) else None
         if isinstance(width, Tensor):
             check_device(name, width.device, image.device, "image")
-    check_range(image, "bilateral_srgb", params.bilateral_srgb, stacklevel=5)
+            given = width.shape[0] if width.dim() == 1 else None
+        if given not in (None, count):
+            raise ValueError(
+                f"{name}: got {given} widths, must be one number or {count}, one for each {unit}"
+            )
+        if of_colours:
+            check_range(image, name, width)
 
 
 def gaussian_features(shape: Sequence[int], sxy: Width, device: torch.device) -> Tensor:
@@ -179,12 +198,11 @@ def gaussian_features(shape: Sequence[int], sxy: Width, device: torch.device) ->
     """
     axes = len(shape)
     width = _divisors(sxy, axes, device)
-    features = torch.empty((axes, *shape), dtype=torch.float32, device=device)
+    planes = []
     for axis, size in enumerate(shape):
         steps = torch.arange(size, dtype=torch.float32, device=device) / width[axis]
-        plane = axes - 1 - axis if axes == 2 else axis
-        features[plane] = steps.view(-1, *[1] * (axes - 1 - axis))
-    return features.flatten(1)
+        planes.append(steps.view(-1, *[1] * (axes - 1 - axis)).expand(*shape))
+    return torch.stack(planes[::-1] if axes == 2 else planes).flatten(1)
 
 
 def bilateral_features(image: Tensor, sxy: Width, srgb: Width) -> Tensor:
@@ -192,18 +210,6 @@ def bilateral_features(image: Tensor, sxy: Width, srgb: Width) -> Tensor:
     positions = gaussian_features(image.shape[1:], sxy, image.device)
     width = _divisors(srgb, image.shape[0], image.device)
     return torch.cat([positions, image.to(torch.float32).flatten(1) / width[:, None]])
-
-
-def check_width(name: str, width: Width, count: int, unit: str) -> None:
-    """Check that a width is one number, or one for each of `count` axes or channels."""
-    if isinstance(width, Tensor):
-        given = width.shape[0] if width.dim() == 1 else None
-    else:
-        given = len(width) if isinstance(width, Sequence) else None
-    if given not in (None, count):
-        raise ValueError(
-            f"{name}: got {given} widths, must be one number or {count}, one for each {unit}"
-        )
 
 
 def _divisors(width: Width, count: int, device: torch.device) -> Tensor:

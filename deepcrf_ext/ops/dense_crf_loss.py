@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
-from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._loss_arguments import (
     checked_segmentation,
     num_pixels,
     sum_by_axes,
 )
-from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, bilateral_lattices, check_width
-from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, Width, checked_width
+from deepcrf_ext.ops.dense_crf_lattices import (
+    DenseCRFLattices,
+    bilateral_lattices,
+    check_lattices,
+    check_widths,
+)
+from deepcrf_ext.ops.dense_crf_params import Width, checked_width
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 
@@ -67,16 +71,11 @@ def dense_crf_loss(
     """
     mask = checked_segmentation(probabilities, image, mask)
     sxy, srgb = checked_width("sxy", sxy), checked_width("srgb", srgb)
-    check_width("sxy", sxy, image.dim() - 2, "axis")
-    check_width("srgb", srgb, image.shape[1], "channel")
-    check_range(image, "srgb", srgb, stacklevel=3)
+    check_widths(image, {"sxy": sxy, "srgb": srgb})
     if lattices is None:
-        bilateral = bilateral_lattices(image, sxy, srgb)
+        bilateral = bilateral_lattices(image, sxy, srgb, "sxy, srgb")
     else:
-        if not isinstance(lattices, DenseCRFLattices):
-            got = type(lattices).__name__
-            raise TypeError(f"lattices: got {got}, must be a DenseCRFLattices")
-        lattices.check(image, DenseCRFParams(lattices.widths[0], 0, sxy, srgb))
+        check_lattices(lattices, image, sxy, srgb)
         bilateral = lattices.bilateral
     with torch.autocast(probabilities.device.type, enabled=False):
         values = probabilities.to(accumulate_dtype(probabilities.dtype))

@@ -69,9 +69,9 @@ class DenseCRFParams:
             "before" the filter, K D^-1; "after" it, D^-1 K; or "none".
 
     Raises:
-        TypeError, ValueError: a width is not positive and finite, a weight not finite, or the
-            normalisation unknown. The values of tensors on CUDA, for which nothing waits, are not
-            looked at.
+        TypeError, ValueError: a width is not positive and finite, a weight or the compatibility
+            not finite, or the normalisation unknown. The values of tensors on CUDA, for which
+            nothing waits, are not looked at.
 
     Example:
         >>> DenseCRFParams(bilateral_sxy=(4, 40, 40), bilateral_srgb=0.1).bilateral_sxy
@@ -94,6 +94,7 @@ class DenseCRFParams:
             if isinstance(value, Tensor):
                 check_tensor(name, value, "", {})
                 check_floating(name, value)
+                _check_finite(name, value)
             elif is_number(value):
                 object.__setattr__(self, name, checked_number(name, value))
             else:
@@ -102,6 +103,7 @@ class DenseCRFParams:
             sizes: dict[str, int] = {}
             check_tensor("compatibility", self.compatibility, "K K", sizes)
             check_floating("compatibility", self.compatibility)
+            _check_finite("compatibility", self.compatibility)
         if self.normalisation not in NORMALISATIONS:
             raise ValueError(
                 f"normalisation: got {self.normalisation!r}, must be one of "
@@ -124,6 +126,11 @@ class DenseCRFParams:
         if name not in PRESETS:
             raise ValueError(f"name: got {name!r}, must be one of {', '.join(PRESETS)}")
         return PRESETS[name]
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if are_seen(values) and not values.isfinite().all():
+        raise ValueError(f"{name}: got NaN or infinity, must be finite")
 
 
 PRESETS = {

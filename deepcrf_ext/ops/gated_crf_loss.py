@@ -105,7 +105,7 @@ def gated_crf_loss(
     terms = checked_kernels(kernels)
     widths = [srgb for _, _, srgb in terms if srgb is not None]
     if widths:
-        check_range(image, "srgb", widths, stacklevel=3)
+        check_range(image, "srgb", widths)
     factors = []
     for weight, sxy, srgb in terms:
         factors += [weight, 0.5 / sxy / sxy, 0.0 if srgb is None else 0.5 / srgb / srgb]

@@ -55,6 +55,13 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
         raise ValueError(f"{name}: {error}") from error
 
 
+def is_floating(name: str, value: Any) -> bool:
+    """Whether the value holds floating-point numbers."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    return as_array(name, value).dtype.kind == "f"
+
+
 def as_integer(name: str, value: Any, at_least: int) -> int:
     """A whole number; other numbers are cut to one, as there."""
     try:

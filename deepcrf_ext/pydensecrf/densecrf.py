@@ -10,8 +10,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._tensor_checks import usable_device
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_mean_field
+from deepcrf_ext.ops.dense_crf_lattices import gaussian_features
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 from deepcrf_ext.pydensecrf._arguments import (
@@ -24,6 +26,7 @@ from deepcrf_ext.pydensecrf._arguments import (
     as_number,
     as_tensor,
     as_widths,
+    is_floating,
 )
 
 
@@ -258,18 +261,19 @@ class DenseCRF2D(DenseCRF):
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
         """Add a Gaussian of positions and colours of an image [height, width, 3]; `srgb` in the
-        units of the image, one number or (r, g, b)."""
+        units of the image, one number or (r, g, b).
+
+        Warns, once, of a floating-point image within 0..1 that meets a `srgb` of 1 or more."""
         shape = (self._height, self._width, 3)
         image = as_tensor("rgbim", rgbim, shape, self._device, finite=True)
-        colours = image.flatten(0, 1).t() / as_widths("srgb", srgb, 3, self._device)[:, None]
+        widths = as_widths("srgb", srgb, 3, self._device)
+        if is_floating("rgbim", rgbim):
+            check_range(image, "srgb", widths.abs(), "rgbim")
+        colours = image.flatten(0, 1).t() / widths[:, None]
         planes = torch.cat([self._positions(sxy), colours])
         self._add("sxy and srgb", planes, compat, kernel, normalization)
 
     def _positions(self, sxy: Widths) -> Tensor:
         """Columns and rows over their widths, [2, height * width]."""
-        columns, rows = (
-            torch.arange(size, dtype=torch.float32, device=self._device)
-            for size in (self._width, self._height)
-        )
-        pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).flatten(1)
-        return pixels / as_widths("sxy", sxy, 2, self._device)[:, None]
+        widths = as_widths("sxy", sxy, 2, self._device)
+        return gaussian_features((self._height, self._width), widths.flip(0), self._device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deepcrf_ext.ops._loss_arguments import checked_segmentation, num_pixels
-from deepcrf_ext.ops.dense_crf_lattices import bilateral_features, check_width
+from deepcrf_ext.ops.dense_crf_lattices import bilateral_features, check_widths
 from deepcrf_ext.ops.dense_crf_params import Width, checked_width
 from deepcrf_ext.reference.permutohedral_filter import PermutohedralLattice, gaussian_filter
 
@@ -36,8 +36,7 @@ def dense_crf_loss(
     """
     mask = checked_segmentation(probabilities, image, mask)
     sxy, srgb = checked_width("sxy", sxy), checked_width("srgb", srgb)
-    check_width("sxy", sxy, image.dim() - 2, "axis")
-    check_width("srgb", srgb, image.shape[1], "channel")
+    check_widths(image, {"sxy": sxy, "srgb": srgb})
     if mask is not None:
         probabilities = probabilities * mask[:, None].to(probabilities.dtype)
     total = probabilities[:0].sum()

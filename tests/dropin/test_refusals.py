@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from calls import (
 )
 
 from deepcrf_ext import pydensecrf as ours
+from deepcrf_ext.ops import _image_checks
 
 
 def labelled(labels: Any, count: Any = K, gt_prob: Any = 0.7, **kwargs: Any) -> Callable:
@@ -207,6 +209,20 @@ def test_refusals_name_the_argument(argument: str) -> None:
     for kind, call in REFUSED[argument]:
         with pytest.raises(kind, match=rf"^{argument}(:| must)"):
             call(OURS)
+
+
+def test_images_in_other_units_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating-point ones, which pydensecrf refuses; uint8 of 0 and 1 are taken as there."""
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bilateral(40, 20, (IMAGE > 128).astype(np.uint8), 4)(OURS)
+        bilateral(40, 0.1, IMAGE / 255, 4)(OURS)
+        bilateral(40, 20, IMAGE.astype(np.float64), 4)(OURS)
+    for image in (IMAGE / 255, torch.from_numpy(IMAGE / 255)):
+        monkeypatch.setattr(_image_checks, "_warned", set())
+        with pytest.warns(UserWarning, match=r"rgbim: got values within 0\.\.1, while srgb = 20"):
+            bilateral(40, (30, 20, 25), image, 4)(OURS)
 
 
 def test_unknown_keywords_are_refused() -> None:

@@ -159,6 +159,8 @@ def test_lattices_are_reused(operator_target: Target) -> None:
         assert torch.equal(reused, dense_crf(unary, image, params, 3))
     with pytest.raises(ValueError, match="lattices: got those of"):
         dense_crf(unary, image, DenseCRFParams(), 3, lattices)
+    with pytest.raises(TypeError, match="lattices: got int, must be a DenseCRFLattices"):
+        dense_crf(unary, image, SMALL, 3, 3)  # type: ignore[arg-type]
 
 
 def test_threads_do_not_change_a_bit() -> None:
@@ -266,6 +268,8 @@ def test_images_that_cannot_be_used() -> None:
         (ValueError, {"gaussian_weight": float("nan")}),
         (TypeError, {"bilateral_weight": None}),
         (ValueError, {"gaussian_weight": torch.zeros(2)}),
+        (ValueError, {"bilateral_weight": torch.tensor(torch.nan)}),
+        (ValueError, {"compatibility": torch.tensor([[0.0, torch.inf], [1.0, 0.0]])}),
         (ValueError, {"compatibility": torch.zeros(2, 3)}),
     ],
 )

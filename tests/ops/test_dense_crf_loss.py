@@ -305,3 +305,18 @@ def test_errors_name_the_argument(
     }
     with pytest.raises(error, match=message):
         target.functions.dense_crf_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sxy": 1e-6}, r"^sxy, srgb: .*widen the kernel"),
+        ({"image": torch.ones(1, 254, 4, 5)}, "^image: got 254 channels, must be at most 253"),
+        ({"srgb": torch.tensor(9.0, device="meta")}, "^srgb: got device meta"),
+    ],
+)
+def test_errors_speak_of_the_loss(changes: dict[str, Any], message: str) -> None:
+    """Not of the parameters of the dense CRF, whose kernel it shares."""
+    arguments = {"probabilities": torch.ones(1, 2, 4, 5), "image": torch.ones(1, 3, 4, 5)}
+    with pytest.raises(ValueError, match=message):
+        dense_crf_loss(**{**arguments, **changes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from deepcrf_ext import (
     DenseCRFLattices,
     DenseCRFParams,
     dense_crf,
+    dense_crf_loss,
     reference,
     unary_from_labels,
 )
+from deepcrf_ext.nn import DenseCRF
 from deepcrf_ext.ops import _image_checks, dense_crf_lattices
 
 PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
@@ -237,6 +240,21 @@ def test_images_in_other_units_warn_once(monkeypatch: pytest.MonkeyPatch) -> Non
     (negative,) = warnings_of(255 * image - 128)
     assert "negative values" in negative
     assert warnings_of(image) == []
+
+
+@pytest.mark.parametrize("call", ["dense_crf", "DenseCRF", "DenseCRFLattices", "dense_crf_loss"])
+def test_warnings_name_the_line_of_the_caller(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    image, unary = torch.rand(1, 3, 4, 5), torch.ones(1, 2, 4, 5)
+    calls: dict[str, Callable[[], object]] = {
+        "dense_crf": lambda: dense_crf(unary, image),
+        "DenseCRF": lambda: DenseCRF(2)(unary, image),
+        "DenseCRFLattices": lambda: DenseCRFLattices.build(image, DenseCRFParams()),
+        "dense_crf_loss": lambda: dense_crf_loss(unary, image),
+    }
+    with pytest.warns(UserWarning, match=r"image: got values within 0\.\.1") as caught:
+        calls[call]()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

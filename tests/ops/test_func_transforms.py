@@ -188,3 +188,21 @@ def test_traces_of_jit_are_refused() -> None:
 
     with pytest.raises(RuntimeError, match=r"deepcrf_ext::\w+: got a call of torch.jit.trace"):
         torch.jit.trace(function, torch.zeros(1, 2, 4, 5))
+
+
+def test_images_and_compatibilities_of_a_batch() -> None:
+    """Their values are not looked at; lattices, each of its own number of points, have no batch."""
+
+    def loss(image: Tensor) -> Tensor:
+        return dc.gated_crf_loss(LOGITS[:1].softmax(1), image[None])
+
+    def refined(matrix: Tensor) -> Tensor:
+        return dc.dense_crf(LOGITS, IMAGE, dc.DenseCRFParams(compatibility=matrix), iterations=2)
+
+    matrices = torch.stack([1 - torch.eye(3), torch.arange(9.0).view(3, 3)])
+    for function, batch in ((loss, IMAGE), (refined, matrices)):
+        assert torch.equal(torch.vmap(function)(batch), torch.stack([function(x) for x in batch]))
+    with pytest.raises(RuntimeError, match=r"permutohedral_lattice: .* called on each"):
+        torch.vmap(lambda image: dc.dense_crf(LOGITS[:1], image[None]))(IMAGE)
+    with pytest.raises(RuntimeError, match=r"permutohedral_lattice: .* called on each"):
+        torch.vmap(lambda x: dc.dense_crf(LOGITS, IMAGE, dc.DenseCRFParams(bilateral_sxy=x)))(SIZES)
