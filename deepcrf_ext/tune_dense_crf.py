@@ -19,6 +19,7 @@ from deepcrf_ext.cli.options import (
     add_mask_options,
     add_measuring_options,
     add_row_option,
+    given_mask_options,
     mask_settings,
     open_split,
     output_folder,
@@ -195,8 +196,9 @@ def _mask_problem(
         },
         "masks": asdict(masks),
     }
-    images, mask, _ = (shlex.quote(str(folder)) for folder in folders)
-    return MaskProblem(files, masks, device), record, f"refine {images} {mask} --output REFINED"
+    following = ["refine", *map(str, folders[:2]), "--output", "REFINED"]
+    following += given_mask_options(arguments)
+    return MaskProblem(files, masks, device), record, shlex.join(following)
 
 
 def _spread(size: int, wanted: int) -> list[int]:

@@ -236,3 +236,16 @@ def mask_settings(arguments: Namespace) -> MaskSettings:
         arguments.classes,
         arguments.layout,
     )
+
+
+def given_mask_options(arguments: Namespace) -> list[str]:
+    """The options of `add_mask_options`, but of truths, that are not the defaults, as they are
+    typed."""
+    parser = ArgumentParser()
+    add_mask_options(parser)
+    given: list[str] = []
+    for name, default in vars(parser.get_defaults()).items():
+        value = arguments[name]
+        if value != default and name != "truth_pattern":
+            given += ["--" + name.replace("_", "-"), "null" if value is None else str(value)]
+    return given

@@ -97,7 +97,8 @@ def read_probabilities(
         values = values[0]
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim == 2:
+    is_flat = size[0] * size[1] in values.shape and values.shape != size  # of [K, h · w]
+    if values.ndim == 2 and not is_flat:
         values = np.stack([np.zeros_like(values) if logits else 1 - values, values])
     elif values.ndim == 3:
         chosen = _layout(path, values, size, logits) if layout == "auto" else layout
@@ -108,6 +109,11 @@ def read_probabilities(
         )
     if len(values) > 256:
         raise InputError(f"{path}: holds {len(values)} classes; must be at most 256")
+    if values.shape[:0:-1] == size != values.shape[1:]:
+        raise InputError(
+            f"{path}: is {values.shape[2]}x{values.shape[1]} pixels, but its image "
+            f"{size[1]}x{size[0]}; transposed, or not turned as its EXIF orientation says?"
+        )
     return _softmax(path, values) if logits else _checked(path, values)
 
 

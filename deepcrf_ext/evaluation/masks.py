@@ -186,14 +186,11 @@ def _resized(files: MaskFiles, plane: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _checked_labels(path: Path, labels: Tensor, count: int, unsure: int | None) -> Tensor:
     """Labels with `count` for the unsure one."""
-    if unsure is not None:
-        labels = labels.masked_fill(labels == unsure, count)
-    wrong = labels[labels > count]
-    if unsure is None:
-        wrong = labels[labels >= count]
+    known = torch.ones_like(labels, dtype=torch.bool) if unsure is None else labels != unsure
+    wrong = labels[known & (labels >= count)]
     if len(wrong):
         raise InputError(f"{path}: label value {int(wrong[0])}; must be in 0..{count - 1}")
-    return labels
+    return labels.where(known, count)
 
 
 def _read_truth(files: MaskFiles, kind: Kind, size: tuple[int, int], count: int) -> Tensor:
@@ -228,7 +225,7 @@ def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: i
         return settings
     guess = settings.kind == "auto"
 
-    def highest(file: MaskFiles) -> int:
+    def top_label(file: MaskFiles) -> int:
         top = -1
         for path in (file.mask, file.truth):
             try:
@@ -245,11 +242,16 @@ def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: i
                 )
             ignored = settings.unsure if path is file.mask else IGNORE_INDEX
             known = values[values != ignored] if ignored is not None else values
-            top = max(top, int(known.max(initial=0)))
+            highest = int(known.max(initial=0))
+            if highest == 255:
+                raise InputError(
+                    f"{path}: label value 255; must be below 255, or unsure (--unsure 255)"
+                )
+            top = max(top, highest)
         return top
 
     with ThreadPoolExecutor(workers) as threads:
-        count = max(threads.map(highest, maps)) + 1
+        count = max(threads.map(top_label, maps)) + 1
     if count == 0:  # none could be read
         read_label_picture(maps[0].mask)
     if count < 2:
@@ -300,23 +302,29 @@ def pair_masks(
     }
     pairs: list[MaskFiles] = []
     problems: list[str] = []
+    shared: list[str] = []
     for name, paths in masks_found.items():
         candidates = images_found.get(unicodedata.normalize("NFC", name), [])
         true = truth_found.get(name, [])
         for kind, several in (("masks", paths), ("images", candidates), ("truths", true)):
             if len(several) > 1:
-                problems.append(f"{', '.join(map(str, several))}: {kind} that share a name")
+                shared.append(f"{', '.join(map(str, several))}: {kind} that share a name")
         if not candidates:
             problems.append(f"{paths[0]}: mask without image")
         elif max(len(paths), len(candidates), len(true)) == 1:
             pairs.append(MaskFiles(name, candidates[0], paths[0], true[0] if true else None))
+    if not pairs and shared:
+        raise InputError(
+            f"{shared[0]}; --image-pattern and --mask-pattern say which are which, such as "
+            "'{name}_mask.png'"
+        )
     if not pairs:
         raise InputError(
             f"{masks}: {_few(masks_found, 'mask')}, and {images}: {_few(images_found, 'image')}, "
             "have no name in common; --mask-pattern and --image-pattern say how they are called, "
             "such as '{name}_mask.png'"
         )
-    return pairs, problems
+    return pairs, problems + shared
 
 
 def _few(names: Iterable[str], noun: str) -> str:

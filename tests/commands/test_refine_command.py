@@ -300,6 +300,7 @@ def test_bad_files_are_listed(folders: Path, capsys: pytest.CaptureFixture[str])
         (["--dense-crf-params", "{bilateral_srgb: 0.0001}"], "bilateral_srgb"),
         (["--truth", "nowhere"], "nowhere: does not exist"),
         (["--kind", "colours"], "kind"),
+        (["--classes", "300"], "classes: got 300"),
     ],
 )
 def test_bad_options(
@@ -309,6 +310,43 @@ def test_bad_options(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("unsure", ["255", "null", "0"])
+def test_labels_beyond_the_classes_are_named(
+    folders: Path, capsys: pytest.CaptureFixture[str], unsure: str
+) -> None:
+    """The first of them, K, too, which is no unsure pixel."""
+    assert run(folders, "labels", "--classes", str(K - 1), "--unsure", unsure) == 2
+    error = capsys.readouterr().err
+    assert error.count(f"label value {K - 1}; must be in 0..{K - 2}") == len(SIZES)
+
+
+def test_an_unsure_label_that_is_not_given_is_named(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = labels(folders / "labels" / "b.png")
+    array[0, 0] = 255
+    Image.fromarray(array).save(folders / "labels" / "b.png")
+    assert run(folders, "labels", "--unsure", "null") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "b.png: label value 255; must be below 255" in error
+    assert "--unsure 255" in error
+
+
+def test_images_and_masks_in_one_folder(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (folders / "labels").rglob("*.png"):
+        Image.open(folders / "images" / path.relative_to(folders / "labels")).save(
+            path.with_suffix(".jpg"), quality=95
+        )
+    together = [str(folders / "labels")] * 2
+    assert main([*together, "--output", str(folders / "out")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "a.jpg" in error
+    assert "a.png: masks that share a name" in error
+    assert "--mask-pattern" in error
+    patterns = ["--image-pattern", "**/{name}.jpg", "--mask-pattern", "**/{name}.png"]
+    assert main([*together, *patterns, "--output", str(folders / "out")]) == 0
 
 
 def test_masks_that_are_no_label_maps(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

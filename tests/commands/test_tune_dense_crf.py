@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +210,15 @@ def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "fine")]
     assert refine_main([*inputs, *params, "--truth", str(tmp_path / "truth")]) == 0
     assert f"{100 * record['best']['mean_iou']:.2f} after" in capsys.readouterr().out
+
+    kept = ["--certainty", "0.6", "--unsure", "null", "--mask-pattern", "{name}.png"]
+    assert main([*folders, *kept, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out.split("-m deepcrf_ext.refine ")[1]
+    arguments = shlex.split(shown)
+    assert [arguments[arguments.index(name) + 1] for name in kept[::2]] == kept[1::2]
+    arguments[arguments.index("REFINED")] = str(tmp_path / "again")
+    assert refine_main(arguments) == 0
+    capsys.readouterr()
 
     assert main(folders[:-2]) == 2
     assert "--output, must be given" in capsys.readouterr().err

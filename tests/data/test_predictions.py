@@ -28,6 +28,10 @@ def write(path: Path, array: np.ndarray) -> Path:
         (np.zeros((3, 0, 0), np.float32), "must not be empty"),
         (np.zeros((0, 6, 8), np.uint8), "must not be empty"),
         (np.full((300, 6, 8), 1 / 300, np.float32), "holds 300 classes; must be at most 256"),
+        (np.full((2, 48), 0.5, np.float32), r"shape \[2, 48\]; must be \[K, h, w\]"),
+        (np.full((48, 2), 0.5, np.float32), r"shape \[48, 2\]; must be \[K, h, w\]"),
+        (np.full((8, 6), 0.5, np.float32), "is 6x8 pixels, but its image 8x6; transposed"),
+        (np.full((2, 8, 6), 0.5, np.float32), "is 6x8 pixels, but its image 8x6; transposed"),
     ],
 )
 def test_what_is_no_array_of_probabilities_is_named(
