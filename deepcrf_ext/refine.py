@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from deepcrf_ext.cli.options import (
     dense_crf_settings,
     mask_settings,
 )
+from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.masks import count_classes, pair_masks
 from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, refine_files
 from deepcrf_ext.models.refine_tiles import MEMORY
@@ -140,7 +142,9 @@ def _summary(outcome: Outcome, finished: int, unpaired: int, folder: Path) -> st
     text = f"{outcome.refined + finished} of {total} masks refined into {folder}"
     if finished:
         text += f" ({finished} of them earlier)"
-    if outcome.scored:
+    if outcome.scored and math.isnan(outcome.before):
+        text += f"\nno pixel of the truth has a label, all are {IGNORE_INDEX}"
+    elif outcome.scored:
         before, after = 100 * outcome.before, 100 * outcome.after
         text += f"\nmean IoU of {outcome.scored} images: {before:.2f} before, {after:.2f} after"
     return text

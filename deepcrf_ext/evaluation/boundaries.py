@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.evaluation.regions import mean_defined
 from deepcrf_ext.libraries import cv2
 from deepcrf_ext.parallel.world import World
 
@@ -103,8 +104,7 @@ class BoundaryF1:
         """The scores of everything added so far."""
         f1 = np.full(self.num_classes, np.nan)
         np.divide(self._total, self._images, out=f1, where=self._images > 0)
-        defined = f1[~np.isnan(f1)]
-        return BoundaryScores(f1, float(defined.mean()) if defined.size else float("nan"))
+        return BoundaryScores(f1, mean_defined(f1))
 
 
 def outline(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

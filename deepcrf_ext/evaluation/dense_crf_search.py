@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcrf_ext.constants import Amp
+from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
@@ -246,7 +246,8 @@ def search(
 
     The first round tries the presets. Every further one draws trials around the best so far, at
     first within a factor of about 2.5 and in the end of 1.2. `on_round` gets all so far after
-    each. The same seed gives the same trials. Raises InputError for an image that cannot be read.
+    each. The same seed gives the same trials. Raises InputError for an image that cannot be
+    read, and where no pixel has a true label.
     """
     generator = np.random.default_rng(seed)
     tried: list[Trial] = []
@@ -256,6 +257,8 @@ def search(
             number = tried[-1].round + 1 if tried else 0
             settings = [DenseCRFSettings(params, iterations) for params in candidates]
             before, scores = problem.score(settings, shown.update)
+            if math.isnan(before.pixel_accuracy):
+                raise InputError(f"no pixel of the images has a true label, all are {IGNORE_INDEX}")
             tried += [Trial(number, s, score) for s, score in zip(settings, scores, strict=True)]
             on_round(before, tried)
             best = best_trial(tried, objective)

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepcrf_ext.data.predictions import read_label_picture
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import Kind, Masked, MaskFiles, MaskSettings, read_masked
-from deepcrf_ext.evaluation.regions import SegmentationMetrics
+from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
 from deepcrf_ext.ops.dense_crf import dense_crf
@@ -104,8 +104,8 @@ class RefinedFolder:
 class Outcome:
     """What became of a run: how many were refined, and the problems, a line each.
 
-    before, after: mean IoU of the masks and of the refined labels, NaN without truth. scored: on
-    how many images.
+    before, after: mean IoU of the masks and of the refined labels, NaN without a true label.
+    scored: on how many images.
     """
 
     refined: int = 0
@@ -299,5 +299,5 @@ class _BeforeAndAfter:
         """Mean IoU before and after, over the classes there are, and the number of images."""
         if self._metrics is None:
             return float("nan"), float("nan"), 0
-        before, after = (float(np.nanmean(m.compute().iou[:-1])) for m in self._metrics)
+        before, after = (mean_defined(m.compute().iou[:-1]) for m in self._metrics)
         return before, after, self._count

@@ -52,9 +52,9 @@ class Scores:
             confusion=confusion,
             iou=iou,
             accuracy=accuracy,
-            mean_iou=_mean_defined(iou),
+            mean_iou=mean_defined(iou),
             pixel_accuracy=float(correct.sum() / total) if total else float("nan"),
-            class_accuracy=_mean_defined(accuracy),
+            class_accuracy=mean_defined(accuracy),
         )
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, object]:
@@ -133,7 +133,8 @@ def _ratio(
     return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
 
 
-def _mean_defined(values: npt.NDArray[np.float64]) -> float:
+def mean_defined(values: npt.NDArray[np.float64]) -> float:
+    """The mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")
 

@@ -20,6 +20,7 @@ from deepcrf_ext import (
 from deepcrf_ext.data import read_image
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.refine import main
+from deepcrf_ext.tune_dense_crf import main as tune_main
 
 H, W, K = 40, 52, 3
 SIZES = {"a": (H, W), "b": (H, W), "sub/c": (30, 44)}
@@ -347,6 +348,21 @@ def test_images_and_masks_in_one_folder(folders: Path, capsys: pytest.CaptureFix
     assert "--mask-pattern" in error
     patterns = ["--image-pattern", "**/{name}.jpg", "--mask-pattern", "**/{name}.png"]
     assert main([*together, *patterns, "--output", str(folders / "out")]) == 0
+
+
+def test_truth_without_a_label(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (folders / "truth").rglob("*.png"):
+        Image.fromarray(np.full_like(labels(path), 255)).save(path)
+    assert run(folders, "labels", "--truth", str(folders / "truth")) == 0
+    captured = capsys.readouterr()
+    assert "no pixel of the truth has a label, all are 255" in captured.out
+    assert "nan" not in captured.out
+    assert "Warning" not in captured.err
+    found = ["--image-folder", "images", "--mask-folder", "labels", "--truth-folder", "truth"]
+    found[1::2] = [str(folders / name) for name in found[1::2]]
+    assert tune_main([*found, "--trials", "1", "--output", str(folders / "tuned")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == "error: no pixel of the images has a true label, all are 255"
 
 
 def test_masks_that_are_no_label_maps(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
