@@ -95,8 +95,10 @@ def read_probabilities(
         values /= 255
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim == 3 and values.shape[0] == 1 and values.shape[:2] != size:
+        values = values[0]
+    elif values.ndim == 3 and values.shape[2] == 1 and values.shape[1:] != size:
+        values = values[..., 0]
     is_flat = size[0] * size[1] in values.shape and values.shape != size  # of [K, h · w]
     if values.ndim == 2 and not is_flat:
         values = np.stack([np.zeros_like(values) if logits else 1 - values, values])

@@ -41,6 +41,18 @@ def test_what_is_no_array_of_probabilities_is_named(
         read_probabilities(write(tmp_path / "a.npy", array), (6, 8))
 
 
+def test_images_of_one_column_or_row(tmp_path: Path) -> None:
+    column = np.random.default_rng(0).dirichlet(np.ones(3), (8, 1)).astype(np.float32)  # [h, w, K]
+    for image, size in ((column, (8, 1)), (column.transpose(1, 0, 2), (1, 8))):
+        wanted = image.transpose(2, 0, 1)
+        for array in (image, wanted):
+            found = read_probabilities(write(tmp_path / "a.npy", array), size)
+            np.testing.assert_array_equal(found, wanted)
+        for plane in (image[..., 1], image[..., 1:2], wanted[1:2]):
+            found = read_probabilities(write(tmp_path / "a.npy", plane), size)
+            np.testing.assert_array_equal(found[1], wanted[1])
+
+
 def test_integers_of_one_plane(tmp_path: Path) -> None:
     """0 and 1, as booleans, and fractions of 255."""
     front = LABELS > 1
