@@ -175,13 +175,14 @@ class DenseCRF:
             Q[...] = (-self._energies(marginals)).softmax(0).cpu().numpy()
 
     def klDivergence(self, Q: Array) -> float:
-        """Σ Q log Q + Σ Q · unary + Σ Q · messages, the divergence up to a constant."""
+        """Σ Q log Q + Σ Q · unary + Σ Q · messages, the divergence up to a constant.
+
+        Labels of marginal 0, as of energy +inf, add nothing.
+        """
         with torch.no_grad():
             marginals = self._checked_marginals(Q)
-            energies = self._energies(marginals).double()
-        marginals = marginals.double()
-        entropy = marginals * marginals.clamp(min=1e-20).log()
-        return float((entropy + marginals * energies).sum())
+            terms = marginals * (marginals.log() + self._energies(marginals))
+            return float(terms.where(marginals > 0, 0).sum(dtype=torch.float64))
 
     def _marginals(self, iterations: int) -> Any:
         unary = self._no_energies() if self._unary is None else self._unary

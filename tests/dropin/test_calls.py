@@ -284,6 +284,16 @@ def test_read_only_arrays() -> None:
     )
 
 
+def test_divergence_where_labels_are_forbidden() -> None:
+    """A forbidden label, of marginal 0, adds nothing to it; NaN there."""
+    divergences = []
+    for energy_ in (1e4, np.inf):
+        d = crf(OURS, compat=3)
+        d.setUnaryEnergy(np.where(np.arange(N) % 4 == np.arange(K)[:, None], energy_, U))
+        divergences.append(d.klDivergence(d.inference(3)))
+    assert divergences[0] == pytest.approx(divergences[1], rel=1e-6)
+
+
 def test_labels_of_any_kind() -> None:
     wanted = ours.unary_from_labels(LABELS, K, 0.7)
     for labels in (LABELS.astype(np.uint8), LABELS.astype(float), LABELS.tolist()):
