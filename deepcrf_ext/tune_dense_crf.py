@@ -181,8 +181,12 @@ def _mask_problem(
         )
     if views_of(arguments) != ONE_VIEW:
         raise InputError("scales, flip, window and the like: go with --checkpoint")
+    if arguments.row is not None:
+        raise InputError("--row: goes with --checkpoint")
     patterns = (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern)
-    pairs, _ = pair_masks(folders[0], folders[1], folders[2], patterns)
+    pairs, problems = pair_masks(folders[0], folders[1], folders[2], patterns)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     known = [pair for pair in pairs if pair.truth is not None]
     if not known:
         raise InputError(f"{folders[2]}: holds no truth of a name of the {len(pairs)} masks")
@@ -211,6 +215,7 @@ def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
     device = choose_device(arguments.device)
     given = [f"--{noun}-folder" for noun in _FOLDERS if getattr(arguments, f"{noun}_folder")]
+    given += given_mask_options(arguments)[::2]
     if arguments.checkpoint is not None and given:
         raise InputError(f"{given[0]}: goes without --checkpoint")
     make = _mask_problem if arguments.checkpoint is None else _model_problem

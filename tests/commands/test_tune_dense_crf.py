@@ -224,6 +224,14 @@ def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "--output, must be given" in capsys.readouterr().err
     assert main([*folders, "--checkpoint", "run"]) == 2
     assert "--image-folder: goes without --checkpoint" in capsys.readouterr().err
+    assert main(["--checkpoint", "run", "--certainty", "0.5"]) == 2
+    assert "--certainty: goes without --checkpoint" in capsys.readouterr().err
+    assert main([*folders, "--row", "full"]) == 2
+    assert "--row: goes with --checkpoint" in capsys.readouterr().err
+    Image.fromarray(truth).save(tmp_path / "masks" / "lonely.png")
+    assert main([*folders, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
+    assert "left out: " in (error := capsys.readouterr().err)
+    assert "lonely.png: mask without image" in error
     folders[5] = str(tmp_path / "fine")
     assert main(folders) == 2
     assert "holds no truth" in capsys.readouterr().err
