@@ -53,16 +53,16 @@ def dense_crf(
     (`permutohedral_filter`), the normalisation's included. They cost some 2 (d + 1) filters more an
     iteration, d = S + C for the bilateral kernel; an image that wants none costs nothing.
 
-    Time and memory are linear in pixels, classes and (time) iterations. On the CPU, in float32, a
-    photograph takes some 5 ns on a core and 20 bytes a pixel and class, beside lattices of some
-    0.2 µs and 80 bytes a pixel (130 while they are built), which `lattices` saves; noise, in which
-    few pixels share a lattice point, takes twice to three times as much. The lattice of the
-    positions, the same for all images of a size, is kept for the next call, 256 MB of them at most.
-    On CUDA a photograph
-    takes some 470 bytes a pixel at 21 classes, lattices included: 24 (d + 1) a pixel and lattice,
-    some 10 a pixel and class, 8 a lattice point and class. Building a lattice waits there for the
-    number of its points; while a CUDA graph is captured, nothing waits, and there is room for the
-    worst case instead, a lattice point for each of the d + 1 corners of every pixel.
+    Time and memory are linear in pixels, classes and (time) iterations; what many channels cost,
+    `permutohedral_filter` says. On the CPU, in float32, a photograph takes some 5 ns on a core and
+    20 bytes a pixel and class, beside lattices of some 0.2 µs and 80 bytes a pixel (130 while they
+    are built), which `lattices` saves; noise, in which few pixels share a lattice point, takes
+    twice to three times as much. The lattice of the positions, the same for all images of a size,
+    is kept for the next call, 256 MB of them at most. On CUDA a photograph takes some 470 bytes a
+    pixel at 21 classes, lattices included: 24 (d + 1) a pixel and lattice, some 10 a pixel and
+    class, 8 a lattice point and class. Building a lattice waits there for the number of its points;
+    while a CUDA graph is captured, nothing waits, and there is room for the worst case instead, a
+    lattice point for each of the d + 1 corners of every pixel.
 
     Args:
         unary: energies (such as negative log-probabilities), [B, K, *S], floating point; S of one,

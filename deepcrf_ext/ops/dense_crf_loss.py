@@ -41,7 +41,8 @@ def dense_crf_loss(
     joins, and its weight beside a cross entropy accordingly small.
 
     Costs a lattice an image, one filter forward and one of the transposed kernel backward (on the
-    lattice W is not quite symmetric); time and memory are linear in pixels, labels and channels.
+    lattice W is not quite symmetric); time and memory are linear in pixels and labels (in
+    channels: see `permutohedral_filter`).
 
     Args:
         probabilities: [B, K, *S], floating point. Differentiable, to any order.

@@ -96,11 +96,13 @@ class PermutohedralLattice:
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     """Sum the values of all points under a Gaussian of the distance of their features.
 
-    Approximates ``Σ_q exp(-|f_p - f_q|² / 2) v_q``, p itself included, in time linear in N and d,
-    on the permutohedral lattice (Adams, Baek and Davis 2010). The sum comes out up to a nearly
-    constant factor (0.9, 0.84, 0.77 and 0.6 in 1, 2, 3 and 5 dimensions where points lie dense,
-    less where they are few), which is why it is mostly used divided by the filter of ones. To
-    filter more than once with the same features, build a `PermutohedralLattice`.
+    Approximates ``Σ_q exp(-|f_p - f_q|² / 2) v_q``, p itself included, in time linear in N on the
+    permutohedral lattice (Adams, Baek and Davis 2010). The sum comes out up to a nearly constant
+    factor (0.9, 0.84, 0.77 and 0.6 in 1, 2, 3 and 5 dimensions where points lie dense, less where
+    they are few), which is why it is mostly used divided by the filter of ones. In d the time grows
+    with d² (to filter) and d³ (to build the lattice) where no two points share a lattice point:
+    it is meant for some tens of dimensions at most. To filter more than once with the same
+    features, build a `PermutohedralLattice`.
 
     The gradient in the features is that of the Gaussian, its sums taken on the same lattice and
     so with the same factor: for a gradient ``g`` of the result, ``Σ_q (f_q - f_p) k_pq (g_p·v_q +
