@@ -21,7 +21,7 @@ from deepcrf_ext.cli.options import (
 )
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.masks import count_classes, pair_masks
-from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, refine_files
+from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, Refinement
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.parallel.device import choose_device
@@ -113,8 +113,7 @@ def _run(argv: Sequence[str] | None) -> int:
                 _report(problem)
             yield problem
 
-    outcome = refine_files(
-        files,
+    refinement = Refinement(
         masks,
         crf,
         output,
@@ -122,9 +121,8 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments.batch_size or (8 if device.type == "cuda" else 1),
         arguments.workers,
         int(1e9 * arguments.memory),
-        [file for file in pairs if file.name not in todo],
-        watch,
     )
+    outcome = refinement.run(files, [file for file in pairs if file.name not in todo], watch)
     print(_summary(outcome, len(pairs) - len(files), len(problems), arguments.output))
     failed = len(problems) + len(outcome.problems)
     if not failed:

@@ -115,149 +115,142 @@ class Outcome:
     scored: int = 0
 
 
-def refine_files(
-    files: Sequence[MaskFiles],
-    masks: MaskSettings,
-    crf: DenseCRFSettings,
-    output: RefinedFolder,
-    device: torch.device,
-    batch_size: int = 1,
-    workers: int = 2,
-    memory: int = MEMORY,
-    finished: Sequence[MaskFiles] = (),
-    watch: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
-) -> Outcome:
-    """Refine masks and write the results.
+Refined = tuple[Masked, Tensor | None, Tensor]
+"""A mask, its refined marginals, float [K, H, W], where they are written, and labels, [H, W]."""
 
-    Args:
-        files: those to be done.
-        masks: how they are read.
-        crf: of the dense CRF.
-        output: where results go.
-        device: where the CRF runs.
-        batch_size: images of one size and number of classes that run together.
-        workers: threads that read and write.
-        memory: bytes for one image beside itself and its results; a larger one is refined in tiles.
-        finished: files that an earlier run has done, which count in the scores.
-        watch: hands through what became of each image, None or a problem.
 
-    Raises:
-        InputError: a kernel is too narrow for an image.
-        OSError: a result cannot be written.
+@dataclass(frozen=True)
+class Refinement:
+    """How masks are refined, and where to.
+
+    masks: how they are read. crf: of the dense CRF. output: where results go. device: where the CRF
+    runs. batch_size: images of one size and number of classes that run together. workers: threads
+    that read and write. memory: bytes for one image beside itself and its results; a larger one is
+    refined in tiles.
     """
-    outcome, scores = Outcome(), _BeforeAndAfter()
-    with ThreadPoolExecutor(max(workers, 1)) as threads:
-        for masked in _ahead(threads, lambda file: _read(file, masks), finished):
+
+    masks: MaskSettings
+    crf: DenseCRFSettings
+    output: RefinedFolder
+    device: torch.device
+    batch_size: int = 1
+    workers: int = 2
+    memory: int = MEMORY
+
+    def run(
+        self,
+        files: Sequence[MaskFiles],
+        finished: Sequence[MaskFiles] = (),
+        watch: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
+    ) -> Outcome:
+        """Refine masks and write the results.
+
+        Args:
+            files: those to be done.
+            finished: files that an earlier run has done, which count in the scores.
+            watch: hands through what became of each file, None or a problem.
+
+        Raises:
+            InputError: a kernel is too narrow for an image.
+            OSError: a result cannot be written.
+        """
+        outcome, scores = Outcome(), _BeforeAndAfter()
+        with ThreadPoolExecutor(self.workers) as threads:
+            for masked in _ahead(threads, self._read, finished):
+                if isinstance(masked, str):
+                    outcome.problems.append(masked)
+                elif masked.truth is not None:
+                    labels = masked.decode(read_label_picture(self.output.labels(masked.name)))
+                    scores.update(masked, labels)
+            for problem in watch(self._results(files, threads, scores)):
+                if problem is None:
+                    outcome.refined += 1
+                else:
+                    outcome.problems.append(problem)
+        outcome.before, outcome.after, outcome.scored = scores.compute()
+        return outcome
+
+    def _read(self, file: MaskFiles) -> Masked | str:
+        try:
+            return read_masked(file, self.masks)
+        except InputError as error:
+            return str(error)
+
+    def _results(
+        self, files: Sequence[MaskFiles], threads: ThreadPoolExecutor, scores: _BeforeAndAfter
+    ) -> Iterator[str | None]:
+        """What became of each file, in the order of their ends; results are scored and written."""
+        writing: deque[Future[None]] = deque()
+        for refined in self._refined(files, threads):
+            if isinstance(refined, str):
+                yield refined
+                continue
+            masked, marginals, labels = refined
+            scores.update(masked, labels)
+            writing.append(threads.submit(self.output.write, masked, marginals, labels))
+            while len(writing) > _PENDING:
+                writing.popleft().result()
+            yield None
+        for future in writing:
+            future.result()
+
+    def _refined(
+        self, files: Sequence[MaskFiles], threads: ThreadPoolExecutor
+    ) -> Iterator[Refined | str]:
+        """Results, or the problems of files that cannot be read."""
+        waiting: dict[tuple[int, ...], list[Masked]] = {}
+        for masked in _ahead(threads, self._read, files):
             if isinstance(masked, str):
-                outcome.problems.append(masked)
-            elif masked.truth is not None:
-                labels = masked.decode(read_label_picture(output.labels(masked.name)))
-                scores.update(masked, labels)
-        results = _results(files, masks, crf, output, device, batch_size, threads, scores, memory)
-        for problem in watch(results):
-            if problem is None:
-                outcome.refined += 1
-            else:
-                outcome.problems.append(problem)
-    outcome.before, outcome.after, outcome.scored = scores.compute()
-    return outcome
+                yield masked
+                continue
+            if bytes_needed(masked.size[0] * masked.size[1], masked.num_classes) > self.memory:
+                yield self._in_tiles(masked)
+                continue
+            shape = (masked.num_classes, *masked.size)
+            batch = waiting.setdefault(shape, [])
+            batch.append(masked)
+            if len(batch) >= self.batch_size:
+                yield from self._together(waiting.pop(shape))
+            elif sum(map(len, waiting.values())) >= 4 * self.batch_size:
+                yield from self._together(waiting.pop(next(iter(waiting))))  # the oldest
+        for batch in waiting.values():
+            yield from self._together(batch)
 
+    @torch.inference_mode()
+    def _together(self, batch: Sequence[Masked]) -> list[Refined]:
+        """Results of images of one size and number of classes."""
+        image = torch.stack([masked.image for masked in batch]).to(self.device)
+        energies = torch.stack([masked.energies(self.device) for masked in batch])
+        params = self.crf.params
+        lattices = build_lattices(image, params)
+        marginals = dense_crf(energies, image, params, self.crf.iterations, lattices)
+        labels = marginals.argmax(1).to(torch.uint8).cpu()
+        kept = marginals.cpu() if self.output.probabilities else [None] * len(batch)
+        return list(zip(batch, kept, labels, strict=True))
 
-def _results(
-    files: Sequence[MaskFiles],
-    masks: MaskSettings,
-    crf: DenseCRFSettings,
-    output: RefinedFolder,
-    device: torch.device,
-    batch_size: int,
-    threads: ThreadPoolExecutor,
-    scores: _BeforeAndAfter,
-    memory: int,
-) -> Iterator[str | None]:
-    """What became of each image, in the order of their ends."""
-    writing: deque[Future[None]] = deque()
-
-    def refined(batch: list[Masked]) -> Iterator[None]:
-        for masked, marginals in zip(batch, refine_batch(batch, crf, device), strict=True):
-            labels = marginals.argmax(0).to(torch.uint8).cpu()
-            finish(masked, marginals.cpu() if output.probabilities else None, labels)
-            yield None
-
-    def finish(masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
-        scores.update(masked, labels)
-        writing.append(threads.submit(output.write, masked, marginals, labels))
-        while len(writing) > _PENDING:
-            writing.popleft().result()
-
-    waiting: dict[tuple[int, ...], list[Masked]] = {}
-    for masked in _ahead(threads, lambda file: _read(file, masks), files):
-        if isinstance(masked, str):
-            yield masked
-            continue
-        if bytes_needed(masked.size[0] * masked.size[1], masked.num_classes) > memory:
-            finish(masked, *refine_large(masked, crf, device, memory, output))
-            yield None
-            continue
-        shape = (masked.num_classes, *masked.size)
-        batch = waiting.setdefault(shape, [])
-        batch.append(masked)
-        if len(batch) >= batch_size:
-            yield from refined(waiting.pop(shape))
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
-            yield from refined(waiting.pop(next(iter(waiting))))  # the oldest
-    for batch in waiting.values():
-        yield from refined(batch)
-    for future in writing:
-        future.result()
+    def _in_tiles(self, masked: Masked) -> Refined:
+        """The result of a large image; its marginals are float16."""
+        labels = torch.empty(masked.size, dtype=torch.uint8, device="cpu")
+        kept = None
+        if self.output.probabilities:
+            size = (masked.num_classes, *masked.size)
+            kept = torch.empty(size, dtype=torch.float16, device="cpu")
+        parts = refine_parts(
+            lambda rows, columns: masked.energies(self.device, rows, columns),
+            masked.image,
+            masked.num_classes,
+            self.crf,
+            self.device,
+            self.memory,
+        )
+        for rows, columns, marginals in parts:
+            labels[rows, columns] = marginals.argmax(0)
+            if kept is not None:
+                kept[:, rows, columns] = marginals
+        return masked, kept, labels
 
 
 _PENDING = 4
-
-
-def _read(file: MaskFiles, masks: MaskSettings) -> Masked | str:
-    try:
-        return read_masked(file, masks)
-    except InputError as error:
-        return str(error)
-
-
-@torch.inference_mode()
-def refine_batch(
-    batch: Sequence[Masked], crf: DenseCRFSettings, device: torch.device
-) -> list[Tensor]:
-    """Refined marginals, float32 [K, H, W] each, of images of one size and number of classes."""
-    image = torch.stack([masked.image for masked in batch]).to(device)
-    energies = torch.stack([masked.energies(device) for masked in batch])
-    lattices = build_lattices(image, crf.params)
-    return list(dense_crf(energies, image, crf.params, crf.iterations, lattices))
-
-
-def refine_large(
-    masked: Masked,
-    crf: DenseCRFSettings,
-    device: torch.device,
-    memory: int,
-    output: RefinedFolder,
-) -> tuple[Tensor | None, Tensor]:
-    """Refined marginals, float16 [K, H, W] where they are to be written, and labels of an image
-    that is refined in tiles."""
-    labels = torch.empty(masked.size, dtype=torch.uint8, device="cpu")
-    kept = None
-    if output.probabilities:
-        kept = torch.empty((masked.num_classes, *masked.size), dtype=torch.float16, device="cpu")
-    parts = refine_parts(
-        lambda rows, columns: masked.energies(device, rows, columns),
-        masked.image,
-        masked.num_classes,
-        crf,
-        device,
-        memory,
-    )
-    for rows, columns, marginals in parts:
-        labels[rows, columns] = marginals.argmax(0)
-        if kept is not None:
-            kept[:, rows, columns] = marginals
-    return kept, labels
 
 
 def _ahead(
