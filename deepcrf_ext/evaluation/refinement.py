@@ -156,10 +156,11 @@ class Refinement:
         """
         outcome, scores = Outcome(), _BeforeAndAfter()
         with ThreadPoolExecutor(self.workers) as threads:
-            for masked in _ahead(threads, self._read, finished):
+            scored = [file for file in finished if file.truth is not None]
+            for masked in _ahead(threads, self._read, scored):
                 if isinstance(masked, str):
                     outcome.problems.append(masked)
-                elif masked.truth is not None:
+                else:
                     labels = masked.decode(read_label_picture(self.output.labels(masked.name)))
                     scores.update(masked, labels)
             for problem in watch(self._results(files, threads, scores)):

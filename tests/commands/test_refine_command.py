@@ -19,6 +19,8 @@ from deepcrf_ext import (
 )
 from deepcrf_ext.data import read_image
 from deepcrf_ext.data.images import voc_palette
+from deepcrf_ext.evaluation import refinement
+from deepcrf_ext.evaluation.masks import Masked, MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.refine import main
 from deepcrf_ext.tune_dense_crf import main as tune_main
 
@@ -244,6 +246,25 @@ def test_a_stopped_run_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]
     assert "bilateral_sxy was 20" in capsys.readouterr().err
     assert run(folders, "labels", "--overwrite") == 0
     assert json.loads((folders / "out" / "refine.json").read_text())["bilateral_sxy"] == 80
+
+
+def test_finished_images_are_not_read_again(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless their truth is given."""
+    assert run(folders, "labels") == 0
+    read: list[str] = []
+
+    def spy(file: MaskFiles, settings: MaskSettings) -> Masked:
+        read.append(file.name)
+        return read_masked(file, settings)
+
+    monkeypatch.setattr(refinement, "read_masked", spy)
+    assert run(folders, "labels") == 0
+    assert read == []
+    assert "3 of 3 masks refined" in capsys.readouterr().out
+    assert run(folders, "labels", "--truth", str(folders / "truth")) == 0
+    assert sorted(read) == sorted(SIZES)
 
 
 def test_a_stopped_run_that_overwrites_goes_on_too(folders: Path) -> None:
