@@ -4,8 +4,8 @@
     from deepcrf_ext.pydensecrf.utils import unary_from_softmax      # was: pydensecrf.utils
 
 Every name is also found here (`import deepcrf_ext.pydensecrf as dcrf`). Scripts that cannot be
-changed run under `python -m deepcrf_ext.pydensecrf SCRIPT ARGUMENTS`, and what they depend on finds
-this package after `install()`.
+changed run under `python -m deepcrf_ext.pydensecrf SCRIPT ARGUMENTS` (or `-m MODULE ARGUMENTS`),
+and what they depend on finds this package after `install()`.
 
 Energies, features, kernels, compatibilities (a number w is Potts, -w on the diagonal; an array [K]
 a diagonal; an array [K, K], made symmetric) and normalisations mean what they mean there, and

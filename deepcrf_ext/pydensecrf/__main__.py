@@ -1,11 +1,13 @@
 """Runs a script that imports pydensecrf, unchanged, on this package.
 
 python -m deepcrf_ext.pydensecrf [--device cuda] SCRIPT [ARGUMENTS ...]
+python -m deepcrf_ext.pydensecrf [--device cuda] -m MODULE [ARGUMENTS ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import runpy
 import sys
 import tempfile
@@ -21,18 +23,24 @@ def main() -> None:
         description="Run a script that imports pydensecrf on deepcrf_ext instead.",
     )
     parser.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "cuda:1".')
+    parser.add_argument(
+        "-m", dest="is_module", action="store_true", help="The script is a module, as of python -m."
+    )
     parser.add_argument("script", help="The script, a Python file.")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="The script's own arguments.")
     options = parser.parse_args()
-    if not Path(options.script).is_file():
-        parser.error(f"{options.script}: no such file")
+    script: str = options.script
+    # As `python SCRIPT` does: its folder is searched first, and it sees its own arguments alone.
+    sys.path[0] = str(Path.cwd() if options.is_module else Path(script).resolve().parent)
+    sys.argv = [script, *options.arguments]
     try:
         install(device=options.device)
     except ValueError as error:
         parser.error(str(error))
-    # As `python SCRIPT` does: its folder is searched first, and it sees its own arguments alone.
-    sys.path[0] = str(Path(options.script).resolve().parent)
-    sys.argv = [options.script, *options.arguments]
+    if options.is_module and not _is_module(script):
+        parser.error(f"{script}: no such module")
+    if not options.is_module and not Path(script).is_file():
+        parser.error(f"{script}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         # Processes that the script spawns begin anew, with these paths.
         Path(folder, "pydensecrf.py").write_text(
@@ -40,7 +48,19 @@ def main() -> None:
             f"install(device={options.device!r}, replace=True)\n"
         )
         sys.path.insert(1, folder)
-        runpy.run_path(options.script, run_name="__main__")
+        if options.is_module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(script, run_name="__main__")
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if f"{name}.".startswith(f"{error.name}."):  # a package that it would be in
+            return False
+        raise
 
 
 if __name__ == "__main__":

@@ -46,6 +46,34 @@ def test_a_script_runs_unchanged(tmp_path: Path) -> None:
         assert "Traceback" not in run.stderr
 
 
+def test_a_module_runs_unchanged(tmp_path: Path) -> None:
+    """As by `python -m`, relative imports and spawned processes included."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "__init__.py").write_text("import pydensecrf.densecrf as dcrf\n")
+    (tmp_path / "tools" / "helper.py").write_text("from . import dcrf\nVALUE = dcrf.FULL_KERNEL\n")
+    (tmp_path / "tools" / "refine.py").write_text(
+        """
+import multiprocessing, sys
+import pydensecrf.densecrf as dcrf
+from .helper import VALUE
+
+def name(value):
+    return dcrf.__name__, value
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(*pool.map(name, [VALUE])[0], sys.argv[1:])
+"""
+    )
+    run = python("-m", "deepcrf_ext.pydensecrf", "-m", "tools.refine", "-m", "1", folder=tmp_path)
+    wanted = "deepcrf_ext.pydensecrf.densecrf 2 ['-m', '1']\n"
+    assert (run.returncode, run.stdout) == (0, wanted), run.stderr
+    for missing in ("tools.missing", "missing.refine"):
+        run = python("-m", "deepcrf_ext.pydensecrf", "-m", missing, folder=tmp_path)
+        assert run.returncode == 2
+        assert run.stderr.splitlines()[-1].endswith(f"error: {missing}: no such module")
+
+
 def test_processes_of_a_script_find_the_package_too(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         """
