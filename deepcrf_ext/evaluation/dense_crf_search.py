@@ -17,7 +17,7 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.masks import MaskFiles, MaskSettings, read_masked
 from deepcrf_ext.evaluation.prediction import upsample_labels
-from deepcrf_ext.evaluation.regions import SegmentationMetrics
+from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.evaluation.view_marginals import view_marginals
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
@@ -71,7 +71,8 @@ class Trial:
 @dataclass(frozen=True)
 class TrialImage:
     """image: [1, 3, H, W]. unary: energies, float32 [1, K, H, W]. labels: those without a dense
-    CRF, [H, W]. truth: int64 [H, W]. The first two on the device of the search."""
+    CRF, [H, W], K where they are unsure. truth: int64 [H, W]. The first two on the device of the
+    search."""
 
     image: Tensor
     unary: Tensor
@@ -189,23 +190,24 @@ class MaskProblem(Problem):
                     f"{file.mask}: must have a truth and {self.num_classes} classes as the others"
                 )
             unary = masked.energies(self.device)[None]
-            labels = unary[0].argmin(0).cpu()
-            yield TrialImage(masked.image[None].to(self.device), unary, labels, masked.truth)
+            yield TrialImage(masked.image[None].to(self.device), unary, masked.labels, masked.truth)
 
 
 class _Meter:
+    """Scores of labels; pixels that are unsure, labelled `num_classes`, count as missed."""
+
     def __init__(self, num_classes: int) -> None:
-        self._regions, self._boundaries = SegmentationMetrics(num_classes), BoundaryF1(num_classes)
+        self._regions = SegmentationMetrics(num_classes + 1)
+        self._boundaries = BoundaryF1(num_classes)
 
     def update(self, labels: Tensor, truth: Tensor) -> None:
         self._regions.update(labels, truth)
         self._boundaries.update(labels.cpu().numpy(), truth.numpy())
 
     def compute(self) -> TrialScores:
-        regions = self._regions.compute()
-        return TrialScores(
-            regions.mean_iou, self._boundaries.compute().mean_f1, regions.pixel_accuracy
-        )
+        regions, boundaries = self._regions.compute(), self._boundaries.compute()
+        mean_iou = mean_defined(regions.iou[:-1])
+        return TrialScores(mean_iou, boundaries.mean_f1, regions.pixel_accuracy)
 
 
 def draw(

@@ -220,6 +220,15 @@ def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert refine_main(arguments) == 0
     capsys.readouterr()
 
+    unsure = np.where(np.arange(48) < 20, 255, truth).astype(np.uint8)
+    Image.fromarray(unsure).save(tmp_path / "masks" / "a.png")
+    assert main([*folders, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
+    before = json.loads((tmp_path / "out" / "trials.json").read_text())["before"]
+    inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "c")]
+    capsys.readouterr()
+    assert refine_main([*inputs, "--truth", str(tmp_path / "truth")]) == 0
+    assert f"{100 * before['mean_iou']:.2f} before" in capsys.readouterr().out
+
     assert main(folders[:-2]) == 2
     assert "--output, must be given" in capsys.readouterr().err
     assert main([*folders, "--checkpoint", "run"]) == 2
