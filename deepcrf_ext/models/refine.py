@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops.dense_crf import dense_crf
-from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
+from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image
 from deepcrf_ext.ops.dense_crf_params import (
     PRESETS,
     WEIGHTS,
@@ -26,6 +27,8 @@ from deepcrf_ext.ops.dense_crf_params import (
 
 NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name in (*WIDTHS, *WEIGHTS))
 """The parameters that options and files hold as numbers; beside them "normalisation"."""
+_PHOTOGRAPH = torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device="cpu")
+"""Of the axes and channels that settings in files are for."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class DenseCRFSettings:
                 f"{', '.join((*known, 'iterations'))}"
             )
         try:
-            return cls(DenseCRFParams(**given), iterations)
+            settings = cls(DenseCRFParams(**given), iterations)
+            check_image(_PHOTOGRAPH, settings.params, {})
+            return settings
         except (TypeError, ValueError) as error:
             raise InputError(f"{source}: {error}") from error
 

@@ -92,6 +92,8 @@ def test_settings_by_name_and_in_part() -> None:
     [
         ("{gaussian: 3}", "'gaussian' is unknown; must be one of gaussian_sxy"),
         ("{compatibility: [[1]]}", "'compatibility' is unknown"),
+        ("{bilateral_sxy: [1, 2, 3]}", "bilateral_sxy: got 3 widths, must be one number or 2"),
+        ("{bilateral_srgb: [1, 2]}", "bilateral_srgb: got 2 widths, must be one number or 3"),
         ("{gaussian_sxy: 0}", "gaussian_sxy: got 0, must be positive"),
         ("{bilateral_weight: much}", "bilateral_weight: got str"),
         ("{iterations: 2.5}", "iterations: got float, must be an int"),
