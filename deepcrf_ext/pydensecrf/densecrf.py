@@ -182,7 +182,7 @@ class DenseCRF:
         with torch.no_grad():
             marginals = self._checked_marginals(Q)
             terms = marginals * (marginals.log() + self._energies(marginals))
-            return float(terms.where(marginals > 0, 0).sum(dtype=torch.float64))
+            return float(terms.where(marginals != 0, 0).sum(dtype=torch.float64))
 
     def _marginals(self, iterations: int) -> Any:
         unary = self._no_energies() if self._unary is None else self._unary

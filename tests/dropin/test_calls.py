@@ -292,6 +292,7 @@ def test_divergence_where_labels_are_forbidden() -> None:
         d.setUnaryEnergy(np.where(np.arange(N) % 4 == np.arange(K)[:, None], energy_, U))
         divergences.append(d.klDivergence(d.inference(3)))
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-6)
+    assert np.isnan(d.klDivergence(np.full((K, N), np.nan, np.float32)))
 
 
 def test_labels_of_any_kind() -> None:
