@@ -19,7 +19,8 @@ BINS = 15
 class ProbabilityScores:
     """Of all valid pixels of a data set; NaN without any.
 
-    nll: mean of -log of the marginal of the true label, in nats.
+    nll: mean of -log of the marginal of the true label, in nats; a pixel counts as 87 where it
+        rounds to 0 in float32.
     calibration_error: how far accuracy and confidence (the marginal of the predicted label) lie
         apart, 0..1: the mean of |accuracy - mean confidence| over bins of pixels of like
         confidence, weighted by their pixels (Guo et al., "On calibration of modern neural
