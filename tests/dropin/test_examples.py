@@ -127,6 +127,57 @@ def volume(module: Any) -> Outcome:
     return {"labels": np.argmax(crf.inference(5), axis=0).reshape(shape)}
 
 
+def modalities(module: Any) -> Outcome:
+    """A volume of two modalities, labels that differ in how ill they go together, point by point
+    normalised before the filter."""
+    rng = np.random.default_rng(2)
+    shape = (8, 16, 12)
+    images = rng.random((2, *shape), np.float32)
+    probabilities = rng.dirichlet(np.ones(3), shape).transpose(3, 0, 1, 2)
+    apart = np.float32([[0, 1, 3], [1, 0, 1], [3, 1, 0]])
+    crf = module.DenseCRF(int(np.prod(shape)), 3)
+    crf.setUnaryEnergy(module.unary_from_softmax(probabilities, scale=0.8))
+    crf.addPairwiseEnergy(module.create_pairwise_gaussian((2, 2, 2), shape), compat=apart)
+    features = module.create_pairwise_bilateral((4, 4, 4), (0.3, 0.4), images, chdim=0)
+    crf.addPairwiseEnergy(features, compat=2 * apart, normalization=module.NORMALIZE_BEFORE)
+    return {"features": features, "marginals": np.array(crf.inference(7))}
+
+
+def points(module: Any) -> Outcome:
+    """A cloud of points with normals, the kernel as it is."""
+    rng = np.random.default_rng(3)
+    features = np.concatenate([10 * rng.random((3, 2000)), rng.normal(size=(3, 2000))])
+    crf = module.DenseCRF(2000, 8)
+    crf.setUnaryEnergy(3 * rng.random((8, 2000), np.float32))
+    crf.addPairwiseEnergy(
+        features.astype(np.float32), 3.0, module.CONST_KERNEL, module.NO_NORMALIZATION
+    )
+    return {"marginals": np.array(crf.inference(5))}
+
+
+def frames(module: Any) -> Outcome:
+    """One CRF for several unaries; marginals that are edited through a view between two steps, and
+    results that are changed in place, which changes nothing else."""
+    rng = np.random.default_rng(4)
+    height, width = 20, 30
+    image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+    crf = module.DenseCRF2D(width, height, 3)
+    crf.addPairwiseGaussian(3, 3)
+    crf.addPairwiseBilateral(20, 10, image, 5)
+    marginals = []
+    for _ in range(3):
+        probabilities = rng.dirichlet(np.ones(3), (height, width)).transpose(2, 0, 1)
+        crf.setUnaryEnergy(np.ascontiguousarray(module.unary_from_softmax(probabilities)))
+        marginals.append(np.array(crf.inference(3)))
+    Q, tmp1, tmp2 = crf.startInference()
+    view = np.asarray(Q)
+    view[:], view[2] = 0, 1
+    crf.stepInference(Q, tmp1, tmp2)
+    first = np.asarray(crf.inference(3))
+    first[:] = 0
+    return {"frames": marginals, "edited": np.array(Q), "last": np.array(crf.inference(3))}
+
+
 def unary(module: Any) -> Outcome:
     """Energies of labels, 0 among them, which is unsure."""
     labels = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
@@ -163,6 +214,9 @@ EXAMPLES: dict[str, Callable[[Any], Outcome]] = {
     "grey image": lambda m: other_channels(m, 1, (0.01,)),
     "four channels": lambda m: other_channels(m, 4, 0.01),
     "volume": volume,
+    "modalities": modalities,
+    "points": points,
+    "frames": frames,
     "unary": unary,
     "matrices": matrices,
 }
