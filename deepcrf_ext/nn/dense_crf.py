@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from deepcrf_ext.ops._image_checks import warn_caller
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
-from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial
+from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_spatial
 from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
 from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
 
@@ -171,6 +171,7 @@ class DenseCRF(nn.Module):
             raise ValueError(
                 f"image: got {image.dim() - 2} spatial axes, must be {logits.dim() - 2} as logits"
             )
+        check_device("image", image.device, logits.device, "logits")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.shape[2:] != image.shape[2:]:
             mode = _INTERPOLATION[logits.dim() - 2]

@@ -135,6 +135,7 @@ def test_bad_arguments(error: type[Exception], match: str, arguments: dict[str, 
         (ValueError, "image: got 1 spatial axes", {"image": torch.zeros(2, 3, 7)}),
         (TypeError, "image: got dtype", {"image": torch.zeros(2, 3, 7, 9, dtype=torch.int64)}),
         (ValueError, "mean: got 3 numbers", {"image": torch.zeros(2, 4, 7, 9)}),
+        (ValueError, "meta, must be cpu as logits", {"image": torch.zeros(2, 3, 7, 9).to("meta")}),
     ],
 )
 def test_bad_inputs(error: type[Exception], match: str, change: dict[str, Any]) -> None:
