@@ -181,8 +181,10 @@ def _suggestion(message: str, options: Collection[str]) -> str:
     if match is None:
         return ""
     name = (match[1] or f"--{match[2]}").replace("_", "-")
+    if name in options:
+        return "; it goes behind the subcommand"
     similar = [option for option in sorted(options) if option.endswith(f".{name[2:]}")]
-    similar += difflib.get_close_matches(name, options, 1)
+    similar += difflib.get_close_matches(name, options, 1, cutoff=0.8)
     return f"; did you mean {similar[0]}?" if similar else ""
 
 

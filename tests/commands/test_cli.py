@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from deepcrf_ext import compare_objectives, reproduce
+from deepcrf_ext import compare_objectives, explain, reproduce
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.nn.relations import RelationConfig
@@ -195,6 +195,7 @@ def test_help_spells_options_with_dashes(command, capsys):
         ("--data.trainsplit", "--data.train-split"),
         ("--epochz", "--epochs"),
         ("--colour", None),
+        ("--data.oldkey", None),
     ],
 )
 def test_an_unknown_option_is_told_what_it_may_be(option, meant):
@@ -202,6 +203,11 @@ def test_an_unknown_option_is_told_what_it_may_be(option, meant):
         parse_new_run([option, "3"])
     end = "" if meant is None else f"; did you mean {meant}?"
     assert str(caught.value) == f"unrecognized arguments: {option} 3{end}"
+
+
+def test_an_option_before_its_subcommand_is_told(capsys):
+    assert explain.main(["--device=cpu", "image"]) == 2
+    assert "--device=cpu; it goes behind the subcommand\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
