@@ -91,6 +91,19 @@ def test_the_tolerance_itself_is_near_enough(column: int, score: float) -> None:
     assert metric.compute().mean_f1 == score
 
 
+@pytest.mark.parametrize(("column", "score"), [(200, 1.0), (201, 0.0)])
+def test_without_tolerance_outlines_are_the_same_or_not(column: int, score: float) -> None:
+    metric = BoundaryF1(2, tolerance=0)
+    metric.update(halves(column), halves(200))
+    assert metric.compute().mean_f1 == score
+
+
+def test_a_single_class_has_no_outline() -> None:
+    metric = BoundaryF1(1)
+    metric.update(np.zeros((3, 4), np.uint8), np.zeros((3, 4), np.uint8))
+    assert math.isnan(metric.compute().mean_f1)
+
+
 def test_what_is_ignored_does_not_count() -> None:
     truth = halves(200)
     truth[:, 190:210] = 255
