@@ -44,7 +44,8 @@ def check_range(image: Tensor, name: str, width: Any, image_name: str = "image")
     if isinstance(width, Tensor) and not are_seen(width):
         return
     narrowest = float(torch.as_tensor(width, device="cpu").detach().min())
-    found = "negative values" if low < 0 else "values within 0..1" if 0 < high <= 1 else ""
+    negative = low < -0.01 * abs(high)  # by more than the rounding of a normalisation undone
+    found = "negative values" if negative else "values within 0..1" if 0 < high <= 1 else ""
     if found and narrowest >= 1 and found not in _warned:
         _warned.add(found)
         warn_caller(
