@@ -58,6 +58,7 @@ def test_reset_parameters() -> None:
     assert torch.equal(layer(logits, image), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:image. got negative values")
 @pytest.mark.parametrize("learn", [(), ALL])
 @pytest.mark.parametrize("compatibility", [None, torch.rand(3, 3)])
 def test_a_layer_made_on_meta(learn: tuple[str, ...], compatibility: Tensor | None) -> None:
