@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from deepcrf_ext.data import SegmentationDataset, open_dataset
 from deepcrf_ext.evaluation.calibration import fit_relation_weights
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.evaluation.prediction import label_large
+from deepcrf_ext.evaluation.probabilities import Probabilities
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.models.variants import Variant
@@ -36,7 +38,7 @@ def test_summary_and_likelihood(trained: tuple[DeepCRF, SegmentationDataset]) ->
     assert list(summary) == list(variants) == ["unary-3scales", "1unary+2pair"]
     for name, scores in summary.items():
         assert scores["mean_iou"] == result.scores[name].mean_iou
-        total, pixels = 0.0, 0
+        total, pixels, calibration = 0.0, 0, Probabilities()
         for sample in dataset:
             image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float()
             with torch.no_grad():
@@ -47,6 +49,10 @@ def test_summary_and_likelihood(trained: tuple[DeepCRF, SegmentationDataset]) ->
             smallest = torch.finfo(torch.float32).tiny
             total -= float(chosen.clamp(min=smallest).double().log().sum())
             pixels += int(known.sum())
+            best = marginals.max(0)
+            calibration.update(best.indices, best.values, best.values, labels)
+        error = calibration.compute().calibration_error
+        assert scores["calibration_error"] == pytest.approx(error, abs=1e-4)
         assert scores["nll"] == pytest.approx(total / pixels, rel=1e-4)
 
 
@@ -75,6 +81,8 @@ def test_a_variant_without_a_name_is_called_by_its_potentials(tmp_path: Path) ->
     run = write_run(tmp_path / "run", tmp_path / "data", potentials=("unary_1scale", "surrounding"))
     model, _, _ = load_model(run)
     assert list(before_and_after(model)) == ["unary-1scale", "unary_1scale+surrounding"]
+    alone = DeepCRF(replace(model.config, potentials=("surrounding",)), 3)
+    assert before_and_after(alone) == {"pairwise-1": Variant(None, ("surrounding",))}
     assert model.name_of(model.default_variant()) == "unary_1scale+surrounding"
 
 

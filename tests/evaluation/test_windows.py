@@ -3,6 +3,7 @@ itself."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.prediction import predict_image
-from deepcrf_ext.evaluation.view_marginals import view_energies
+from deepcrf_ext.evaluation.view_marginals import view_energies, view_marginals
 from deepcrf_ext.evaluation.view_statistics import view_statistics
 from deepcrf_ext.evaluation.views import View, Views, Window, join_windows
 from deepcrf_ext.models import DeepCRF
@@ -163,6 +164,33 @@ def test_statistics_of_the_image_itself() -> None:
     with pytest.raises(RuntimeError), view_statistics(model, 0.5):
         model(torch.zeros(1, 4, 2, 2))
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_time_is_added_to_what_there_was(model: DeepCRF) -> None:
+    seconds = {"networks": 100.0}
+    start = time.perf_counter()
+    view_marginals(model, picture(24, 32), {ROW: model.variants()[ROW]}, Views(), False, seconds)
+    passed = time.perf_counter() - start
+    assert 0 < seconds["networks"] - 100 < passed
+    assert 0 < seconds[ROW] < passed
+
+
+def test_every_image_is_mixed_with_the_statistics_of_the_training() -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    first, second = torch.randn(1, 3, 4, 5), 7 + 2 * torch.randn(1, 3, 4, 5)
+    with view_statistics(norm, 0.5):
+        alone = norm(second)
+    with view_statistics(norm, 0.5):
+        norm(first)
+        assert torch.equal(norm(second), alone)
+
+
+def test_layers_without_running_statistics_stay_as_they_are() -> None:
+    images = 5 + torch.randn(2, 3, 4, 5)
+    for norm in (nn.BatchNorm2d(3, track_running_stats=False).eval(), nn.BatchNorm2d(3).train()):
+        wanted = norm(images)
+        with view_statistics(norm, 0.5):
+            assert torch.equal(norm(images), wanted)
 
 
 def test_statistics_of_the_image_change_predictions_and_a_single_pixel_has_some(model) -> None:
