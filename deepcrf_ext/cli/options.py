@@ -137,16 +137,21 @@ def open_split(
 def output_folder(arguments: Namespace, command: str) -> Path:
     """The folder for the results, made if need be; after `open_split`.
 
-    Raises OSError where nothing can be written there, before there are results to lose.
+    Raises InputError where nothing can be written there, before there are results to lose.
     """
     folder: Path | None = arguments.output
     if folder is None:
         run = arguments.checkpoint
         beside = run if run.is_dir() else run.parent
         folder = beside / f"{command}-{arguments.data.dataset}-{arguments.data.split}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder):
-        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"output: {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 def add_dense_crf_options(parser: ArgumentParser) -> None:

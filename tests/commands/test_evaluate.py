@@ -214,6 +214,7 @@ def test_data_can_be_overridden(run, tmp_path):
         (["--dense-crf-params", "deeplab"], "--dense-crf-params goes with --rows full"),
         (["--rows", "full", "--dense-crf-params", "missing"], "missing is neither a file nor one"),
         (["--rows", "full", "--dense-crf-iterations", "-1"], "dense_crf_iterations"),
+        (["--output", f"{__file__}/x"], "test_evaluate.py/x cannot be written (Not a directory)"),
         (["--nonsense", "1"], "nonsense"),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],
@@ -295,4 +296,5 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(
     monkeypatch.setattr("deepcrf_ext.cli.options.TemporaryFile", refuse)
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("measured first"))
     assert command.main(["--checkpoint", str(run), "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.endswith(f"error: {tmp_path}: Read-only file system\n")
+    told = f"error: output: {tmp_path} cannot be written (Read-only file system); choose another"
+    assert told in capsys.readouterr().err

@@ -44,6 +44,11 @@ def test_a_full_disk_is_told_by_the_file(tmp_path: Path, small_disk: None) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_be_opened_is_told_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/no/weights'"):
+        write_text(tmp_path / "no" / "weights", "x")
+
+
 @pytest.mark.parametrize("name", ["x" * 143, "é" * 70, "x" * 255])
 def test_names_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / name, "ä")
