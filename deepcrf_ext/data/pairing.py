@@ -12,7 +12,7 @@ from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.data.base import LabelledFile
 from deepcrf_ext.data.file_patterns import FilePattern, Found, describe_folders
 from deepcrf_ext.data.settings_files import find_file
-from deepcrf_ext.data.split_files import below, existing_pair, read_lines
+from deepcrf_ext.data.split_files import below, existing_pair, is_header, read_lines
 from deepcrf_ext.errors import InputError
 
 
@@ -83,7 +83,8 @@ def _pair_by_list(root: Path, file: Path, images: Found, masks: Found) -> Pairin
     result = Pairing(left_out=images.others + masks.others)
     names = _Names(root, images)
     pairs: dict[Path, tuple[str | None, Path]] = {}  # image -> name, mask
-    for line in read_lines(file):
+    lines = read_lines(file)
+    for line in lines:
         name = names.find(line)
         if name is not None:
             image, *further = images.files[name]
@@ -98,6 +99,8 @@ def _pair_by_list(root: Path, file: Path, images: Found, masks: Found) -> Pairin
             mask = candidates[0]
         else:
             pair = existing_pair(root, line)
+            if pair is None and line is lines[0] and is_header(line):
+                continue
             if pair is None:
                 result.problems.append(f"{file}: {line!r} names no image with a mask below {root}")
                 continue
@@ -128,7 +131,7 @@ class _Names:
 
     def find(self, line: str) -> str | None:
         """The name of an image that is given by name, with or without suffix, or by path."""
-        plain = unicodedata.normalize("NFC", line)
+        plain = unicodedata.normalize("NFC", line.strip('"'))
         stripped = PurePosixPath(plain)
         without_suffix = str(stripped.with_suffix("")) if stripped.name else plain
         for name in (plain, without_suffix, self.by_file_name.get(plain)):

@@ -12,6 +12,14 @@ from pathlib import Path, PurePosixPath
 from deepcrf_ext.data.settings_files import read_text
 from deepcrf_ext.errors import InputError
 
+_COLUMN = "images?|imgs?|masks?|labels?|annotations?|files?|names?|paths?|ids?"
+_HEADER = re.compile(rf'([\s,;_"]*({_COLUMN}))+[\s,;"]*', re.IGNORECASE)
+
+
+def is_header(line: str) -> bool:
+    """Whether a line could name the columns of a table, as `image_path,mask_path`."""
+    return _HEADER.fullmatch(line) is not None
+
 
 def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of a split file, blank ones apart.
@@ -28,12 +36,12 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 def below(root: Path, path: str) -> Path | None:
     """The file that a split file calls `path`, below `root`: with or without a slash before it, in
-    slashes of either kind, or after the whole path of `root`; names in any Unicode form, as file
-    systems differ in how they spell accents.
+    slashes of either kind, in quotes, or after the whole path of `root`; names in any Unicode form,
+    as file systems differ in how they spell accents.
 
     None for a path that leads out of `root`, `..` or a drive.
     """
-    pure = PurePosixPath(path.replace("\\", "/"))
+    pure = PurePosixPath(path.strip('"').replace("\\", "/"))
     for whole in (root.absolute(), root.resolve()):
         if pure.is_relative_to(whole):
             return _inside(root, pure.relative_to(whole))

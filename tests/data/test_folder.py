@@ -161,6 +161,18 @@ def test_a_line_too_long_for_a_name_is_told(tmp_path: Path) -> None:
     assert "is a file; must be" in error(tmp_path, classes="x" * 300)
 
 
+@pytest.mark.parametrize(
+    "header", ["image,mask", '"image_path";"label_path"', "File Name\tMask", "id"]
+)
+def test_split_files_that_are_tables(tmp_path: Path, header: str) -> None:
+    lay(tmp_path, ("images/x 1.jpg", "masks/x 1.png"), ("images/image.jpg", "masks/image.png"))
+    pair = '"x 1"' if header == "id" else '"images/x 1.jpg", "masks/x 1.png"'
+    (tmp_path / "train.csv").write_text(f"{header}\r\n{pair}\r\n")
+    assert names(tmp_path, split_file="{split}.csv") == ["x 1"]
+    (tmp_path / "train.csv").write_text(f"image\n{pair}\n{header}\n")
+    assert f"{header!r} names no image" in error(tmp_path, split_file="{split}.csv")
+
+
 def test_bad_lines_of_a_split_file_are_all_named(tmp_path: Path) -> None:
     lay(tmp_path, ("images/a.png", "masks/a.png"), ("images/b.png", "masks/b.png"))
     write(tmp_path / "images" / "c.png", LABELS)
