@@ -52,6 +52,7 @@ classes, labels = int(labels[labels != 255].max()) + 1, torch.from_numpy(labels)
 epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 45
 model = Segmenter(classes)
 optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
+schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3], gamma=0.25)
 for epoch in range(epochs):
     for batch in torch.randperm(len(images)).split(4):
         if epoch < 2 * epochs // 3:  # every part by itself
@@ -63,6 +64,7 @@ for epoch in range(epochs):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    schedule.step()
     print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}")
 
 maps = [labels[:1], *(log_p.argmax(1) for log_p in model.eval()(images[:1]))]
