@@ -193,9 +193,11 @@ class DenseKernel:
         lattice: PermutohedralLattice,
         compatibility: Tensor,
         normalisation: Normalisation = "symmetric",
+        sums: Tensor | None = None,
     ) -> DenseKernel:
-        """The kernel divided by its row sums D (see `DenseCRFParams`)."""
-        sums = lattice.norms(compatibility.dtype) + 1e-20
+        """The kernel divided by its row sums D (see `DenseCRFParams`): those over all positions, or
+        others, [N]."""
+        sums = (lattice.norms(compatibility.dtype) if sums is None else sums) + 1e-20
         if normalisation == "symmetric":
             scale = sums.rsqrt()
             return cls(lattice, scale, scale, compatibility)

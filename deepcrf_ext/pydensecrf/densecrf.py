@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn import functional
 
 from deepcrf_ext.ops._image_checks import check_range
 from deepcrf_ext.ops._tensor_checks import usable_device
@@ -186,7 +188,8 @@ class DenseCRF:
 
     def _marginals(self, iterations: int) -> Any:
         unary = self._no_energies() if self._unary is None else self._unary
-        marginals = dense_mean_field(unary, self._kernels, iterations)
+        filled = dense_mean_field(_filled(unary), self._kernels, iterations)
+        marginals = filled[:, : self._num_values].contiguous()
         return marginals if marginals.requires_grad else marginals.cpu().numpy()
 
     def _no_energies(self) -> Tensor:
@@ -200,8 +203,9 @@ class DenseCRF:
 
     def _energies(self, marginals: Tensor) -> Tensor:
         total = self._no_energies() if self._unary is None else self._unary
+        filled = _filled(marginals).t()
         for kernel in self._kernels:
-            total = total + kernel.message(marginals.t()).t()
+            total = total + kernel.message(filled)[: self._num_values].t()
         return total
 
     def _add(self, name: str, planes: Tensor, compat: Any, kernel: Any, normalization: Any) -> None:
@@ -210,7 +214,7 @@ class DenseCRF:
         chosen = as_choice("normalization", normalization, NormalizationType)
         compatibility = self._compatibility(compat)
         try:
-            lattice = PermutohedralLattice.from_planes(planes)
+            lattice = PermutohedralLattice.from_planes(_filled(planes))
         except ValueError as error:
             raise ValueError(str(error).replace("features", name, 1)) from error
         names: dict[NormalizationType, Normalisation] = {
@@ -219,7 +223,10 @@ class DenseCRF:
             NormalizationType.NORMALIZE_AFTER: "after",
             NormalizationType.NORMALIZE_SYMMETRIC: "symmetric",
         }
-        self._kernels.append(DenseKernel.normalised(lattice, compatibility, names[chosen]))
+        present = _filled(torch.ones_like(planes[:1]))[0]
+        sums = lattice.filter(present[:, None])[:, 0]
+        kernel = DenseKernel.normalised(lattice, compatibility, names[chosen], sums)
+        self._kernels.append(replace(kernel, splat_scale=present * kernel.splat_scale))
 
     def _compatibility(self, compat: Any) -> Tensor:
         if not isinstance(compat, Tensor):
@@ -231,6 +238,13 @@ class DenseCRF:
         shape = (self._num_labels,) * compat.ndim
         matrix = as_tensor("compat", compat, shape, self._device, finite=True)
         return (matrix + matrix.t()) / 2 if matrix.dim() == 2 else matrix
+
+
+def _filled(planes: Tensor) -> Tensor:
+    """Columns [d, n] filled up by zeros to a multiple of four: pydensecrf's filter has these points
+    in its lattice, at the origin, and what is near them passes a little on through theirs."""
+    missing = -planes.shape[1] % 4
+    return functional.pad(planes, (0, missing)) if missing else planes
 
 
 class DenseCRF2D(DenseCRF):

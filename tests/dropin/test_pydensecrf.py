@@ -122,6 +122,31 @@ def test_settings_agree_with_pydensecrf(
     assert np.abs(result - wanted).max() < 1e-3
 
 
+@pytest.mark.parametrize(("height", "width"), [(9, 13), (5, 14), (11, 13), (3, 3)])
+@pytest.mark.parametrize("normalization", range(4))
+def test_any_number_of_variables_agrees_with_pydensecrf(
+    pydensecrf: ModuleType, height: int, width: int, normalization: int
+) -> None:
+    """No multiple of four, in dark images, whose features lie around the origin."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        unary = rng.normal(size=(K, height * width)).astype(np.float32)
+        image = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
+        srgb = tuple(rng.uniform(5, 40, 3))
+        marginals, divergences = [], []
+        for module in (ours.densecrf, pydensecrf):
+            crf = module.DenseCRF2D(width, height, K)
+            crf.setUnaryEnergy(unary)
+            crf.addPairwiseGaussian(2, COMPATIBILITIES["matrix"], 1, normalization)
+            crf.addPairwiseBilateral((4, 60), srgb, image, 3, 1, normalization)
+            Q, tmp1, tmp2 = crf.startInference()
+            crf.stepInference(Q, tmp1, tmp2)
+            divergences.append(crf.klDivergence(Q))
+            marginals.append(np.stack([np.array(Q), np.array(crf.inference(4))]))
+        np.testing.assert_allclose(*marginals, atol=2e-5)
+        np.testing.assert_allclose(*divergences, rtol=2e-5)
+
+
 def test_agrees_with_the_operator() -> None:
     unary, image = problem()
     d = ours.DenseCRF2D(W, H, K)
