@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,6 +13,10 @@ import pytest
 from hypothesis import settings
 from targets import OPERATOR_TARGETS, TARGETS, Target
 from threads import torch_threads
+
+if tuple(map(int, importlib.metadata.version("torch").split(".")[:2])) < (2, 10):
+    # `fullgraph=True` did not yet imply it: see docs/python.md.
+    os.environ["TORCHDYNAMO_CAPTURE_DYNAMIC_OUTPUT_SHAPE_OPS"] = "1"
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("few", settings.get_profile("fixed"), max_examples=8)  # `make test`
