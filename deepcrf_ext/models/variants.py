@@ -42,7 +42,8 @@ UNARIES = ("unary", "unary_1scale")
 
 def whole_crf(potentials: Sequence[str]) -> Variant:
     """The unary of these potentials, if there is one, with all relations, without a dense CRF."""
-    unary = next((name for name in UNARIES if name in potentials), None)
+    unaries = [name for name in UNARIES if name in potentials]
+    unary = unaries[0] if unaries else None
     return Variant(unary, tuple(name for name in potentials if name not in UNARIES))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._image_checks import warn_caller
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
 from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_spatial
@@ -172,7 +173,7 @@ class DenseCRF(nn.Module):
                 f"image: got {image.dim() - 2} spatial axes, must be {logits.dim() - 2} as logits"
             )
         check_device("image", image.device, logits.device, "logits")
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(accumulate_dtype(logits.dtype))
         if logits.shape[2:] != image.shape[2:]:
             mode = _INTERPOLATION[logits.dim() - 2]
             finite = logits.clamp(min=_FORBIDDEN)  # 0 times -inf would be NaN
@@ -206,7 +207,7 @@ class DenseCRF(nn.Module):
         """The image before the network's normalisation."""
         if (self.mean is None and self.std is None) or not image.is_floating_point():
             return image
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = image.to(accumulate_dtype(image.dtype))
         for name, values in (("std", self.std), ("mean", self.mean)):
             if values is None:
                 continue

@@ -19,6 +19,7 @@ from deepcrf_ext.nn.node_losses import (
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
 from deepcrf_ext.ops._argument_checks import checked_labels
+from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_tensor
@@ -328,5 +329,4 @@ def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: in
 
 def _unary(logits: Tensor) -> Tensor:
     """Unary energies [N, K], float32 or float64."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return -logits.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
+    return -logits.permute(0, 2, 3, 1).flatten(0, 2).to(accumulate_dtype(logits.dtype))
