@@ -46,8 +46,8 @@ def dense_crf_loss(
 
     Args:
         probabilities: [B, K, *S], floating point. Differentiable, to any order.
-        image: [B, C, *S], uint8 or floating point, in the units of ``srgb``. A constant: it gets no
-            gradient.
+        image: [B, C, *S], uint8 or floating point, in the units of ``srgb``. A constant, as are the
+            widths: it gets no gradient.
         sxy: standard deviation of the kernel in pixels: a number, or one for each axis.
         srgb: and in colour: a number, or one for each channel.
         mask: what the probabilities are multiplied by, [B, *S] or [B, 1, *S], bool or of any real
