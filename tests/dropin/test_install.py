@@ -77,7 +77,7 @@ if __name__ == "__main__":
 def test_processes_of_a_script_find_the_package_too(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         """
-import multiprocessing
+import multiprocessing, subprocess, sys
 import pydensecrf.densecrf as dcrf
 from pydensecrf.utils import unary_from_labels
 
@@ -86,11 +86,14 @@ def name(_):
 
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print(*pool.map(name, [0])[0])
+        print(*pool.map(name, [0])[0], flush=True)
+    other = "from pydensecrf.densecrf import DenseCRF2D; print(DenseCRF2D.__module__)"
+    subprocess.run([sys.executable, "-c", other])
 """
     )
     run = python("-m", "deepcrf_ext.pydensecrf", "script.py", folder=tmp_path)
     wanted = "deepcrf_ext.pydensecrf.densecrf deepcrf_ext.pydensecrf.utils\n"
+    wanted += "deepcrf_ext.pydensecrf.densecrf\n"
     assert (run.returncode, run.stdout) == (0, wanted), run.stderr
 
 
