@@ -242,10 +242,11 @@ from deepcrf_ext.cli import parsing
 from tqdm import tqdm
 
 def body():
-    for number in tqdm(range(20_000), disable=False):
-        print("line", number, flush=number % 7 == 0)
-    tqdm.write("written", file=sys.stdout)
-    sys.stdout.flush()
+    for number in tqdm(range(int(sys.argv[2])), disable=False):
+        print("line", number, flush=number % 7 == 6)
+    if number > 7:
+        tqdm.write("written", file=sys.stdout)
+        sys.stdout.flush()
     print("shown", file=sys.stderr, flush=True)
     Path(sys.argv[1]).write_text("finished")
 
@@ -253,28 +254,38 @@ sys.exit(parsing.run_command(body))
 """
 
 
+@pytest.fixture
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs buffer what they print, whatever the shell of the tests says."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.mark.usefixtures("buffered")
 @pytest.mark.parametrize(
-    "shell",
+    ("shell", "lines"),
     [
-        "{} | head -1",
-        "{} 2>&1 | head -1",
-        "{} >&-",
-        "{} >&- 2>&-",
+        ("{} | head -1", 20_000),
+        ("{} 2>&1 | head -1", 20_000),
+        ("{} | true", 3),  # which fit in the buffer
+        ("{} >&-", 20_000),
+        ("{} >&- 2>&-", 20_000),
     ],
 )
-def test_work_goes_on_when_nobody_reads_what_it_prints(shell: str, tmp_path: Path):
+def test_work_goes_on_when_nobody_reads_what_it_prints(shell: str, lines: int, tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = f"{sys.executable} program.py result; echo $? > code"
+    command = f"{sys.executable} program.py result {lines}; echo $? > code"
     line = shell.format(f"({command})")
     subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "result").read_text() == "finished"
     assert (tmp_path / "code").read_text() == "0\n"
 
 
-def test_a_log_on_a_full_disk_is_one_line(tmp_path: Path):
+@pytest.mark.usefixtures("buffered")
+@pytest.mark.parametrize("lines", [20_000, 3])
+def test_a_log_on_a_full_disk_is_one_line(lines: int, tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "program.py", "result"]
+        command = [sys.executable, "program.py", "result", str(lines)]
         ended = subprocess.run(
             command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
         )
