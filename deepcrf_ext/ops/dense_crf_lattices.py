@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +174,12 @@ def check_widths(image: Tensor, widths: Mapping[str, Width]) -> None:
     if axes + channels > MAX_DIMS:
         raise ValueError(
             f"image: got {channels} channels, must be at most {MAX_DIMS - axes} beside {axes} axes"
+        )
+    pixels, most = math.prod(image.shape[2:]), (2**31 - 1) // (axes + channels + 1)
+    if not torch.compiler.is_compiling() and pixels > most:  # sizes of a graph have no such bound
+        raise ValueError(
+            f"image: got {pixels} pixels, must be at most {most} of {channels} channels; take a "
+            "larger one in parts"
         )
     for name, width in widths.items():
         of_colours = name.endswith("srgb")

@@ -270,6 +270,20 @@ def test_images_that_are_not_finite(bad: float) -> None:
         dense_crf(unary, floating)
 
 
+def test_images_of_more_pixels_than_a_lattice_takes() -> None:
+    """Before anything of their size is made."""
+    image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, 20000, 20000)
+    values = torch.zeros(1, 2, 1, 1).expand(1, 2, 20000, 20000)
+    calls: list[Callable[[], object]] = [
+        lambda: dense_crf(values, image),
+        lambda: DenseCRFLattices.build(image, DenseCRFParams()),
+        lambda: dense_crf_loss(values, image),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="image: got 400000000 pixels, must be at most 357913"):
+            call()
+
+
 def test_kernels_too_narrow_for_an_image() -> None:
     unary, image = scene(6, 8, 3)
     with pytest.raises(ValueError, match=r"gaussian_sxy: .*widen the kernel"):
