@@ -111,16 +111,23 @@ class DenseCRF(nn.Module):
         if "compatibility" in self.learn:
             self.compatibility = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
         else:
-            self.register_buffer("compatibility", _empty_as(self._first["compatibility"]))
+            self._register("compatibility", _empty_as(self._first["compatibility"]))
         self.log_scales = nn.ParameterDict()
         if "widths" in self.learn:
             for name in WIDTHS:
                 self._first[name] = getattr(self.params, name)
                 self.register_buffer(name, _empty_as(self._first[name]))
                 self.log_scales[name] = nn.Parameter(torch.empty_like(getattr(self, name)))
-        self.register_buffer("mean", _empty_as(means))
-        self.register_buffer("std", _empty_as(stds))
+        self._register("mean", _empty_as(means))
+        self._register("std", _empty_as(stds))
         self.reset_parameters()
+
+    def _register(self, name: str, buffer: Tensor | None) -> None:
+        """A buffer; what there is none of is none: torch 2.7 exports no buffer that is None."""
+        if buffer is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, buffer)
 
     def reset_parameters(self) -> None:
         """Everything goes back to what the layer was made with; after `to_empty`, buffers too."""

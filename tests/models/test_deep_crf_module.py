@@ -297,7 +297,9 @@ def test_made_without_memory(kind: str) -> None:
 def test_exports_for_any_height_and_width(kind: str, tmp_path: Path) -> None:
     model = make(**KINDS[kind]())
     sizes = {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
-    program = torch.export.export(model, (images(2, 3, 48, 60),), dynamic_shapes={"images": sizes})
+    program = torch.export.export(
+        model, (images(2, 3, 48, 60),), dynamic_shapes={"images": sizes}, strict=False
+    )
     for height, width in ((48, 60), (65, 33), (37, 90)):
         other = images(2, 3, height, width)
         wanted = model(other)

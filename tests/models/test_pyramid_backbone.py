@@ -169,7 +169,7 @@ def test_threads_share_a_network() -> None:
 
 def test_exports() -> None:
     backbone, images = depthwise(), torch.randn(1, 3, 45, 33)
-    program = torch.export.export(backbone, (images,))
+    program = torch.export.export(backbone, (images,), strict=False)
     torch.testing.assert_close(program.module()(images), backbone(images))
 
 
