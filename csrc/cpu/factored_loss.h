@@ -41,6 +41,7 @@ class FactoredLoss {
         operands_(LossShape{D_, ceil_div(D_, kMaskBits), pairs_, tile_edges_, with_gradient_,
                             num_threads}),
         energies_(tile_edges_, pairs_),
+        bias_(energies_.columns()),
         hidden_gradient_(with_gradient_ ? tile_edges_ * D_ : 0),
         gradient_rows_(with_gradient_ ? round_up(D_, kMaskBits) : 0),
         weight_gradient_(gradient_rows_, pairs_),
@@ -105,6 +106,8 @@ class FactoredLoss {
     for (int64_t group = 0; group < ceil_div(D_, kGroupFeatures); ++group) {
       operands_.pack_weight(potential_.weight, group);
     }
+#pragma omp for schedule(static) nowait
+    for (int64_t pair = 0; pair < energies_.columns(); ++pair) bias_.get()[pair] = bias_of(pair);
     if (with_gradient_) {
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < graph_.num_nodes * D_; ++i) grad_source_[i] = grad_target_[i] = 0;
@@ -115,6 +118,17 @@ class FactoredLoss {
       }
     }
 #pragma omp barrier
+  }
+
+  // An infinite energy in the padding has no weight in the softmax. A weight that is not finite
+  // makes NaN of all energies of its pair, also where it meets hidden elements of zero, which
+  // products may leave out.
+  T bias_of(int64_t pair) const {
+    if (pair >= pairs_) return std::numeric_limits<T>::infinity();
+    const In* weight = potential_.weight + pair * D_;
+    Vec<T> zeros = {};
+    for (int64_t d = 0; d < D_; d += V) zeros += T(0) * load_up_to(weight + d, D_ - d);
+    return static_cast<T>(potential_.bias[pair]) + horizontal_sum<T>(zeros);
   }
 
   // Lists the next valid edges and returns how many there are; 0 at the end.
@@ -202,13 +216,8 @@ class FactoredLoss {
   void compute_energies(int64_t first, int64_t count, int64_t panel) {
     const int64_t width = energies_.width(panel);
     T* energies = energies_.at(panel, first);
-    // An infinite energy in the padding has no weight in the softmax.
-    for (int64_t n = 0; n < width; ++n) {
-      const int64_t pair = energies_.column(panel) + n;
-      energies[n] = pair < pairs_ ? static_cast<T>(potential_.bias[pair])
-                                  : std::numeric_limits<T>::infinity();
-    }
-    for (int64_t i = 1; i < count; ++i) std::copy_n(energies, width, energies + i * width);
+    const T* bias = bias_.get() + energies_.column(panel);
+    for (int64_t i = 0; i < count; ++i) std::copy_n(bias, width, energies + i * width);
     operands_.add_energies(first, count, panel, energies_);
   }
 
@@ -336,6 +345,7 @@ class FactoredLoss {
   Buffer<TileEdge> tile_;  // [tile]
   Operands operands_;
   Panels<T> energies_;         // [tile, K * K], later dL/denergies
+  Buffer<T> bias_;             // [K * K, padded]
   Buffer<T> hidden_gradient_;  // [tile, D]
   int64_t gradient_rows_;      // D, padded
   Panels<T> weight_gradient_;  // [gradient_rows, K * K]

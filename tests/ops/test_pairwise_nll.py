@@ -20,6 +20,8 @@ from threads import torch_threads
 import deepcrf_ext as dc
 from deepcrf_ext import EdgeGraph, TablePotential
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
 
 def small_problem(**options: Any) -> Problem:
     return make_problem([random_graph(6, 14, 8)], [FACTORED], 3, 5, **options)
@@ -54,6 +56,20 @@ def test_equal_energies_give_the_logarithm_of_the_number_of_pairs(target: Target
     labels = torch.zeros(5, dtype=torch.int64, device=target.device)
     value = target.functions.pairwise_nll(potential, labels, reduction="none")
     torch.testing.assert_close(value, torch.full_like(value, 2 * math.log(7)))
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_weight_that_is_not_finite_gives_nan(
+    target: Target, dtype: torch.dtype, bad: float, differentiate: bool
+) -> None:
+    """As a matrix product does, where all that it is multiplied by is zero too."""
+    problem = small_problem(ignored=0.0).to(target.device, dtype)
+    problem.tensors["source0"][:, 2] = problem.tensors["target0"][:, 2] = -1
+    problem.tensors["weight0"][1, 0, 2] = bad
+    problem.tensors["weight0"].requires_grad_(differentiate)
+    assert target.functions.pairwise_nll(problem.potentials[0], problem.labels).isnan()
 
 
 def test_mean_is_the_default_and_255_is_ignored(target: Target) -> None:
