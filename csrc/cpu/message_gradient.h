@@ -230,6 +230,9 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   const int64_t K = potential.num_labels;
   const int64_t D = potential.num_features;
   PackedPotential<T> packed(graph, potential, plane_group(2 * K));
+  // Workspaces hold no more than the gradient of the weight does.
+  num_threads =
+      static_cast<int>(std::min<int64_t>(num_threads, packed.planes() / plane_group(2 * K)));
   Buffer<T> coefficients(num_nodes * 2 * K);
   Buffer<T> neighbour_sums(num_nodes * 2 * K);
   PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);

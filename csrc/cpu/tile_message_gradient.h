@@ -336,6 +336,7 @@ void tile_messages_backward(const GraphView& graph, const AnyFactoredPotential& 
   TileCoefficients<Summands> coefficients(graph.num_nodes, K);
   Buffer<float> neighbour_sums(graph.num_nodes * 2 * K);
   const int64_t turn = std::clamp<int64_t>(nodes.planes() / num_threads, 1, Worker::kMostPlanes);
+  num_threads = static_cast<int>(std::min<int64_t>(num_threads, ceil_div(nodes.planes(), turn)));
   PerThread<Worker> workers(num_threads, graph, potential, turn);
 
 #pragma omp parallel num_threads(num_threads)
