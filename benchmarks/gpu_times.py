@@ -16,6 +16,7 @@ import math
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -144,6 +145,7 @@ def result_of(
     except torch.OutOfMemoryError:
         return {"left_out": harness.DOES_NOT_FIT}
     except Exception as error:  # the others are still wanted
+        traceback.print_exc()
         return {"left_out": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
 

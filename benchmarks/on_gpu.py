@@ -110,15 +110,25 @@ def pytest(
     if dry_run:
         files, keywords, options = ["tests/ops/test_range_box_edges.py"], "cpu and large_grid", ()
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    return [*command, "--hypothesis-profile=few", *options, *files, "-k", keywords]
+    command += ["--maxfail=100", "--hypothesis-profile=few"]  # of more, the log grows too long
+    return [*command, *options, *files, "-k", keywords]
+
+
+def in_processes(count: int) -> tuple[str, ...]:
+    """Options of pytest-xdist, if it is there: tests after one that puts the GPU out of use run in
+    a fresh process."""
+    return ("-n", str(count), "--dist", "worksteal") if find_spec("xdist") else ()
 
 
 def sanitizer(tool: str, dry_run: bool) -> Part:
-    """A tool of compute-sanitizer over small cases, this package's kernels alone."""
+    """A tool of compute-sanitizer over small cases, this package's kernels alone; but initcheck
+    must see what torch's kernels write."""
     program = find_tool("compute-sanitizer")
     helps = subprocess.run([program, "--help"], capture_output=True, text=True) if program else None
     filters = "--kernel-regex" if helps and "--kernel-regex" in helps.stdout else "--kernel-name"
-    options = ["--tool", tool, filters, "kernel_substring=deepcrf", "--error-exitcode", "9"]
+    options = ["--tool", tool, "--error-exitcode", "9"]
+    if tool != "initcheck":
+        options += [filters, "kernel_substring=deepcrf"]
     if tool == "memcheck":  # calls that torch lets fail and goes on from
         options += ["--report-api-errors", "no"]
     return Part(
@@ -132,12 +142,13 @@ def sanitizer(tool: str, dry_run: bool) -> Part:
 
 def profile(benchmark: str, kernels: str, skip: int, count: int, worker: Sequence[str]) -> Part:
     """ncu's counters of `count` kernels of a benchmark's first case, after the first `skip`."""
-    options = ("--clock-control", "none", "--set", "full", "-k", f"regex:{kernels}")
+    names = ("--kernel-name-base", "demangled", "-k", f"regex:deepcrf.*({kernels})_kernel")
+    counters = ("--clock-control", "none", "--set", "full", "-s", str(skip), "-c", str(count))
     return Part(
         f"profile {benchmark}",
         35,
         [*gpu_times(benchmark), *worker, "--repeat", "3"],
-        tool=("ncu", *options, "-s", str(skip), "-c", str(count)),
+        tool=("ncu", *names, *counters),
     )
 
 
@@ -149,18 +160,22 @@ def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
     """Every part, what tells most first."""
     worker = ["--output", str(output), *(["--commit", commit] if commit else [])]
     worker += ["--dry-run"] if dry_run else []
-    side_by_side = ("-n", "8", "--dist", "worksteal") if find_spec("xdist") else ()
     training = ["tests/training/test_cuda_training.py"]
     limits = {"edges": 20, "densecrf": 30}
     usual, huge = f"{ON_DEVICE} and not past_two_to", f"{ON_DEVICE} and past_two_to"
     return [
         build(dry_run),
-        Part("device tests", 45, pytest(("cuda_device",), usual, dry_run)),
+        Part(
+            "device tests",
+            60,
+            pytest(("cuda_device",), usual, dry_run, *in_processes(2)),
+            {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},  # its products are then the same on any stream
+        ),
         Part("ceilings", 30, [*gpu_times("ceilings"), *worker]),
         Part(
             "operator tests",
             105,
-            pytest(OPERATOR_TESTS, ON_DEVICE, dry_run, *side_by_side, others=training),
+            pytest(OPERATOR_TESTS, ON_DEVICE, dry_run, *in_processes(12), others=training),
             {"OMP_NUM_THREADS": "1"},
         ),
         *(
@@ -170,8 +185,8 @@ def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
         sanitizer("memcheck", dry_run),
         sanitizer("racecheck", dry_run),
         profile("pairwise_loss", "hidden|losses|reduce", 2, 6, worker),
-        profile("meanfield", "messages", 1, 2, worker),
-        profile("densecrf", "splat|blur|slice", 8, 6, worker),
+        profile("meanfield", "tensor_messages", 1, 2, worker),
+        profile("densecrf", "splat|blur|update", 12, 9, worker),
         Part("huge tests", 60, pytest(("cuda_device",), huge, dry_run)),
         sanitizer("synccheck", dry_run),
         sanitizer("initcheck", dry_run),
@@ -222,6 +237,14 @@ def run(part: Part, left: float, output: Path, dry_run: bool) -> Outcome:
     if result != "ok":
         print("\n".join(text.splitlines()[-TAIL:]), flush=True)
     return Outcome(part.name, result, time.monotonic() - begin, found[-1] if found else "")
+
+
+def begin_facts(output: Path) -> None:
+    """Writes what the machine and its programs are to the log, while the build runs, and so has
+    torch come from the disk before it is needed."""
+    with (output / "on_gpu.log").open("a") as stream:
+        command = [sys.executable, "-m", "torch.utils.collect_env"]
+        subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
 
 
 def wait(process: subprocess.Popen[bytes], limit: float) -> str:
@@ -284,6 +307,8 @@ def main() -> int:
     for part in every:
         if arguments.only and part.name not in arguments.only:
             continue
+        if part.name == "build":
+            begin_facts(output)
         left = arguments.budget - (time.monotonic() - begin)
         outcomes.append(run(part, left, output, arguments.dry_run))
         print(f"{outcomes[-1].part}: {outcomes[-1].result}", flush=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import combinations
 
 import pytest
+import torch
 from hypothesis import settings
 from targets import OPERATOR_TARGETS, TARGETS, Target
 from threads import torch_threads
@@ -74,6 +75,22 @@ def pytest_runtest_call(item: pytest.Function) -> Generator[None, object, object
     targets = [value for value in item.funcargs.values() if isinstance(value, Target)]
     with active(targets[0]) if targets else nullcontext():
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ends a process whose GPU a kernel has put out of use: all further tests would fail for that.
+
+    Of the processes of pytest-xdist another begins, and says that this test crashed its own.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if hasattr(item.config, "workerinput"):
+            os._exit(1)
+        pytest.exit(f"the GPU is out of use: {error}", returncode=1)
 
 
 @pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
         assert all(m["median"] > 0 for m in record["measurements"])
         assert f"{path.stem}\n" in done.stdout
     log = (output / "on_gpu.log").read_text()
+    assert f"PyTorch version: {torch.__version__}" in log
     assert log.count("==== ") == len(results)
     assert log.count(" passed") == 7
     assert "memcheck" in done.stdout.splitlines()[-8]
@@ -109,6 +111,26 @@ def test_calls_that_fail_do_not_end_the_others(
 
     assert reasons(math.inf) == (False, ["RuntimeError: no such kernel", None])
     assert reasons(0.0) == (True, ["no time left"] * 2)
+
+
+def test_a_process_whose_gpu_is_out_of_use_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    import conftest
+
+    def synchronize() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    alone = SimpleNamespace(config=SimpleNamespace())
+    conftest.pytest_runtest_setup(alone)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(pytest.exit.Exception, match="out of use: an illegal memory access"):
+        conftest.pytest_runtest_setup(alone)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(pytest.exit.Exception):
+        conftest.pytest_runtest_setup(SimpleNamespace(config=SimpleNamespace(workerinput={})))
+    assert codes == [1]
 
 
 def test_command_past_its_limit_is_stopped(
