@@ -12,25 +12,25 @@ int runtime_version() {
 
 namespace {
 
-// Whether a device has its context already. Making it current would make one, of some 0.5 GB.
-bool has_context(int device) {
+// Whether a device has its context already, or nobody can tell. Making it current would make one,
+// of some 0.5 GB.
+bool may_have_context(int device) {
   using GetState = int (*)(int device, unsigned int* flags, int* active);
   static const GetState get_state = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
 #if CUDART_VERSION >= 12050
-    check(cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &entry, 12000,
-                                           cudaEnableDefault, &found),
-          "cudaGetDriverEntryPointByVersion");
+    const cudaError_t status = cudaGetDriverEntryPointByVersion(
+        "cuDevicePrimaryCtxGetState", &entry, 12000, cudaEnableDefault, &found);
 #else
-    check(cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &entry, cudaEnableDefault, &found),
-          "cudaGetDriverEntryPoint");
+    const cudaError_t status =
+        cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &entry, cudaEnableDefault, &found);
 #endif
-    return reinterpret_cast<GetState>(entry);
+    return status == cudaSuccess ? reinterpret_cast<GetState>(entry) : nullptr;
   }();
   unsigned int flags = 0;
   int active = 0;
-  return get_state != nullptr && get_state(device, &flags, &active) == 0 && active != 0;
+  return get_state == nullptr || get_state(device, &flags, &active) != 0 || active != 0;
 }
 
 }  // namespace
@@ -40,7 +40,7 @@ DeviceGuard::DeviceGuard(int device) : device_(device), former_(current_device()
 }
 
 DeviceGuard::~DeviceGuard() {
-  if (former_ != device_ && has_context(former_)) cudaSetDevice(former_);
+  if (former_ != device_ && may_have_context(former_)) cudaSetDevice(former_);
 }
 
 }  // namespace deepcrf::cuda
