@@ -22,18 +22,6 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bo
                "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
                : "memory");
 }
-// The same for 8 bytes, 8-byte aligned.
-__device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 8 : 0)
-               : "memory");
-}
-// The same for 4 bytes, 4-byte aligned.
-__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
-               : "memory");
-}
 // Closes this thread's current group of copies.
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
@@ -50,12 +38,6 @@ __device__ __forceinline__ void cp_async_wait() {
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   cuda_on_host::async_copy(shared, global, 16, valid ? 16 : 0);
 }
-inline void cp_async_8(void* shared, const void* global, bool valid = true) {
-  cuda_on_host::async_copy(shared, global, 8, valid ? 8 : 0);
-}
-inline void cp_async_4(void* shared, const void* global, bool valid = true) {
-  cuda_on_host::async_copy(shared, global, 4, valid ? 4 : 0);
-}
 inline void cp_async_commit() { cuda_on_host::async_commit(); }
 template <int kGroupsLeft>
 void cp_async_wait() {
@@ -63,14 +45,5 @@ void cp_async_wait() {
 }
 
 #endif
-
-// The same by the number of bytes, all of them valid or none.
-template <int kBytes>
-__device__ inline void cp_async(void* shared, const void* global, bool valid) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  if constexpr (kBytes == 4) cp_async_4(shared, global, valid);
-  if constexpr (kBytes == 8) cp_async_8(shared, global, valid);
-  if constexpr (kBytes == 16) cp_async_16(shared, global, valid);
-}
 
 }  // namespace deepcrf::cuda

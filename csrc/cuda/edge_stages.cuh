@@ -58,11 +58,12 @@ template <int kLabels, class T>
 __device__ void copy_stage(const ByteRows<T>& rows,  // of this lane
                            bool valid, const ByteRows<Accumulator<T>>& coefficients,
                            int32_t neighbours, int first, int64_t count, Stage<T, kLabels>& stage) {
+  static_assert(sizeof(stage.rows[0][0]) == 16);
 #pragma unroll
   for (int i = 0; i < kStageEdges; ++i) {
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
     if (i < count) {
-      cp_async<sizeof(stage.rows[0][0])>(&stage.rows[i][lane_index()], rows[neighbour], valid);
+      cp_async_16(&stage.rows[i][lane_index()], rows[neighbour], valid);
     }
   }
   constexpr int kPieces = sizeof(stage.coefficients[0]) / 16;  // of a row of coefficients
@@ -74,7 +75,7 @@ __device__ void copy_stage(const ByteRows<T>& rows,  // of this lane
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
     if (i < kStageEdges && i < count) {
       char* to = reinterpret_cast<char*>(stage.coefficients[i]) + offset;
-      cp_async<16>(to, reinterpret_cast<const char*>(coefficients[neighbour]) + offset, true);
+      cp_async_16(to, reinterpret_cast<const char*>(coefficients[neighbour]) + offset);
     }
   }
   cp_async_commit();

@@ -59,7 +59,7 @@ __device__ int gradient_row(int tile, int within, int first_label, int num_label
 // A of a block of nodes, and the sums of coefficients. One warp a node, block of features, or their
 // end for the sums, and block of labels.
 template <int kLabels, bool kVectorised, class T>
-__global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 3 : 2)
+__global__ void __launch_bounds__(kThreadsPerBlock, kVectorised&& kTerms<T> == 1 ? 3 : 2)
     tensor_aggregate_kernel(const __grid_constant__ TensorBlockTask<T> task,
                             BlockElement<T>* aggregates,  // [block, 2K, D]
                             float* coefficient_sums) {    // [block, 2K]

@@ -2,9 +2,10 @@
 //
 // Fragments of d[16x8] += a[16x16] * b[16x8], with g = lane / 4 and t = lane % 4 (PTX ISA,
 // mma.m16n8k16):
-//   a[0] = A[g, 2t..2t+1]    a[1] = A[g+8, 2t..2t+1]    a[2] = A[g, 2t+8..2t+9]   a[3] = A[g+8,
-//   2t+8..2t+9] b[0] = B[2t..2t+1, g]    b[1] = B[2t+8..2t+9, g] d[0..1] = D[g, 2t..2t+1] d[2..3] =
-//   D[g+8, 2t..2t+1]
+//   a[0] = A[g, 2t..2t+1]      a[1] = A[g+8, 2t..2t+1]
+//   a[2] = A[g, 2t+8..2t+9]    a[3] = A[g+8, 2t+8..2t+9]
+//   b[0] = B[2t..2t+1, g]      b[1] = B[2t+8..2t+9, g]
+//   d[0..1] = D[g, 2t..2t+1]   d[2..3] = D[g+8, 2t..2t+1]
 // The lower index is in the lower half of a register. All 32 lanes must call, converged.
 #pragma once
 
@@ -15,8 +16,6 @@
 #include <type_traits>
 
 #include "core/dtypes.h"
-
-#include "cuda/async_copy.cuh"
 
 #ifndef __CUDACC__
 #include "cuda_on_host/mma.h"
@@ -88,49 +87,6 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 give the addresses of
-// the rows of matrix i (16 bytes each, 16-byte aligned); lane l receives elements 2(l%4), 2(l%4)+1
-// of row l/4 of matrix i in registers[i]. Lanes past the last matrix must still give a valid
-// address.
-__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
-               : "=r"(registers[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n"
-               : "=r"(registers[0]), "=r"(registers[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
-// The same, each matrix transposed: lane l receives elements l/4 of rows 2(l%4), 2(l%4)+1.
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];\n"
-               : "=r"(registers[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
-               : "=r"(registers[0]), "=r"(registers[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
 #else  // the host twin, for tests
 
 template <class T>
@@ -143,16 +99,6 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              cuda_on_host::Site site = cuda_on_host::Site::here()) {
   cuda_on_host::mma_m16n8k8_tf32(d, a, b, site);
-}
-template <int kCount>
-void ldmatrix(uint32_t (&registers)[kCount], const void* row,
-              cuda_on_host::Site site = cuda_on_host::Site::here()) {
-  cuda_on_host::ldmatrix(registers, kCount, false, row, site);
-}
-template <int kCount>
-void ldmatrix_transposed(uint32_t (&registers)[kCount], const void* row,
-                         cuda_on_host::Site site = cuda_on_host::Site::here()) {
-  cuda_on_host::ldmatrix(registers, kCount, true, row, site);
 }
 #endif
 

@@ -162,9 +162,9 @@ struct HalfFragments {
 };
 
 // Of rows of floats, or of what is widened to them, by products of T, tf32 or tf32x3: a register
-// holds one value, a product sums over
-// 8. Three products are of the upper bits of each operand and of what these leave, cut as well:
-// a b = (a1 + a2) (b1 + b2) but for a2 b2 and what was cut, each below 2^-20 of it.
+// holds one value, a product sums over 8. Three products are of the upper bits of each operand and
+// of what these leave, cut as well: a b = (a1 + a2) (b1 + b2) but for a2 b2 and what was cut, each
+// below 2^-20 of it.
 template <class T>
 struct Tf32Fragments {
   using Element = T;
@@ -247,7 +247,7 @@ struct Tf32Fragments {
         set(b.words, 0, coefficients[i].values[tile]);
         set(b.words, 1, coefficients[i + 1].values[tile]);
 #pragma unroll
-        for (int p = 0; p < kProducts; ++p) multiply(sums[p][tile], a[p], b);
+        for (int p = 0; p < kProducts; ++p) add_product(sums[p][tile], a[p], b);
       }
     }
   }
@@ -264,7 +264,7 @@ struct Tf32Fragments {
       for (int i = 0; i < 4; ++i) set(a.words, i, stored(rows[half][i]));
 #pragma unroll
       for (int i = 0; i < 2; ++i) set(b.words, i, T(column.values[2 * half + i]));
-      multiply(sums, a, b);
+      add_product(sums, a, b);
     }
   }
 
@@ -293,6 +293,19 @@ struct Tf32Fragments {
   }
 
  private:
+  // Tensor cores cut what they add, which over many steps would be more than three products leave
+  // out: these start from zero, and are added in float32.
+  __device__ static void add_product(float (&sums)[4], const FragmentA& a, const FragmentB& b) {
+    if constexpr (kTerms<T> == 1) {
+      multiply(sums, a, b);
+    } else {
+      float step[4] = {};
+      multiply(step, a, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] += step[i];
+    }
+  }
+
   __device__ static T stored(uint32_t bits) {
     T value;
     value.value = __uint_as_float(bits);
@@ -303,7 +316,8 @@ struct Tf32Fragments {
   template <int kRegisters>
   __device__ static void set(uint32_t (&words)[kTerms<T>][kRegisters], int i, T value) {
     if constexpr (kTerms<T> == 2) {
-      constexpr uint32_t kUpper = ~0x1fffu;  // of the bits of a float
+      // The upper bits: rounded ones would take five instructions for one.
+      constexpr uint32_t kUpper = ~0x1fffu;
       words[0][i] = __float_as_uint(value) & kUpper;
       words[1][i] = __float_as_uint(value - __uint_as_float(words[0][i])) & kUpper;
     } else {

@@ -2,6 +2,7 @@
 // asynchronous copies.
 #include "kernels.h"
 
+#include "cuda/async_copy.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/tf32.cuh"
@@ -93,6 +94,11 @@ __device__ void load_stage(__nv_bfloat16* stage, const __nv_bfloat16* a, const _
   cp_async_commit();
 }
 
+// Two values, `step` apart, as a product takes them.
+__device__ uint32_t pair(const __nv_bfloat16* values, int step) {
+  return pair_bits(__halves2bfloat162(values[0], values[step]));
+}
+
 // c = a b. Four warps of 32x32 a block, two stages of shared memory.
 __global__ void __launch_bounds__(kThreads) matmul_kernel(const __nv_bfloat16* a,  // [m, k]
                                                           const __nv_bfloat16* b,  // [k, n]
@@ -124,15 +130,18 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(const __nv_bfloat16* a
       const __nv_bfloat16* stage_a = stages + current * kStageElements;
       const __nv_bfloat16* stage_b = stage_a + kTile * kPitchA;
       for (int step = 0; step < kDepth; step += 16) {
+        const int depth = step + lane % 4 * 2;
         uint32_t fragments_a[2][4];
         for (int i = 0; i < 2; ++i) {
-          ldmatrix(fragments_a[i],
-                   stage_a + (warp_row + 16 * i + lane % 16) * kPitchA + step + lane / 16 * 8);
+          for (int part = 0; part < 4; ++part) {
+            const int row = warp_row + 16 * i + lane / 4 + part % 2 * 8;
+            fragments_a[i][part] = pair(stage_a + row * kPitchA + depth + part / 2 * 8, 1);
+          }
         }
         for (int j = 0; j < 4; ++j) {
-          uint32_t fragment_b[2];
-          ldmatrix_transposed(fragment_b,
-                              stage_b + (step + lane % 16) * kPitchB + warp_column + 8 * j);
+          const __nv_bfloat16* column = stage_b + warp_column + 8 * j + lane / 4;
+          const uint32_t fragment_b[2] = {pair(column + depth * kPitchB, kPitchB),
+                                          pair(column + (depth + 8) * kPitchB, kPitchB)};
           for (int i = 0; i < 2; ++i)
             mma_m16n8k16<bfloat16>(sums[i][j], fragments_a[i], fragment_b);
         }

@@ -28,6 +28,7 @@ FAULTS = {
     "overflowing_index": "signed overflow",
     "order_of_atomics": "differs between the thread orders",
     "missing_wait_for_former_kernels": "former kernels may still run: read of 4 bytes",
+    "early_exit_before_the_wait": "ended without having waited for former kernels",
     "unrounded_operand": "an operand is not rounded to TensorFloat32",
     "product_without_a_lane": "lanes of one mask disagree: .* has exited",
 }
@@ -102,6 +103,18 @@ def test_tf32_product(kernels: CheckedModule) -> None:
     wanted = rounded_to_tf32(a) @ rounded_to_tf32(b)
     torch.testing.assert_close(c.double(), wanted, rtol=1e-6, atol=1e-6)
     assert float((c - a @ b).abs().max()) > 1e-4
+
+
+def test_products_are_cut_as_tensor_cores_cut_them(kernels: CheckedModule) -> None:
+    """Toward zero, where a float32 would round: sums of terms of one sign come out too small."""
+    depth = 8
+    a, b, c = torch.zeros(16, depth), torch.zeros(depth, 8), torch.empty(16, 8)
+    a[:, 0] = b[0] = 1.0  # 1, and three quarters of its last bit
+    a[:, 1], b[1] = 0.75, 2.0**-23
+    kernels.tf32_product(a, b, c)
+    assert (c == 1.0).all()
+    kernels.tf32_product(-a, b, c)
+    assert (c == -1.0).all()
 
 
 def test_fence_between_blocks(kernels: CheckedModule) -> None:

@@ -186,6 +186,8 @@ void* arguments_of_grid;
 void thread_body(void* raw) {
   Thread& thread = *static_cast<Thread*>(raw);
   entry_of_grid(arguments_of_grid);
+  // The next kernel waits for this one alone, and so for those before it through this one.
+  if (!thread.waited) fail("ended without having waited for former kernels");
   finish_async_copies(thread, 0);
   thread.state = ThreadState::finished;
   thread.fiber.suspend();

@@ -1,5 +1,7 @@
 // Shuffles, votes, reductions and tensor-core instructions: what the last lane to arrive computes
 // for all.
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "cuda_bf16.h"
@@ -99,6 +101,43 @@ float to_float(Half type, std::uint32_t pair, int half) {
                                 : float(__half(__half_raw{bits}));
 }
 
+// c plus products, as tensor cores add them: all are cut, not rounded, kSpareBits below the last
+// bit of a float32 as large as the largest, and so is the sum, to a float32 (Fasi et al.,
+// "Numerical behavior of NVIDIA tensor cores", 2021).
+template <int kCount>
+float cut_sum(float c, const double (&products)[kCount]) {
+  constexpr int kSpareBits = 2;
+  double sum = c;
+  double largest = fabs(c);
+  for (const double product : products) {
+    sum += product;
+    largest = std::max(largest, fabs(product));
+  }
+  if (!isfinite(sum) || largest == 0) return static_cast<float>(sum);
+  const int last_bit = ilogb(largest) - 23 - kSpareBits;
+  const double scale = ldexp(1.0, -last_bit);
+  auto units = static_cast<std::int64_t>(c * scale);
+  for (const double product : products) units += static_cast<std::int64_t>(product * scale);
+  int spare = 0;
+  while (std::abs(units) >> spare >> 24 != 0) ++spare;
+  return ldexpf(static_cast<float>(units / (1 << spare)), last_bit + spare);
+}
+
+// c plus the products of a row of A with a column of B, kAtOnce of them at a time.
+template <int kAtOnce, int kDepth>
+float add_products(float c, const float (&row)[kDepth], const float (&b)[kDepth][8], int column) {
+  for (int first = 0; first < kDepth; first += kAtOnce) {
+    double products[kAtOnce];
+    for (int k = 0; k < kAtOnce; ++k) products[k] = double{row[first + k]} * b[first + k][column];
+    c = cut_sum(c, products);
+  }
+  return c;
+}
+
+// As of sm_80; later ones add more at a time, and so cut less often.
+constexpr int kHalvesAtOnce = 8;
+constexpr int kTf32AtOnce = 4;
+
 struct MmaPayload {
   Half type;
   float* d;
@@ -123,15 +162,12 @@ void resolve_mma(void* const* payloads) {
       b[2 * t + 8 + half][g] = to_float(own.type, own.b[1], half);
     }
   }
-  float product[16][8] = {};
-  for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < 16; ++k) {
-      for (int column = 0; column < 8; ++column) product[row][column] += a[row][k] * b[k][column];
-    }
-  }
   for (int lane = 0; lane < 32; ++lane) {
     auto& own = *static_cast<MmaPayload*>(payloads[lane]);
-    for (int i = 0; i < 4; ++i) own.d[i] += product[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      own.d[i] = add_products<kHalvesAtOnce>(own.d[i], a[row], b, column);
+    }
   }
 }
 
@@ -161,34 +197,8 @@ void resolve_mma_tf32(void* const* payloads) {
   for (int lane = 0; lane < 32; ++lane) {
     auto& own = *static_cast<Tf32Payload*>(payloads[lane]);
     for (int i = 0; i < 4; ++i) {
-      float sum = 0;
-      for (int k = 0; k < 8; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
-      own.d[i] += sum;
-    }
-  }
-}
-
-struct LdmatrixPayload {
-  std::uint32_t* registers;
-  int count;
-  bool transposed;
-  const void* row;
-};
-
-void resolve_ldmatrix(void* const* payloads) {
-  require_all_lanes(payloads, "ldmatrix");
-  const auto& first = *static_cast<const LdmatrixPayload*>(payloads[0]);
-  for (int i = 0; i < first.count; ++i) {
-    std::uint16_t matrix[8][8];
-    for (int row = 0; row < 8; ++row) {
-      std::memcpy(matrix[row], static_cast<const LdmatrixPayload*>(payloads[8 * i + row])->row, 16);
-    }
-    for (int lane = 0; lane < 32; ++lane) {
-      const int g = lane / 4;
-      const int t = lane % 4 * 2;
-      const std::uint32_t low = first.transposed ? matrix[t][g] : matrix[g][t];
-      const std::uint32_t high = first.transposed ? matrix[t + 1][g] : matrix[g][t + 1];
-      static_cast<const LdmatrixPayload*>(payloads[lane])->registers[i] = low | high << 16;
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      own.d[i] = add_products<kTf32AtOnce>(own.d[i], a[row], b, column);
     }
   }
 }
@@ -250,18 +260,6 @@ void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uin
   }
   Tf32Payload payload = {d, a, b};
   warp_rendezvous("mma_m16n8k8_tf32", kAllLanes, &payload, &resolve_mma_tf32, site);
-}
-
-void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site) {
-  if (static_cast<int>(lane()) < 8 * count) {
-    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
-      fail(std::string("misaligned ldmatrix row, at ") + site.file + ":" +
-           std::to_string(site.line));
-    }
-    check_access(row, 16, Access::read);
-  }
-  LdmatrixPayload payload = {registers, count, transposed, row};
-  warp_rendezvous("ldmatrix", kAllLanes, &payload, &resolve_ldmatrix, site);
 }
 
 }  // namespace cuda_on_host

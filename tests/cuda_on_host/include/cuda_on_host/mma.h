@@ -1,5 +1,4 @@
-// Tensor-core and asynchronous-copy instructions in software; csrc/cuda/mma.cuh holds the real
-// ones.
+// Tensor-core instructions in software; csrc/cuda/mma.cuh holds the real ones.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +15,5 @@ void mma_m16n8k16(Half type, float (&d)[4], const std::uint32_t (&a)[4],
 // Operands are read as the tensor cores do: without the lower 13 bits of their mantissa.
 void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                       Site site);
-
-// `count` (1, 2 or 4) 8x8 matrices of 16-bit elements; lanes 8i..8i+7 name the rows of matrix i.
-void ldmatrix(std::uint32_t* registers, int count, bool transposed, const void* row, Site site);
 
 }  // namespace cuda_on_host
