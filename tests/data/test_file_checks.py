@@ -115,7 +115,16 @@ def test_what_was_read_before_an_interruption_is_remembered(
 
 
 @pytest.mark.parametrize(
-    ("turn", "side", "turned"), [(1, 4, False), (3, 6, True), (6, 4, True), (6, 6, False)]
+    ("turn", "side", "turned"),
+    [
+        (1, 4, False),
+        (2, 6, True),
+        (3, 6, True),
+        (4, 6, True),
+        (5, 4, True),
+        (6, 4, True),
+        (6, 6, False),
+    ],
 )
 def test_images_that_exif_turns_beside_masks_of_a_size_that_fits_either_way(
     tmp_path: Path, turn: int, side: int, turned: bool

@@ -68,6 +68,8 @@ def test_one_bit_masks(tmp_path: Path) -> None:
 
 
 def test_16_bit_values_are_mapped(tmp_path: Path) -> None:
+    put(tmp_path, np.array([[255, 256]], np.uint16))
+    assert labels(tmp_path, labels={255: "a", 256: "b"}) == [[0, 1]]
     put(tmp_path, np.array([[7, 300, 65535]], np.uint16))
     assert labels(tmp_path, labels={7: "a", 300: "b", 65535: "ignore"}) == [[0, 1, 255]]
     with pytest.raises(InputError, match=r"a.png: holds 65535 \(33.3% of the pixels\)"):

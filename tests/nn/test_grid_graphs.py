@@ -9,7 +9,7 @@ import torch
 from registered import opcheck
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from deepcrf_ext import InputError, TablePotential, pairwise_messages
+from deepcrf_ext import InputError, RangeBox, TablePotential, pairwise_messages
 from deepcrf_ext.nn import RelationConfig, grid_graphs
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.relations import NAMED_RELATIONS
@@ -56,6 +56,17 @@ def test_a_graph_beyond_memory_is_refused_before_it_is_built(
     relation = RelationConfig("surrounding", 0.4, 0.4, step=100)
     graph = relation_graph(relation, 1, 300, 300, torch.device("cpu"))  # step leaves no edge
     assert graph.num_edges == 0
+
+
+def test_a_graph_may_take_a_third_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, cpu = RangeBox(-1, 1, -1, 1), torch.device("cpu")
+    assert box.num_edges(3, 3) == 40
+    needed = 3 * 2 * (20 * 40 + 16 * 9)  # of two grids
+    monkeypatch.setattr(grid_graphs, "available_memory", lambda _: needed)
+    grid_graphs.check_memory(box, 2, 3, 3, cpu)
+    monkeypatch.setattr(grid_graphs, "available_memory", lambda _: needed - 1)
+    with pytest.raises(InputError, match="80 edges"):
+        grid_graphs.check_memory(box, 2, 3, 3, cpu)
 
 
 def test_threads_share_the_cache() -> None:
