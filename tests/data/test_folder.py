@@ -338,6 +338,9 @@ def test_masks_of_which_some_are_0_and_1_and_some_0_and_255(tmp_path: Path) -> N
     assert check_files(open_dataset(told, split="t")) == []
     write(tmp_path / "masks/t/2.png", np.array([[1, 255]], np.uint8))  # so 255 is ignored
     assert check_files(dataset) == []
+    write(tmp_path / "masks/t/2.png", np.array([[0, 2]], np.uint8))  # so they hold indices
+    three = open_dataset(source(root=tmp_path, classes=CLASSES), split="t")
+    assert check_files(three) == []
 
 
 def with_palette(path: Path, indices: list[list[int]], *colours: tuple[int, int, int]) -> None:
@@ -371,6 +374,9 @@ def test_palettes_that_differ_are_refused(tmp_path: Path) -> None:
     assert check_files(open_dataset(told, split="t")) == []
     with_palette(second, [[0, 1]], BLACK, RED, BLACK)  # an index that is not used
     assert check_files(open_dataset(source(root=tmp_path, classes=CLASSES), split="t")) == []
+    for mask, ignored in ((first, RED), (second, BLUE)):  # in any colour
+        with_palette(mask, [[0, 1, 255]], BLACK, RED, *[ignored] * 254)
+    assert check_files(open_dataset(source(root=tmp_path, classes=CLASSES), split="t")) == []
 
 
 def test_a_palette_that_contradicts_the_classes_is_refused(tmp_path: Path) -> None:
@@ -390,6 +396,10 @@ def test_a_palette_that_contradicts_the_classes_is_refused(tmp_path: Path) -> No
         InputError, match="holds 1 .*indices of its palette, whose colours --data.p"
     ):
         open_dataset(source(root=tmp_path, labels={0: "sky", "#c8140a": "tree"}), split="t")[0]
+    write(mask, np.array([[0, 1]], np.uint8))  # without a palette, none is told of
+    with pytest.raises(InputError, match="holds 1 ") as caught:
+        open_dataset(source(root=tmp_path, labels={0: "sky", "#c8140a": "tree"}), split="t")[0]
+    assert "indices of its palette" not in str(caught.value)
 
 
 def test_palettes_of_black_and_white_are_told_by_indices(tmp_path: Path) -> None:
