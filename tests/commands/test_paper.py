@@ -31,6 +31,7 @@ def test_choice_of_examples():
         "losses": [3, 1],
     }
     assert examples.choose([0.5], [0.6], 3) == {"gains": [0], "typical": [], "losses": []}
+    assert examples.choose([0.5], [0.5], 3) == {"gains": [], "typical": [0], "losses": []}
 
 
 def test_measuring_gives_the_scores_of_each_image():

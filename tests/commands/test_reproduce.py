@@ -168,12 +168,26 @@ def test_pictures_show_the_chosen_images(finished):
     results = json.loads((finished / "results.json").read_text())
     found = results["splits"]["val"]["examples"]["result"]
     dataset = Reduced(open_dataset("scenes", None, "val"), 4, 48)
+    rows = results["splits"]["val"]["rows"]
     for entry in found["images"]:
         sample = dataset[entry["index"]]
+        assert entry["iou"] == {
+            name: rows[name]["result"]["image_iou"][entry["index"]]
+            for name in ("unary-3scales", list(VARIANTS)[-1])
+        }
         files = {title: finished / found["folder"] / f for title, f in entry["pictures"].items()}
         assert list(files) == ["image", "truth", "unary-3scales", list(VARIANTS)[-1], "difference"]
         truth = cv2.imread(str(files["truth"]))[..., ::-1]
         np.testing.assert_array_equal(truth, dataset.palette[sample.labels])
+        before, after, drawn = (
+            cv2.imread(str(files[title]))[..., ::-1] for title in list(files)[2:]
+        )
+        right, was_right = ((shown == truth).all(-1) for shown in (after, before))
+        corrected, spoilt = (
+            (drawn == colour).all(-1) for colour in (examples.CORRECTED, examples.SPOILT)
+        )
+        np.testing.assert_array_equal(corrected, right & ~was_right)
+        np.testing.assert_array_equal(spoilt, was_right & ~right)
         photo = cv2.imread(str(files["image"]))[..., ::-1].astype(int)
         assert np.abs(photo - sample.image).mean() < 12, "a JPEG of the image"
 
@@ -306,6 +320,16 @@ def test_plans_without_named_potentials_train_all_rows(tmp_path):
     del earlier["splits"]
     with pytest.raises(InputError, match="plan: lacks 'splits'"):
         Plan.from_dict(earlier)
+
+
+def test_a_plan_may_change_in_what_no_figure_depends_on(tmp_path):
+    arguments = ["--data.dataset", "camvid", "--output", str(tmp_path / "o")]
+    plan, _ = command.parse([*arguments, "--data.root", str(tmp_path)])
+    free = ["--device", "cpu", "--train.save-minutes", "7", "--train.data.workers", "2"]
+    moved = [*arguments, "--data.root", str(tmp_path / "elsewhere"), "--splits", "test", *free]
+    assert command.parse(moved)[0].differences(plan) == []
+    (change,) = command.parse([*moved, "--train.epochs", "77"])[0].differences(plan)
+    assert change == f"train.epochs: 77, then {plan.train.epochs}"
 
 
 def test_the_optimisers_settings_override_the_budgets(tmp_path):

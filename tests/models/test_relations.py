@@ -78,6 +78,8 @@ def test_relations_become_boxes_of_the_grid() -> None:
     ("settings", "named"),
     [
         ({"kind": "surrounding", "step": 0}, "step 0"),
+        ({"kind": "offsets"}, "offsets go with kind 'offsets'"),
+        ({"kind": "surrounding", "offsets": (0, 1, 0, 1)}, "offsets go with kind 'offsets'"),
         ({"kind": "offsets", "offsets": (2, 1, 0, 0)}, "top <= bottom"),
         ({"kind": "left_right", "width": -1.0}, "width"),
     ],

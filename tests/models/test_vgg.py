@@ -50,6 +50,24 @@ def test_paper_part_is_vgg16_with_a_convolutional_block_6():
     assert output.shape == (1, 17, 23, 512)
 
 
+def test_blocks_beyond_the_pooled_ones_keep_the_size():
+    config = replace(TINY, widths=(4, 6, 8), convs=(1, 1, 1))
+    for pooled, size in ((0, (9, 13)), (1, (5, 7)), (2, (3, 4)), (3, (2, 2))):
+        blocks = VGGBlocks(replace(config, pooled_blocks=pooled), 1)
+        assert blocks(torch.zeros(1, 3, 9, 13), 0).shape == (1, 8, *size)
+
+
+def test_convolutions_start_with_a_variance_that_relu_keeps():
+    """He et al. 2015: 2 over the number of inputs."""
+    torch.manual_seed(0)
+    block = Block6(replace(TINY, widths=(16, 16), head_widths=(32, 64), batch_norm=False), 1)
+    first, second = (layer for layer in block if isinstance(layer, nn.Conv2d))
+    assert first.weight.std().item() == pytest.approx((2 / (16 * 49)) ** 0.5, rel=0.05)
+    assert second.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
+    assert first.bias is not None
+    assert not first.bias.any()
+
+
 def test_without_block_6_the_maps_of_the_blocks_are_the_features():
     config = replace(TINY, head_widths=(), share_blocks=True, pooling_windows=(3,), hidden=4)
     features = FeatureNet(config, 3)

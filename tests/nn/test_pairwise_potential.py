@@ -110,6 +110,15 @@ def test_a_fresh_layer_says_next_to_nothing_but_can_learn() -> None:
     assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
 
 
+def test_a_fresh_layer_is_drawn_as_a_linear_one_on_both_nodes() -> None:
+    torch.manual_seed(0)
+    layer = PairwisePotential(8, 1, hidden=500)
+    for parameter in (layer.source.weight, layer.source.bias, layer.target.weight):
+        assert 0.24 < parameter.abs().max() <= 0.25  # 1 / sqrt(2 · 8)
+    assert layer.bias.tolist() == [[0.0]]
+    assert layer.weight.std() < 0.1
+
+
 def test_reset_parameters_draws_all_anew() -> None:
     torch.manual_seed(0)
     layer = spread(PairwisePotential(7, 4, hidden=9))

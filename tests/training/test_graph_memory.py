@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from own_data import write_blobs
+from own_data import add_pair, write_blobs
 from tiny_run import lines
 
 from deepcrf_ext import evaluate, train
-from deepcrf_ext.config import DataConfig, TrainConfig
+from deepcrf_ext.config import DataConfig, DataSource, TrainConfig
+from deepcrf_ext.data import LabelledPairs, open_dataset
+from deepcrf_ext.evaluation.views import ONE_VIEW
 from deepcrf_ext.nn import grid_graphs
 from deepcrf_ext.training import graph_memory
 
@@ -54,6 +57,41 @@ def test_the_grid_of_a_backbone_is_told_by_its_crops(monkeypatch: pytest.MonkeyP
     config = TrainConfig(DataConfig(crop=(12, 16)))
     graph_memory.validation_views(config, model, [], torch.device("cpu"))
     assert tried == [(13, 21)]
+
+
+def test_images_that_are_no_files_are_taken_to_fit() -> None:
+    pairs = LabelledPairs([(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8))], ("a",))
+    views = graph_memory.validation_views(TrainConfig(), None, pairs, torch.device("cpu"))
+    assert views == (ONE_VIEW, "")
+
+
+def test_the_largest_image_is_the_one_with_the_most_edges(tmp_path: Path) -> None:
+    """Their number grows with the pixels and with the square of the short side."""
+    root = write_blobs(tmp_path / "data", 1)
+    for index, size in enumerate(((90, 20), (60, 50), (20, 95))):
+        add_pair(
+            root / f"images/long/{index}.png",
+            root / f"masks/long/{index}.png",
+            np.zeros(size, np.uint8),
+        )
+    source = DataSource("folder", root, classes=("ground", "ball"))
+    dataset = open_dataset(source, split="long")
+    assert graph_memory._largest_size(dataset) == (60, 50)
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "accumulate", "at_a_time"),
+    [(100, 1, 1, 8), (5, 1, 1, 5), (100, 3, 1, 3), (100, 2, 3, 2)],
+)
+def test_a_part_of_a_batch_is_checked(
+    images: int, processes: int, accumulate: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(graph_memory, "_check", lambda _, count, grid, device: tried.append(count))
+    model = SimpleNamespace(grid_size=lambda *size: size)
+    config = TrainConfig(DataConfig(crop=(12, 16)), batch_size=8, accumulate=accumulate)
+    graph_memory.check_crop_memory(config, model, images, processes, torch.device("cpu"))
+    assert tried == [at_a_time]
 
 
 def test_no_crops_no_windows(root: Path, tmp_path: Path, capsys) -> None:
