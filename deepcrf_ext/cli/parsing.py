@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from deepcrf_ext.cli.streams import lasting_streams
-from deepcrf_ext.data.settings_files import read_text, refuse_repeated_keys
+from deepcrf_ext.data.settings_files import home_expanded, read_text, refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.libraries import require
 
@@ -46,11 +46,12 @@ class _Parser(ArgumentParser):
 
     def parse_path(self, path: str, **options: Any) -> Namespace:
         """The settings of a file; files that it names are found from its folder."""
+        file = jsonargparse.Path(path, mode="fr")
         try:
-            text = read_text(Path(path))
+            text = read_text(Path(file.absolute))
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        with jsonargparse.Path(path, mode="fr").relative_path_context():
+        with file.relative_path_context():
             return self.parse_string(text, **options)
 
 
@@ -97,7 +98,19 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
                 f"{name}: got {arguments[name]}, must be settings by name, as --{name}.NAME"
             )
     _refuse_comments(arguments, given)
+    for name, value in list(arguments.items()):
+        arguments[name] = _home_expanded(value)
     return arguments
+
+
+def _home_expanded(value: Any) -> Any:
+    """A path with the home folder for the ~ that no shell has replaced, as in --output=~/runs; any
+    other value as it is."""
+    if isinstance(value, list):
+        return [_home_expanded(item) for item in value]
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
+        return type(value)(home_expanded(value))
+    return value
 
 
 def parse_first(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:

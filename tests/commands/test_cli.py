@@ -152,6 +152,16 @@ def test_printed_settings_are_those_of_the_command_and_can_be_read_back(
     assert parse(["--config", str(tmp_path / "c.yaml")]) == parse(arguments)
 
 
+def test_paths_begin_at_home(tmp_path: Path, monkeypatch):
+    """Where no shell has replaced the ~, or a folder of this name would be made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("{output: ~/runs/x, init_from: ~/runs/y}")
+    config = parse_new_run(["--config=~/c.yaml", "--data.root=~/data"])
+    assert config.output == tmp_path / "runs" / "x"
+    assert config.init_from == f"{tmp_path}/runs/y"
+    assert config.data.root == tmp_path / "data"
+
+
 def test_what_is_missing_is_named_as_it_is_typed():
     parser = parsing.make_parser("program", "")
     parser.add_argument("inputs", nargs="+")
