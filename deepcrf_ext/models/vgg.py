@@ -59,9 +59,11 @@ class CeilMaxPool(nn.MaxPool2d):
     def forward(self, maps: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(maps)
-        # With sizes unknown, torch asks whether the last window begins within the map, and an
-        # export would hold for sizes of that answer alone. A line more makes no such question.
-        return functional.max_pool2d(functional.pad(maps, (0, 1, 0, 1), value=-torch.inf), 2)
+        # With sizes unknown, pooling asks whether the last window begins within the map (torch
+        # 2.11 and before: whether it fits), and an export would hold for sizes of that answer
+        # alone. Maxima over windows as axes, of a line more, make no such question.
+        windows = functional.pad(maps, (0, 1, 0, 1), value=-torch.inf).unfold(2, 2, 2)
+        return windows.unfold(3, 2, 2).amax((4, 5))
 
 
 class VGGBlocks(ScaleSequential):

@@ -152,3 +152,23 @@ def test_command_past_its_limit_is_stopped(
     assert "begun" in capsys.readouterr().out
     absent = on_gpu.Part("absent", 1.0, ["true"], tool=("no-such-tool",))
     assert on_gpu.run(absent, 100.0, tmp_path, False).result == "left out: no no-such-tool here"
+
+
+def test_a_file_that_cannot_be_collected_is_not_all(tmp_path: Path) -> None:
+    (tmp_path / "test_missing.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "test_there.py").write_text("def test_it(): pass\n")
+    code = (
+        "import subprocess, sys, on_gpu; command = on_gpu.pytest((), 'it', False); "
+        "command[command.index('--hypothesis-profile=few')] = '--noconftest'; "
+        "sys.exit(subprocess.run([*command, *sys.argv[1:]]).returncode)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), f"--rootdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "1 passed" in done.stdout
+    assert "1 error" in done.stdout
