@@ -64,6 +64,13 @@ def add_benchmark(folder: Path, **options: bool) -> Path:
     return dataset
 
 
+def test_labels_of_sbd_are_none_of_voc(voc: Path) -> None:
+    add_png_labels(voc)
+    (voc / "SegmentationClass" / f"{TRAIN[0]}.png").unlink()
+    with pytest.raises(InputError, match=f"{TRAIN[0]}.jpg: image without label"):
+        open_dataset("voc", voc, "train")
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_the_root_may_be_any_folder_above(voc: Path, depth: int) -> None:
     root = [voc, *voc.parents][depth]

@@ -50,6 +50,8 @@ def test_features_are_sliding_maxima_of_every_scales_own_block_6(
     part = model.potentials[model.potential_names[0]].features
     heads = [part.head, *part.further_heads]
     assert len(heads) == 3
+    norms = [m for head in heads for m in head.modules() if isinstance(m, ScaleNorm)]
+    assert [len(norm) for norm in norms] == [1] * 6  # each for its own scale alone
     expected = []
     for head, image in zip(heads, model.pyramid(images), strict=True):
         features = head(model.blocks(image))

@@ -37,6 +37,21 @@ def test_networks_share_nothing(model):
     assert len(owned) == len(set(owned)) == len(list(model.parameters()))
 
 
+def test_fresh_relations_are_drawn_as_layers_on_both_nodes(model):
+    network = model.potentials["above_below"]
+    bound = (2 * network.in_channels) ** -0.5
+    for parameter in (network.source.weight, network.target.weight, network.source.bias):
+        assert 0.7 * bound < parameter.abs().max() <= bound
+    for parameter in (network.weight, network.bias):
+        assert 0.7 < parameter.abs().max() * network.hidden**0.5 <= 1
+
+
+def test_images_have_three_channels(model):
+    for size in ((2, 4, 30, 26), (3, 30, 26)):
+        with pytest.raises(ValueError, match=r"images: got shape .*, must be \[B, 3, H, W\]"):
+            model(torch.zeros(size))
+
+
 def test_pairwise_network_is_a_perceptron_on_concatenated_features(model, images):
     pyramid = model.pyramid(images)
     network = model.potentials["above_below"]
