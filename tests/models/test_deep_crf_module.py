@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from processes import run_processes
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -260,6 +261,16 @@ def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(dc.InputError, match="config.json is damaged"):
         DeepCRF.from_pretrained(folder)
     changed()
+    tensors = load_file(folder / "model.safetensors")
+    name, tensor = tensors.popitem()
+    for wrong, named in (
+        (tensors, rf"{name} has nothing, the model needs \("),
+        ({**tensors, name: tensor, "more": tensor + 1}, r"more has \(.*, the model needs nothing"),
+    ):
+        save_file(wrong, folder / "model.safetensors")
+        with pytest.raises(dc.InputError, match=named):
+            DeepCRF.from_pretrained(folder)
+    make().save_pretrained(folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(dc.InputError, match="model.safetensors is damaged"):
