@@ -84,7 +84,9 @@ def test_picture_grid_holds_pictures_of_any_size(tmp_path):
     assert {tuple(rgb) for rgb in PALETTE} <= seen
     with_legend = tmp_path / "legend.png"
     picture_grid([row, tall], ["image", "truth"], with_legend, CLASSES, PALETTE)
-    assert cv2.imread(str(with_legend)).shape[0] > written.shape[0]
+    legended = cv2.imread(str(with_legend))[..., ::-1]
+    below = legended[written.shape[0] :]  # which holds no more than the legend
+    assert {tuple(rgb) for rgb in PALETTE} <= {tuple(pixel) for pixel in below.reshape(-1, 3)}
 
 
 def test_picture_grid_names_the_row_that_does_not_fit(tmp_path):
