@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +15,10 @@ from deepcrf_ext.config import (
     PRESETS,
     DataConfig,
     ModelConfig,
+    OptimConfig,
     PhaseConfig,
     RelationConfig,
+    TrainConfig,
     from_dict,
     preset,
     to_dict,
@@ -193,3 +196,31 @@ def test_inconsistent_settings():
         RelationConfig("surrounding", width=0.3)
     with pytest.raises(InputError, match="workers"):
         DataConfig(workers=-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "good"),
+    [
+        (TrainConfig, {"epochs": 0}, {"epochs": 1}),
+        (TrainConfig, {"batch_size": 0}, {"batch_size": 1}),
+        (TrainConfig, {"save_minutes": 0.0}, {"save_minutes": 0.1}),
+        (TrainConfig, {"seed": -1}, {"seed": 0}),
+        (TrainConfig, {"label_smoothing": 1.0}, {"label_smoothing": 0.9}),
+        (TrainConfig, {"ema": 1.0}, {"ema": 0.9}),
+        (TrainConfig, {"warm_start": 1.0}, {"warm_start": 0.0}),
+        (OptimConfig, {"lr": 0.0}, {"lr": 1e-9}),
+        (OptimConfig, {"warm_up": -0.1}, {"warm_up": 0.0}),
+        (OptimConfig, {"momentum": 1.0}, {"momentum": 0.0}),
+        (OptimConfig, {"weight_decay": -0.1}, {"weight_decay": 0.0}),
+        (ModelConfig, {"dropout": 1.0}, {"dropout": 0.0}),
+        (ModelConfig, {"iterations": -1}, {"iterations": 0}),
+        (ModelConfig, {"relation_weight": 0.0}, {"relation_weight": 1e-9}),
+        (ModelConfig, {"pooling_windows": (2,)}, {"pooling_windows": (1, 3)}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value.__name__,
+)
+def test_the_borders_of_settings(kind: type, bad: dict[str, Any], good: dict[str, Any]) -> None:
+    kind(**good)
+    ((name, value),) = bad.items()
+    with pytest.raises(InputError, match=rf"{name}:? (got )?{re.escape(str(value))}"):
+        kind(**bad)
