@@ -261,10 +261,10 @@ class MessageReceiver {
   }
 
   // Nodes of one block: enough to use a load of the weight often, and few enough for as many blocks
-  // as are wanted.
+  // as are wanted; whole strips, whose accumulators lie kContractRows nodes together.
   static int64_t block_size(int64_t num_nodes, int64_t num_blocks) {
-    return std::clamp<int64_t>(round_up(ceil_div(num_nodes, num_blocks), kStripNodes), kStripNodes,
-                               64);
+    constexpr int64_t kMost = 64 / kStripNodes * kStripNodes;
+    return std::clamp(round_up(ceil_div(num_nodes, num_blocks), kStripNodes), kStripNodes, kMost);
   }
 
   explicit MessageReceiver(const MessageShape& shape)

@@ -1,4 +1,5 @@
-"""Every CPU instruction set computes the operators, at sizes that leave rests in the registers."""
+"""Every CPU instruction set computes the operators, at sizes that leave rests in the registers, and
+at one of several parts and whole blocks of nodes."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def values_and_gradients(functions, nodes, edges, labels, features, dtype):
 
 # float64: the two sides must agree to rounding, whatever the order of their sums.
 for size in [(30, 200, 21, 70), (40, 300, 13, 33), (20, 100, 25, 17), (33, 50, 2, 130),
-             (12, 40, 60, 9), (1, 1, 1, 1), (5, 0, 3, 64)]:
+             (12, 40, 60, 9), (1, 1, 1, 1), (5, 0, 3, 64), (700, 900, 70, 270)]:
     actual = values_and_gradients(dc, *size, torch.float64)
     expected = values_and_gradients(dc.reference, *size, torch.float64)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, msg=lambda m: f"{size}: {m}")
