@@ -21,6 +21,8 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, value in values.items():
         if name == "class_balance" and isinstance(value, dict):
             yield prefix + name, list(value.values())
+        elif isinstance(value, dict) and value.get("kind") == "offsets":
+            yield prefix + name, (value["offsets"], value["step"])  # such a box has no other size
         elif isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
         else:
