@@ -51,6 +51,8 @@ def below(root: Path, path: str) -> Path | None:
 def _inside(root: Path, path: PurePosixPath) -> Path | None:
     if not path.parts or ".." in path.parts or "\0" in str(path) or ":" in path.parts[0]:
         return None
+    if str(path).isascii():
+        return root / path
     for part in path.parts:
         forms = (unicodedata.normalize(form, part) for form in ("NFC", "NFD"))
         spelt = (root / form for form in (part, *forms))
