@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def softmax_to_unary(sm: ArrayLike | Tensor, GT_PROB: float = 1) -> Any:
     return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
 
 
-def create_pairwise_gaussian(sdims: float | Sequence[float], shape: Sequence[int]) -> Array:
+def create_pairwise_gaussian(sdims: float | Sequence[float], shape: Iterable[int]) -> Array:
     """Features of positions in a grid of any number of axes: float32 [len(shape), N].
 
     `sdims` holds the standard deviation along each axis, or one for all.
@@ -116,8 +116,8 @@ def create_pairwise_gaussian(sdims: float | Sequence[float], shape: Sequence[int
 
 
 def create_pairwise_bilateral(
-    sdims: float | Sequence[float],
-    schan: float | Sequence[float],
+    sdims: float | Iterable[float],
+    schan: float | Iterable[float],
     img: ArrayLike,
     chdim: int = -1,
 ) -> Array:
@@ -145,7 +145,10 @@ def create_pairwise_bilateral(
 
 
 def _sizes(shape: Any) -> list[int]:
-    sizes = list(shape) if isinstance(shape, (Sequence, np.ndarray)) else []
+    try:
+        sizes = list(shape)
+    except TypeError:
+        sizes = []
     if not sizes:
         raise TypeError(f"shape: got {shape!r}, must be the sizes of the axes")
     return [as_integer("shape", size, 1) for size in sizes]
@@ -164,6 +167,8 @@ def _count(widths: Any, all_: int) -> int:
 
 def _scaled(name: str, planes: Array, widths: Any) -> Array:
     """The planes over their widths: one for all, or of the first ones."""
+    if isinstance(widths, Iterable) and not hasattr(widths, "__getitem__"):  # such as a generator
+        widths = list(widths)
     count = _count(widths, len(planes))
     if count > len(planes):
         raise ValueError(f"{name}: got {widths}, must be at most {len(planes)} numbers")

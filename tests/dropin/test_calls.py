@@ -218,6 +218,9 @@ SAME: Calls = {
     "positions of arrays": of("create_pairwise_gaussian", np.array([3, 4.5]), np.array([5, 6])),
     "positions of tensors": of("create_pairwise_gaussian", torch.tensor([3, 4.5]), (5, 6)),
     "positions of keywords": of("create_pairwise_gaussian", sdims=(3, 4), shape=(5, 6)),
+    "positions in a shape of a generator": lambda m: m.create_pairwise_gaussian(
+        (3, 4), (size for size in (5, 6))
+    ),
     "positions on one axis": of("create_pairwise_gaussian", (3,), (5,)),
     "positions on three axes": of("create_pairwise_gaussian", (2, 3, 4), (5, 6, 7)),
     "positions of widths below 0": of("create_pairwise_gaussian", (-2, np.inf), (5, 6)),
@@ -232,6 +235,9 @@ SAME: Calls = {
     "one sdims of two": of("create_pairwise_bilateral", (10,), 0.1, IMAGE, chdim=2),
     "no sdims of two": of("create_pairwise_bilateral", (), 0.1, IMAGE, chdim=2),
     "an image without channels": of("create_pairwise_bilateral", (10, 5), 0.1, IMAGE[..., 0]),
+    "widths of generators": lambda m: m.create_pairwise_bilateral(
+        map(float, (10, 5)), {"r": 1, "g": 2.0, "b": 3}.values(), IMAGE, 2
+    ),
     "channels taken for space": of("create_pairwise_bilateral", (10, 5), 0.1, IMAGE),
     "a volume": of("create_pairwise_bilateral", (1, 2, 3), (0.1, 0.2), VOLUME, 3),
     "a volume, one schan of two": of("create_pairwise_bilateral", (1, 2, 3), (0.1,), VOLUME, 3),
