@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,14 @@ from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.evaluation.view_marginals import view_marginals
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
-from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices, pixel_energies
+from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
+from deepcrf_ext.models.refine_tiles import (
+    MEMORY,
+    Energies,
+    bytes_needed,
+    energies_of,
+    refine_labels,
+)
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
 from deepcrf_ext.progress import Progress, progress
@@ -70,20 +78,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialImage:
-    """image: [1, 3, H, W]. unary: energies, float32 [1, K, H, W]. labels: those without a dense
-    CRF, [H, W], K where they are unsure. truth: int64 [H, W]. The first two on the device of the
-    search."""
+    """image: [3, H, W]. energies: of its pixels. labels: those without a dense CRF, [H, W], K where
+    they are unsure. truth: integers [H, W]."""
 
     image: Tensor
-    unary: Tensor
+    energies: Energies
     labels: Tensor
     truth: Tensor
 
 
 class Problem:
-    """Images with unary energies and the truth, for any number of trials; a subclass gives them."""
+    """Images with unary energies and the truth, for any number of trials; a subclass gives them.
+
+    device: where the CRFs run. memory: bytes for one, as of `refine_parts`: of a larger image it is
+    done in tiles.
+    """
 
     num_classes: int
+    device: torch.device
+    memory: int = MEMORY
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -104,17 +117,37 @@ class Problem:
         meters = [_Meter(self.num_classes) for _ in range(1 + len(settings))]
         for given in self.images():
             meters[0].update(given.labels, given.truth)
-            built: tuple[float, ...] = ()
-            for meter, setting in zip(meters[1:], settings, strict=True):
-                params, iterations = setting.params, setting.iterations
-                widths = tuple(getattr(params, name) for name in _WIDTHS)
-                if widths != built:
-                    lattices, built = build_lattices(given.image, params), widths
-                refined = dense_crf(given.unary, given.image, params, iterations, lattices)
-                meter.update(refined[0].argmax(0), given.truth)
+            refine = self._refine_whole if self._fits(given) else self._refine_tiles
+            for meter, labels in zip(meters[1:], refine(given, settings), strict=True):
+                meter.update(labels, given.truth)
                 progress()
         before, *after = (meter.compute() for meter in meters)
         return before, after
+
+    def _fits(self, given: TrialImage) -> bool:
+        return bytes_needed(given.truth.numel(), self.num_classes) <= self.memory
+
+    def _refine_whole(
+        self, given: TrialImage, settings: Sequence[DenseCRFSettings]
+    ) -> Iterator[Tensor]:
+        height, width = given.truth.shape
+        image = given.image.to(self.device)[None]
+        unary = given.energies(slice(0, height), slice(0, width))[None]
+        built: tuple[float, ...] = ()
+        for setting in settings:
+            params, iterations = setting.params, setting.iterations
+            widths = tuple(getattr(params, name) for name in _WIDTHS)
+            if widths != built:
+                lattices, built = build_lattices(image, params), widths
+            yield dense_crf(unary, image, params, iterations, lattices)[0].argmax(0)
+
+    def _refine_tiles(
+        self, given: TrialImage, settings: Sequence[DenseCRFSettings]
+    ) -> Iterator[Tensor]:
+        for setting in settings:
+            yield refine_labels(
+                given.energies, given.image, self.num_classes, setting, self.device, self.memory
+            )
 
 
 class ModelProblem(Problem):
@@ -156,9 +189,8 @@ class ModelProblem(Problem):
         for index, marginals in zip(self.indices, self.marginals, strict=True):
             image, truth = to_tensors(self.dataset[index])
             size = (truth.shape[0], truth.shape[1])
-            unary = pixel_energies(marginals[None].to(self.device), size)
             labels = upsample_labels(marginals, size)
-            yield TrialImage(image[None].to(self.device), unary, labels, truth)
+            yield TrialImage(image, energies_of(marginals.to(self.device), size), labels, truth)
 
 
 class MaskProblem(Problem):
@@ -189,8 +221,9 @@ class MaskProblem(Problem):
                 raise InputError(
                     f"{file.mask}: must have a truth and {self.num_classes} classes as the others"
                 )
-            unary = masked.energies(self.device)[None]
-            yield TrialImage(masked.image[None].to(self.device), unary, masked.labels, masked.truth)
+            yield TrialImage(
+                masked.image, partial(masked.energies, self.device), masked.labels, masked.truth
+            )
 
 
 class _Meter:

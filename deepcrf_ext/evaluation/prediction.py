@@ -15,11 +15,10 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.view_marginals import view_marginals
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import VARIANTS, DeepCRF, Variant
-from deepcrf_ext.models.refine import DenseCRFSettings, refine
-from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_labels
+from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.models.refine_tiles import MEMORY, energies_of, refine_labels, refine_parts
 from deepcrf_ext.models.upsampling import upsample_part
 from deepcrf_ext.nn.grid_graphs import graph_bytes
-from deepcrf_ext.ops.dense_crf_params import unary_from_probabilities
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,37 @@ def label_pixels(
     variant: Variant,
     dense_crf: DenseCRFSettings | None = None,
     truth: Tensor | None = None,
+    memory: int = MEMORY,
 ) -> Pixels:
     """The labels of an image's pixels, after the dense CRF if the variant has one.
 
+    A dense CRF is that of `refine_parts`, as in `label_large`.
+
     marginals: float32 [K, h, w], the variant's on the node grid. image: RGB in 0..255, [3, H, W],
     uint8 or float32. dense_crf: settings of the dense CRF (default: those of `DenseCRFSettings`).
-    truth: true labels, integers [H, W], where their marginals are wanted too.
+    truth: true labels, integers [H, W], where their marginals are wanted too. memory: bytes for the
+    dense CRF, about.
     """
+    size = (image.shape[1], image.shape[2])
     if not variant.dense_crf:
-        return _upsample(marginals, (image.shape[1], image.shape[2]), truth)
-    refined = refine(marginals[None], image[None], dense_crf)[0]
-    confidence, labels = refined.max(0)
-    of_truth = None
-    if truth is not None:
-        known = truth < len(refined)
-        of_truth = refined.gather(0, truth.where(known, 0)[None].long())[0] * known
-    return Pixels(labels.to(torch.uint8), confidence, of_truth)
+        return _upsample(marginals, size, truth)
+    settings = DenseCRFSettings() if dense_crf is None else dense_crf
+    labels = torch.empty(size, dtype=torch.uint8, device=marginals.device)
+    confidence = marginals.new_empty(size)
+    of_truth = None if truth is None else marginals.new_empty(size)
+    energies, device = energies_of(marginals, size), marginals.device
+    parts = refine_parts(energies, image, len(marginals), settings, device, memory)
+    for rows, columns, refined in parts:
+        best = refined.max(0)
+        confidence[rows, columns], labels[rows, columns] = best.values, best.indices
+        if truth is not None and of_truth is not None:
+            part = truth[rows, columns].to(refined.device)
+            known = part < len(refined)
+            found = refined.gather(0, part.where(known, 0)[None].long())[0]
+            if refined.dtype == torch.float16:  # in which 0 is anything below
+                found = found.clamp(min=2**-24)
+            of_truth[rows, columns] = found * known
+    return Pixels(labels, confidence, of_truth)
 
 
 def label_large(
@@ -106,14 +120,8 @@ def label_large(
     """
     size = (image.shape[1], image.shape[2])
     num_classes = len(marginals)
-
-    def energies(rows: slice, columns: slice) -> Tensor:
-        return unary_from_probabilities(upsample_part(marginals, size, rows, columns))
-
     if dense_crf is not None:
-        if bytes_needed(size[0] * size[1], num_classes) <= memory:
-            refined = refine(marginals[None], image[None].to(marginals.device), dense_crf)
-            return refined[0].argmax(0).to(torch.uint8).cpu()
+        energies = energies_of(marginals, size)
         return refine_labels(energies, image, num_classes, dense_crf, marginals.device, memory)
     if 12 * size[0] * size[1] <= memory:
         return upsample_labels(marginals, size).cpu()

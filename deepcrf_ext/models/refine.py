@@ -122,7 +122,7 @@ def refine(
 ) -> Tensor:
     """Marginals of pixels by a dense CRF, from marginals of nodes: the paper's last step.
 
-    The unary energies are those of `pixel_energies`.
+    The unary energies are -log of the marginals, at least 1e-5, upsampled bilinearly.
 
     Args:
         marginals: float [B, K, h, w] on a grid over the whole image.
@@ -138,17 +138,12 @@ def refine(
         TypeError, ValueError: a tensor does not fit; the message names it.
     """
     settings = DenseCRFSettings() if settings is None else settings
-    unary = pixel_energies(marginals, (image.shape[2], image.shape[3]))
+    size = (image.shape[2], image.shape[3])
+    upsampled = functional.interpolate(marginals, size, mode="bilinear", align_corners=False)
+    unary = unary_from_probabilities(upsampled)
     if lattices is None:
         lattices = build_lattices(image, settings.params)
     return dense_crf(unary, image, settings.params, settings.iterations, lattices)
-
-
-def pixel_energies(marginals: Tensor, size: tuple[int, int]) -> Tensor:
-    """-log of marginals [B, K, h, w], at least 1e-5, upsampled bilinearly: [B, K, H, W]."""
-    return unary_from_probabilities(
-        functional.interpolate(marginals, size, mode="bilinear", align_corners=False)
-    )
 
 
 def build_lattices(image: Tensor, params: DenseCRFParams) -> DenseCRFLattices:

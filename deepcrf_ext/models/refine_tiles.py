@@ -1,4 +1,5 @@
-"""The dense CRF over images that are too large for it at once: in tiles that overlap.
+"""The dense CRF over images of any size: at once, or in tiles that overlap where it takes too much
+memory.
 
 Every tile sees some pixels around it, as far as the kernels reach, and lies on the lattice of the
 whole image, so that its marginals are nearly those of the whole. Where tiles meet they are blended.
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
+from deepcrf_ext.models.upsampling import upsample_part
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import (
     DenseCRFLattices,
     bilateral_features,
     gaussian_features,
 )
-from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, Width
+from deepcrf_ext.ops.dense_crf_params import DenseCRFParams, Width, unary_from_probabilities
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 Energies = Callable[[slice, slice], Tensor]
@@ -39,6 +41,13 @@ _TILE_SHARE = 0.5  # of the memory; the rest holds the row of tiles that is bein
 def bytes_needed(num_pixels: int, num_classes: int) -> int:
     """About what a dense CRF takes beside the image, its energies included."""
     return num_pixels * (120 + 16 * num_classes)
+
+
+def energies_of(marginals: Tensor, size: tuple[int, int]) -> Energies:
+    """Those of marginals [K, h, w] of a grid over an image of a size, as `refine` takes them."""
+    return lambda rows, columns: unary_from_probabilities(
+        upsample_part(marginals, size, rows, columns)
+    )
 
 
 @dataclass(frozen=True)
@@ -125,23 +134,29 @@ def refine_parts(
     device: torch.device,
     memory: int = MEMORY,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Marginals of pixels by a dense CRF in tiles, one part of the image after another.
+    """Marginals of pixels by a dense CRF: all at once where that fits in the memory, else in tiles,
+    one part of the image after another.
 
     Args:
         energies: gives the unary energies of any part of the image.
-        image: RGB in 0..255, uint8 [3, H, W], on the CPU.
+        image: RGB in 0..255, [3, H, W].
         num_classes: K.
         settings: of the dense CRF.
         device: where it runs.
         memory: bytes to use, about, beside the image.
 
     Yields:
-        rows, columns, marginals float16 [K, rows, columns] on the CPU. Each pixel is in one part.
+        rows, columns, marginals [K, rows, columns]. Each pixel is in one part. The whole is float32
+        on the device, parts are float16 on the CPU.
 
     Raises:
         InputError: a kernel is too narrow for the image.
     """
     height, width = image.shape[1:]
+    if bytes_needed(height * width, num_classes) <= memory:
+        rows, columns = slice(0, height), slice(0, width)
+        yield rows, columns, _whole(energies(rows, columns), image.to(device), settings)
+        return
     tiles = Plan.of((height, width), num_classes, settings.params, memory)
     bands, others = (tiles.rows, tiles.columns) if tiles.by_rows else (tiles.columns, tiles.rows)
     axis = 1 if tiles.by_rows else 2
@@ -163,6 +178,13 @@ def refine_parts(
         along, whole = slice(band.start, band.start + done), slice(0, None)
         rows, columns = (along, whole) if tiles.by_rows else (whole, along)
         yield rows, columns, total.narrow(axis, 0, done)
+
+
+@torch.inference_mode()
+def _whole(unary: Tensor, image: Tensor, settings: DenseCRFSettings) -> Tensor:
+    """The marginals of all of an image, [K, H, W]."""
+    lattices = build_lattices(image[None], settings.params)
+    return dense_crf(unary[None], image[None], settings.params, settings.iterations, lattices)[0]
 
 
 @torch.inference_mode()

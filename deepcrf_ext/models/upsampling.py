@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def upsample_part(planes: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
     """`interpolate(planes, size, mode="bilinear")[:, rows, columns]`: [K, h, w] -> [K, r, c]."""
+    if (rows.stop - rows.start, columns.stop - columns.start) == size:
+        return functional.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
     partial = _along(planes, 1, size[0], rows)
     return _along(partial, 2, size[1], columns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from dense_problems import scene
 from PIL import Image
 from tiny_run import write_run
 
@@ -22,7 +24,9 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.dense_crf_search import (
     BOUNDS,
     ModelProblem,
+    Problem,
     Trial,
+    TrialImage,
     TrialScores,
     best_trial,
     draw,
@@ -30,6 +34,7 @@ from deepcrf_ext.evaluation.dense_crf_search import (
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings
+from deepcrf_ext.models.refine_tiles import bytes_needed
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import main as refine_main
@@ -75,6 +80,37 @@ def test_scores_are_those_of_the_models_prediction(
         assert scores.pixel_accuracy == regions.compute().pixel_accuracy
         assert scores.boundary_f1 == boundaries.compute().mean_f1
     assert len({scores.mean_iou for scores in (before, *after)}) > 2
+
+
+def test_large_images_are_tried_in_tiles() -> None:
+    unary, image = scene(150, 200, 3)
+    truth = unary[0].argmin(0).roll(2, 1)
+
+    class Large(Problem):
+        num_classes = 3
+        device = torch.device("cpu")
+
+        def images(self) -> Iterator[TrialImage]:
+            def energies(rows: slice, columns: slice) -> torch.Tensor:
+                seen.append((rows.stop - rows.start) * (columns.stop - columns.start))
+                return unary[0, :, rows, columns]
+
+            yield TrialImage(image[0], energies, unary[0].argmin(0), truth)
+
+    seen: list[int] = []
+    problem = Large()
+    settings = [DenseCRFSettings(DenseCRFParams(2, w, 10, 13, w), 3) for w in (1, 9)]
+    found = []
+    for memory in (10**8, bytes_needed(150 * 200, 3) - 1):
+        problem.memory = memory
+        found.append(problem.score(settings, lambda: None))
+    assert seen[0] == 150 * 200
+    assert len(seen) > 3
+    assert max(seen[1:]) < 150 * 200
+    assert found[0][0] == found[1][0]
+    for whole, tiles in zip(found[0][1], found[1][1], strict=True):
+        assert abs(whole.mean_iou - tiles.mean_iou) < 1e-3
+        assert whole.mean_iou != found[0][0].mean_iou
 
 
 def test_trials_are_drawn_around_the_best_within_bounds() -> None:

@@ -6,12 +6,17 @@ import math
 
 import pytest
 import torch
+from dense_problems import scene
 
+from deepcrf_ext import DenseCRFParams
 from deepcrf_ext.evaluation.prediction import label_pixels
 from deepcrf_ext.evaluation.probabilities import Probabilities
 from deepcrf_ext.models import Variant
+from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.models.refine_tiles import bytes_needed
 
 BINS = 15  # as in Guo et al.
+FULL = Variant("unary", (), dense_crf=True)
 
 
 def test_scores_are_those_of_the_definitions():
@@ -77,9 +82,29 @@ def test_pixels_after_a_dense_crf_are_of_its_marginals():
     image = torch.rand(3, 8, 6, generator=generator) * 255
     truth = torch.randint(0, 3, (8, 6), generator=generator)
     truth[0] = 255
-    pixels = label_pixels(marginals, image, Variant("unary", (), dense_crf=True), truth=truth)
+    pixels = label_pixels(marginals, image, FULL, truth=truth)
     assert pixels.labels.dtype == torch.uint8
     assert (pixels.truth[0] == 0).all()
     right = pixels.labels == truth
     assert torch.equal(pixels.truth[right], pixels.confidence[right])
     assert (pixels.truth <= pixels.confidence).all()
+
+
+def test_pixels_of_a_large_image_are_those_of_the_whole():
+    """Marginals that round to 0 in its tiles count as the least that does not."""
+    energies, image = scene(200, 300, 3)
+    marginals = (-3 * energies[0, :, ::4, ::4]).softmax(0)
+    truth = torch.randint(0, 3, (200, 300), generator=torch.Generator().manual_seed(0))
+    truth[:10] = 255
+    crf = DenseCRFSettings(DenseCRFParams(3, 3, 10, 13, 10), 5)
+    whole, parts = (
+        label_pixels(marginals, image[0], FULL, crf, truth, memory)
+        for memory in (bytes_needed(200 * 300, 3), bytes_needed(200 * 300, 3) // 3)
+    )
+    assert float(whole.truth[10:].min()) < 1e-9
+    assert float(parts.truth[10:].min()) == 2**-24
+    for tensor, wanted in ((parts.truth, whole.truth), (parts.confidence, whole.confidence)):
+        assert float((tensor - wanted).abs().max()) < 0.02
+        assert tensor.dtype == torch.float32
+    assert float((parts.labels == whole.labels).double().mean()) > 0.9995
+    assert (parts.truth[:10] == 0).all()

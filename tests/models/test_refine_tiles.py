@@ -40,6 +40,20 @@ def test_equals_the_whole(height: int, width: int) -> None:
     assert (labels == tiled.argmax(0)).all()
 
 
+def test_an_image_that_fits_is_done_at_once() -> None:
+    unary, image = scene(150, 140, 4)
+    fits = bytes_needed(150 * 140, 4)
+    for memory, count in ((fits, 1), (fits - 1, 2)):
+        parts = refine_parts(
+            lambda r, c: unary[0, :, r, c], image[0], 4, DenseCRFSettings(PARAMS, 5), CPU, memory
+        )
+        found = list(parts)
+        assert len(found) == count
+        if count == 1:
+            assert found[0][:2] == (slice(0, 150), slice(0, 140))
+            assert torch.equal(found[0][2], dense_crf(unary, image, PARAMS, 5)[0])
+
+
 @pytest.mark.parametrize("num_classes", [2, 21, 150])
 @pytest.mark.parametrize("size", [(13000, 14000), (400, 90000), (90000, 300), (50, 50)])
 def test_a_plan_keeps_to_the_memory(size: tuple[int, int], num_classes: int) -> None:
