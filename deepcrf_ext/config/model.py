@@ -74,29 +74,29 @@ class ModelConfig:
     relation_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            len(self.widths) != len(self.convs)
-            or not self.widths
-            or min(self.widths + self.convs) < 1
-        ):
+        if not self.widths:
+            raise InputError("model.widths: got no block, must be at least one")
+        if len(self.convs) != len(self.widths):
             raise InputError(
-                f"model.widths {self.widths} and model.convs {self.convs} must hold one positive "
-                "number for each block"
+                f"model.convs: got {self.convs}, must be one number for each of the "
+                f"{len(self.widths)} blocks of model.widths"
             )
+        for name in ("widths", "convs", "head_widths", "pooling_windows"):
+            numbers = getattr(self, name)
+            if min(numbers, default=1) < 1:
+                raise InputError(f"model.{name}: got {numbers}, must be positive")
+        for name in ("hidden", "pairwise_hidden"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}: got {getattr(self, name)}, must be positive")
         if not 0 <= self.pooled_blocks <= len(self.widths):
             raise InputError(
                 f"model.pooled_blocks: got {self.pooled_blocks}, must be 0 to {len(self.widths)}"
-            )
-        if min((*self.head_widths, self.hidden)) < 1:
-            raise InputError(
-                f"model.head_widths {self.head_widths} and model.hidden {self.hidden} must be "
-                "positive"
             )
         if not self.scales or min(self.scales) <= 0 or max(self.scales) != self.scales[0]:
             raise InputError(
                 f"model.scales: got {self.scales}, must be positive, the largest first"
             )
-        if any(window < 1 or window % 2 == 0 for window in self.pooling_windows):
+        if any(window % 2 == 0 for window in self.pooling_windows):
             raise InputError(f"model.pooling_windows: got {self.pooling_windows}, must be odd")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout: got {self.dropout}, must be at least 0 and below 1")
@@ -108,14 +108,12 @@ class ModelConfig:
             )
         reserved = {"unary", "unary_1scale"} & self.relations.keys()
         if reserved:
-            raise InputError(
-                f"model.relations: {sorted(reserved)[0]!r} is the name of a unary potential"
-            )
+            raise InputError(f"model.relations: got the name {min(reserved)!r}, must be no unary's")
         unknown = set(self.potential_names()) - set(self.all_potentials())
         if unknown or self.potentials == ():
             raise InputError(
-                f"model.potentials: {', '.join(sorted(unknown)) or 'none'}; must be the word all, "
-                f"or a list of some of {', '.join(self.all_potentials())}"
+                f"model.potentials: got {', '.join(sorted(unknown)) or 'none'}, must be the word "
+                f"all, or a list of some of {', '.join(self.all_potentials())}"
             )
 
     def all_potentials(self) -> tuple[str, ...]:

@@ -47,13 +47,12 @@ class OptimConfig:
         for name in ("lr", "lr_initialised", "decay"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optim.{name}: got {getattr(self, name)}, must be positive")
-        if self.warm_up < 0:
+        if not self.warm_up >= 0:
             raise InputError(f"optim.warm_up: got {self.warm_up}, must not be negative")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise InputError(
-                f"optim.momentum {self.momentum} must be in [0, 1), optim.weight_decay "
-                f"{self.weight_decay} not negative"
-            )
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optim.momentum: got {self.momentum}, must be at least 0 and below 1")
+        if not self.weight_decay >= 0:
+            raise InputError(f"optim.weight_decay: got {self.weight_decay}, must not be negative")
 
 
 @dataclass(frozen=True)
@@ -182,16 +181,15 @@ class TrainConfig:
             raise InputError(f"ema: got {self.ema}, must be at least 0 and below 1")
         if self.seed < 0:
             raise InputError(f"seed: got {self.seed}, must not be negative")
-        if self.save_minutes <= 0:
+        if not self.save_minutes > 0:
             raise InputError(f"save_minutes: got {self.save_minutes}, must be positive")
         if not self.phases():
-            raise InputError("objective: a list of phases must not be empty")
+            raise InputError("objective: got no phases, must be at least one")
         for phase in self.phases():
-            if not (phase.share > 0 and phase.lr_factor > 0):
-                raise InputError(
-                    f"objective: share {phase.share} and lr_factor {phase.lr_factor} of a phase "
-                    "must be positive"
-                )
+            for name in ("share", "lr_factor"):
+                value = getattr(phase, name)
+                if not value > 0:
+                    raise InputError(f"objective: got {name} {value} of a phase, must be positive")
 
     def phases(self) -> tuple[PhaseConfig, ...]:
         """The phases of the objective: one where it is the same throughout."""

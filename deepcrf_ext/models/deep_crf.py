@@ -113,7 +113,8 @@ class DeepCRF(nn.Module):
             try:
                 self.potentials[name] = network
             except KeyError as error:  # a dot, or what a module calls something else by
-                raise InputError(f"model.relations: {name!r} cannot be a name") from error
+                text = f"model.relations: got the name {name!r}, must be one of a module"
+                raise InputError(text) from error
         self.register_buffer("class_weights", None, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -319,7 +320,7 @@ class DeepCRF(nn.Module):
     ) -> tuple[Tensor | None, FactoredPotential | None, tuple[int, int, int]]:
         """Unary energies [N, K] or a pairwise potential, and the grid (B, h, w)."""
         if name not in self.potential_names:
-            raise ValueError(f"potential {name!r} is not one of {', '.join(self.potential_names)}")
+            raise ValueError(f"potential: got {name!r}, must be one of {self.potential_names}")
         network = self.potentials[name]
         scales = inputs[: self._num_scales(name)]
         if not isinstance(network, PairwiseNet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -38,24 +39,27 @@ class RelationConfig:
     def __post_init__(self) -> None:
         if (self.kind == "offsets") != (self.offsets is not None):
             raise InputError(
-                f"relation of kind {self.kind!r}: offsets go with kind 'offsets' and only with it"
+                f"relation.offsets: got {self.offsets} beside the kind {self.kind!r}, must be "
+                "given for 'offsets' alone"
             )
         if self.offsets is not None:
             top, bottom, left, right = self.offsets
             if top > bottom or left > right:
                 raise InputError(
-                    f"relation: offsets {self.offsets} must be top <= bottom, left <= right"
+                    f"relation.offsets: got {self.offsets}, must be top <= bottom, left <= right"
+                )
+        for name in ("width", "height"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(
+                    f"relation.{name}: got {getattr(self, name)}, must be positive and finite"
                 )
         if self.kind == "surrounding" and self.width != self.height:
             raise InputError(
-                f"surrounding relation: width {self.width} and height {self.height} must be equal"
-            )
-        if self.width <= 0 or self.height <= 0:
-            raise InputError(
-                f"relation: width {self.width} and height {self.height} must be positive"
+                f"relation.width: got {self.width} for a surrounding square, must be its height, "
+                f"{self.height}"
             )
         if self.step < 1:
-            raise InputError(f"relation: step {self.step} must be at least 1")
+            raise InputError(f"relation.step: got {self.step}, must be at least 1")
 
     def box(self, height: int, width: int) -> RangeBox:
         """The box of neighbours on a grid of height x width nodes."""

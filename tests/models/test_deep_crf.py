@@ -209,5 +209,5 @@ def test_autocast_leaves_unary_energies_and_losses_in_float32(model, images):
 @pytest.mark.parametrize("name", ["left.right", "type", "keys"])
 def test_a_relation_that_no_module_can_be_called_is_refused(name):
     config = ModelConfig(relations={name: RelationConfig("surrounding")}, potentials=(name,))
-    with pytest.raises(InputError, match=f"model.relations: '{name}'"):
+    with pytest.raises(InputError, match=f"model.relations: got the name '{name}'"):
         DeepCRF(config, K)

@@ -77,15 +77,25 @@ def test_relations_become_boxes_of_the_grid() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"kind": "surrounding", "step": 0}, "step 0"),
-        ({"kind": "offsets"}, "offsets go with kind 'offsets'"),
-        ({"kind": "surrounding", "offsets": (0, 1, 0, 1)}, "offsets go with kind 'offsets'"),
-        ({"kind": "offsets", "offsets": (2, 1, 0, 0)}, "top <= bottom"),
-        ({"kind": "left_right", "width": -1.0}, "width"),
+        ({"kind": "surrounding", "step": 0}, "step: got 0, must be at least 1"),
+        ({"kind": "offsets"}, "offsets: got None beside the kind 'offsets', must be given"),
+        (
+            {"kind": "surrounding", "offsets": (0, 1, 0, 1)},
+            r"offsets: got \(0, 1, 0, 1\) beside the kind 'surrounding', must",
+        ),
+        (
+            {"kind": "offsets", "offsets": (2, 1, 0, 0)},
+            r"offsets: got \(2, 1, 0, 0\), must be top <= bottom",
+        ),
+        ({"kind": "offsets", "offsets": (0, 0, 1, 0)}, "offsets: got .*, left <= right"),
+        ({"kind": "surrounding", "width": 0.3}, "width: got 0.3 .*, must be its height, 0.4"),
+        ({"kind": "left_right", "width": -1.0}, "width: got -1.0, must be positive and finite"),
+        ({"kind": "left_right", "height": 0.0}, "height: got 0.0, must be positive and finite"),
+        ({"kind": "above_below", "height": float("inf")}, "height: got inf, must be"),
     ],
 )
 def test_bad_relations_are_named(settings: dict, named: str) -> None:
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=rf"relation\.{named}"):
         RelationConfig(**settings)
     with pytest.raises(ValueError, match="step"):
         RangeBox(0, 1, 0, 1, step=0)

@@ -55,10 +55,12 @@ def test_phases_share_the_epochs_that_the_warm_start_leaves() -> None:
 def test_every_phase_needs_an_epoch() -> None:
     with pytest.raises(InputError, match="3 phases .* do not all get an epoch of 2"):
         plan(4, 0.5, *PHASES)
-    with pytest.raises(InputError, match="objective: a list of phases must not be empty"):
+    with pytest.raises(InputError, match="objective: got no phases, must be at least one"):
         TrainConfig(objective=())
-    with pytest.raises(InputError, match=r"objective: share 0 and lr_factor 1.0 of a phase"):
+    with pytest.raises(InputError, match="objective: got share 0 of a phase, must be positive"):
         TrainConfig(objective=(PhaseConfig("piecewise", share=0),))
+    with pytest.raises(InputError, match="objective: got lr_factor -1.0 of a phase"):
+        TrainConfig(objective=(PhaseConfig("piecewise", lr_factor=-1.0),))
 
 
 def test_objective_on_the_command_line_and_in_files(tmp_path: Path) -> None:
