@@ -106,9 +106,9 @@ def compare(settings: Settings, command: str, new: bool) -> int:
         with stop:
             comparison.run()
     except Stopped as stopped:
+        folder = shlex.quote(str(settings.folder))
         print(
-            "stopped; continue with\n"
-            f"  python -m deepcrf_ext.compare_objectives --resume {settings.folder}",
+            f"stopped; continue with\n  python -m deepcrf_ext.compare_objectives --resume {folder}",
             file=sys.stderr,
         )
         return stopped.exit_code
@@ -144,11 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_settings(["--config", str(file), "--output", str(options.resume)])
         return compare(settings, command, new=False)
 
-    return parsing.run_command(resumed if _is_resume(arguments) else body)
-
-
-def _is_resume(arguments: Sequence[str]) -> bool:
-    return any(a == "--resume" or a.startswith("--resume=") for a in arguments)
+    return parsing.run_command(resumed if parsing.is_resume(arguments) else body)
 
 
 if __name__ == "__main__":

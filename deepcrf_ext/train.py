@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> int:
-        if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
+        if parsing.is_resume(arguments):
             return train(*parse_resume(arguments))
         return train(parse_new_run(arguments))
 

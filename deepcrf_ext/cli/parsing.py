@@ -118,6 +118,11 @@ def parse_first(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     return parse_values(parser, [word for word in argv if not word.startswith("--print")])
 
 
+def is_resume(argv: Sequence[str]) -> bool:
+    """Whether a command is to go on with what it wrote, beside which few options can be given."""
+    return any(word == "--resume" or word.startswith("--resume=") for word in argv)
+
+
 def _without_dataclasses(value: Any) -> Any:
     """A default with mappings for dataclasses inside, as --config reads and --print-config writes
     them."""

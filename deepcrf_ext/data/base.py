@@ -15,6 +15,8 @@ from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.images import read_image, read_labels
 from deepcrf_ext.errors import InputError
 
+LISTED = 20  # problems in one error, at most
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -174,19 +176,19 @@ def require_folder(path: Path, purpose: str, option: str | None = None) -> Path:
     return path
 
 
-def listed(problems: Sequence[str], limit: int = 20) -> str:
+def listed(problems: Sequence[str]) -> str:
     """Problems in one line: how many, and the first of them."""
-    rest = len(problems) - limit
+    rest = len(problems) - LISTED
     more = f"; and {rest} more, which python -m deepcrf_ext.data lists" if rest > 0 else ""
     count = f"{len(problems)} problems: " if len(problems) > 1 else ""
-    return count + "; ".join(problems[:limit]) + more
+    return count + "; ".join(problems[:LISTED]) + more
 
 
-def turned_notice(images: Sequence[Path], limit: int = 3) -> str:
+def turned_notice(images: Sequence[Path]) -> str:
     """A line about images that EXIF turns, with masks whose size fits either way."""
-    more = f" and {len(images) - limit} more" if len(images) > limit else ""
+    more = f" and {len(images) - 3} more" if len(images) > 3 else ""
     return (
-        f"turned by EXIF: {', '.join(map(str, images[:limit]))}{more}; their masks, whose size "
+        f"turned by EXIF: {', '.join(map(str, images[:3]))}{more}; their masks, whose size "
         "fits either way, are taken for those of the turned images (see the contact sheet of "
         "python -m deepcrf_ext.data)"
     )

@@ -29,9 +29,7 @@ FORMAT = 4  # raise it when the way that files are read changes
 Stamp = list[int]  # size and time of change of the image, then of the mask
 
 
-def check_files(
-    dataset: Dataset[Any], progress: Callable[[int], object] | None = None
-) -> list[str]:
+def check_files(dataset: Dataset[Any]) -> list[str]:
     """Reads all files of a data set and lists what cannot be used, each with the file it is about,
     after what does not fit together (`FileDataset.problems`, `FileDataset.doubts`).
 
@@ -42,9 +40,8 @@ def check_files(
     Args:
         dataset: a split, as `open_dataset` gives it; a `Reduced` one is checked where it takes
             images.
-        progress: called with 1 after each file.
     """
-    return problems_of(dataset, report_files(dataset, progress))
+    return problems_of(dataset, report_files(dataset))
 
 
 def refuse_bad_files(*datasets: SegmentationDataset) -> list[list[FileReport]]:
@@ -73,7 +70,10 @@ def problems_of(dataset: Dataset[Any], reports: Sequence[FileReport]) -> list[st
 def report_files(
     dataset: Dataset[Any], progress: Callable[[int], object] | None = None
 ) -> list[FileReport]:
-    """`check_files` with sizes and labels of the files that can be used."""
+    """`check_files` with sizes and labels of the files that can be used.
+
+    progress: called with 1 after each file.
+    """
     inner = whole(dataset)
     if not isinstance(inner, FileDataset):
         return []

@@ -160,7 +160,7 @@ def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
         yield from walk(path, above | {real})
 
 
-def describe_folders(root: Path, limit: int = 12) -> str:
+def describe_folders(root: Path) -> str:
     """Which folders below a root hold how many images, in one line for an error."""
     counts = Counter(
         path.parent.relative_to(root).as_posix()
@@ -169,6 +169,6 @@ def describe_folders(root: Path, limit: int = 12) -> str:
     )
     if not counts:
         return f"{root} holds no images"
-    named = [f"{folder} ({count})" for folder, count in list(counts.items())[:limit]]
-    more = f" and {len(counts) - limit} more folders" if len(counts) > limit else ""
+    named = [f"{folder} ({count})" for folder, count in list(counts.items())[:12]]
+    more = f" and {len(counts) - 12} more folders" if len(counts) > 12 else ""
     return f"{root} holds images in {', '.join(named)}{more}"

@@ -14,20 +14,21 @@ from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.pictures.labels import colour, picture_grid
 
+IMAGES = 6  # at most, spread over the data set
+
 
 def write_picture_grid(
     model: DeepCRF,
     dataset: SegmentationDataset,
     amp: Amp,
     path: Path,
-    count: int = 6,
     views: Views = ONE_VIEW,
 ) -> None:
-    """Image, truth and the variants of `before_and_after`, for images spread over a data set."""
+    """Image, truth and the variants of `before_and_after`, for some images of a data set."""
     model.eval()
     variants = before_and_after(model)
     pictures = []
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
+    for index in np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int):
         sample = dataset[int(index)]
         predictions = [
             predict_image(model, sample.image, variant, amp=amp, views=views).labels

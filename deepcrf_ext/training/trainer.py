@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
@@ -237,7 +237,10 @@ class Trainer:
         self._enter_stage()
         self.model.train()
         bar.describe(f"epoch {progress.epoch + 1}/{config.epochs}")
-        for images, labels in self._batches():
+        batches = epoch_batches(
+            self.train_set, config, progress.epoch, progress.batch, self.world, self.transform
+        )
+        for images, labels in batches:
             losses = self.step(images, labels)
             lr = self.optimiser.param_groups[0]["lr"]
             if log is not None:
@@ -249,34 +252,38 @@ class Trainer:
                 return False
             if saving:
                 self.save("last.pt")
+        due = (progress.epoch + 1) % config.validate_every == 0
         improved = False
-        if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
-            trained = self.stages[progress.stage].potentials
+        if due or progress.epoch + 1 == config.epochs:
             try:
-                with bar.aside("validating"):
-                    scores = self.validate(trained, stop)
+                improved = self._measure_epoch(bar, log, stop)
             except EvaluationStopped:
                 return False
-            means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
-            if log is not None:
-                by_score = {
-                    key: {name: score[key] for name, score in scores.items()}
-                    for key in next(iter(scores.values()))
-                }
-                log.write(
-                    "val",
-                    progress.step,
-                    {"epoch": progress.epoch + 1, "train_loss": means, **by_score},
-                )
-                bar.write(epoch_summary(progress.epoch + 1, means, by_score["mean_iou"]))
-            if trained == self.model.potential_names:
-                final = list(scores.values())[-1]["mean_iou"]
-                improved = final > progress.best
-                progress.best = max(final, progress.best)
         progress.epoch, progress.batch, progress.loss_sums = progress.epoch + 1, 0, {}
         if improved:
             self.save("best.pt")
         self.save("last.pt")
+        return True
+
+    def _measure_epoch(self, bar: StepLog, log: MetricsLog | None, stop: StopRequest) -> bool:
+        """Measures and logs the epoch that ends; whether the whole model is better than ever."""
+        progress = self.progress
+        trained = self.stages[progress.stage].potentials
+        with bar.aside("validating"):
+            scores = self.validate(trained, stop)
+        if log is not None:
+            means = {name: value / self.per_epoch for name, value in progress.loss_sums.items()}
+            by_score = {
+                key: {name: score[key] for name, score in scores.items()}
+                for key in next(iter(scores.values()))
+            }
+            values = {"epoch": progress.epoch + 1, "train_loss": means, **by_score}
+            log.write("val", progress.step, values)
+            bar.write(epoch_summary(progress.epoch + 1, means, by_score["mean_iou"]))
+        final = list(scores.values())[-1]["mean_iou"]
+        if trained != self.model.potential_names or not final > progress.best:
+            return False
+        progress.best = final
         return True
 
     def validate(self, trained: Sequence[str], stop: StopRequest) -> dict[str, dict[str, float]]:
@@ -315,18 +322,6 @@ class Trainer:
                 self.model.start_relations_from_unary()
                 self.average.restart()
             self.progress.stage += 1
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's parts of the batches that are left of the epoch."""
-        progress = self.progress
-        return epoch_batches(
-            self.train_set,
-            self.config,
-            progress.epoch,
-            progress.batch,
-            self.world,
-            self.transform,
-        )
 
     def _part_weights(self, objective: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
         """`part_weights` of this process's parts of a step, given by their labels."""
