@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,20 @@ if tuple(map(int, importlib.metadata.version("torch").split(".")[:2])) < (2, 10)
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("few", settings.get_profile("fixed"), max_examples=8)  # `make test`
 settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives all processes of a run a cache folder that ends with it; of the user's own, only what
+    is not this package's is in it, such as ccache's."""
+    if hasattr(config, "workerinput"):  # of pytest-xdist, which inherits the folder
+        return
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = tempfile.TemporaryDirectory(prefix="deepcrf_ext-cache-")
+    for path in own.iterdir() if own.is_dir() else ():
+        if path.name != "deepcrf_ext":
+            Path(folder.name, path.name).symlink_to(path)
+    os.environ["XDG_CACHE_HOME"] = folder.name
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from deepcrf_ext.config import DataSource
+from deepcrf_ext.data import open_dataset
+from deepcrf_ext.errors import InputError
+
+LABELS = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
+"""Of every mask that `lay` writes."""
+CLASSES = ("ground", "tree", "sky")
 
 
 def write(path: Path, array: np.ndarray) -> Path:
@@ -30,6 +37,31 @@ def add_pair(image: Path, mask: Path, labels: np.ndarray) -> None:
 def source(**settings: object) -> DataSource:
     """The settings of a folder of images and masks."""
     return DataSource("folder", **settings)  # type: ignore[arg-type]
+
+
+def lay(root: Path, *pairs: tuple[str, str]) -> Path:
+    """A folder with pairs of an image and a mask, by their paths below it."""
+    for image, mask in pairs:
+        add_pair(root / image, root / mask, LABELS)
+    return root
+
+
+def names(root: Path, split: str = "train", **settings: object) -> list[str]:
+    """Names of the samples of a folder that `lay` has filled, in their order."""
+    dataset = open_dataset(source(root=root, classes=CLASSES, **settings), split=split)
+    for sample in dataset:
+        np.testing.assert_array_equal(sample.labels, LABELS)
+        assert sample.image.shape == (2, 3, 3)
+    return [sample.name for sample in dataset]
+
+
+def error(root: Path, split: str = "train", **settings: object) -> str:
+    """The line that says why a folder cannot be opened."""
+    with pytest.raises(InputError) as caught:
+        open_dataset(source(root=root, **{"classes": CLASSES, **settings}), split=split)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def write_blobs(

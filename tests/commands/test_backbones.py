@@ -47,7 +47,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     timm = types.ModuleType("timm")
     timm.create_model = lambda name, pretrained: Tiny()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", timm)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     torch.manual_seed(3)

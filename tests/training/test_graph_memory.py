@@ -29,7 +29,6 @@ LARGEST = "images in windows of 16x12 pixels, as data.crop: the graphs of the la
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose whole images are too large."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(grid_graphs, "available_memory", lambda _: 40_000)
     return write_blobs(tmp_path / "data", 1)
 
