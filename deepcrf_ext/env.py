@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from deepcrf_ext.records.environment import environment
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the facts; 0, or 1 where the compiled extension is missing."""
+    argparse.ArgumentParser(
+        prog="python -m deepcrf_ext.env",
+        description="Print what was built and what is used: versions, processors, the extension. "
+        "The exit code is 1 where the extension is missing.",
+    ).parse_args(argv)
     facts, complete = environment()
     column = max(map(len, facts)) + 2
     for name, value in facts.items():

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.help import HelpFormatter
 from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
 from deepcrf_ext.cli.view_options import MAX_SIZE, add_view_options, views_of
 from deepcrf_ext.config import RelationConfig
@@ -176,6 +177,7 @@ def _parser() -> ArgumentParser:
         description=_DESCRIPTION,
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
     commands = parser.add_subcommands(dest="command")
     table = parsing.make_parser("python -m deepcrf_ext.explain compatibility", _COMPATIBILITY)

@@ -57,8 +57,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--normalisation",
         type=Normalisation | None,
-        help="How the kernels are divided by their row sums. Default: that of the parameters, "
-        "symmetric unless their file says else.",
+        help="How the kernels are divided by their row sums: symmetric, before, after or none. "
+        "Default: that of the parameters, symmetric unless their file says else.",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="Also write the refined probabilities."

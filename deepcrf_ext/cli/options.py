@@ -70,7 +70,7 @@ def add_measuring_options(
     verb: what is done with the split. folder: what --output is by default, for its help.
     """
     add_checkpoint_option(parser, checkpoint_required)
-    splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items())
+    splits = "; ".join(f"{name}: {', '.join(names)}" for name, names in DATASETS.items() if names)
     parser.add_argument(
         "--data.split",
         type=str | None,

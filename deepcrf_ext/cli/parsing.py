@@ -16,6 +16,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
+from deepcrf_ext.cli.help import HelpFormatter
 from deepcrf_ext.cli.streams import lasting_streams
 from deepcrf_ext.data.settings_files import home_expanded, read_text, refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
@@ -64,6 +65,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         print_config="--print-config",
         allow_abbrev=False,
         parser_mode=_MODE,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; options after it override it."
@@ -114,8 +116,17 @@ def _home_expanded(value: Any) -> Any:
 
 
 def parse_first(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """`parse_values` to find what sets other defaults, which --print-config is to print."""
-    return parse_values(parser, [word for word in argv if not word.startswith("--print")])
+    """`parse_values` to find what sets other defaults, which --help and --print-config print."""
+    wants_help = [word for word in argv if word in ("-h", "--help")]
+    required = [action for action in parser._actions if action.required and wants_help]
+    for action in required:
+        action.required = False
+    try:
+        others = [word for word in argv if word not in wants_help]
+        return parse_values(parser, [word for word in others if not word.startswith("--print")])
+    finally:
+        for action in required:
+            action.required = True
 
 
 def is_resume(argv: Sequence[str]) -> bool:

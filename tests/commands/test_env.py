@@ -43,7 +43,7 @@ def test_missing_extension_is_said_and_fails(
     monkeypatch.setitem(sys.modules, "deepcrf_ext._C", None)
     _backend.native.cache_clear()
     try:
-        assert env.main() == 1
+        assert env.main([]) == 1
     finally:
         _backend.native.cache_clear()
     output = capsys.readouterr().out
