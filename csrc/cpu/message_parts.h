@@ -35,7 +35,7 @@ class MessageParts {
     }
     // Every thread is to have several blocks.
     const int64_t blocks = ceil_div(8 * num_threads, std::max<int64_t>(parts_.size(), 1));
-    block_ = Receiver::block_size(num_nodes, blocks);
+    block_ = Receiver::block_size(num_nodes, num_labels, blocks);
     receivers_.emplace(num_threads, MessageShape{num_nodes, num_labels, num_features, block_});
   }
 

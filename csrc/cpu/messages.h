@@ -261,9 +261,11 @@ class MessageReceiver {
   }
 
   // Nodes of one block: enough to use a load of the weight often, and few enough for as many blocks
-  // as are wanted; whole strips, whose accumulators lie kContractRows nodes together.
-  static int64_t block_size(int64_t num_nodes, int64_t num_blocks) {
+  // as are wanted; whole strips, whose accumulators lie kContractRows nodes together. Few labels
+  // load the weight for each strip, so that more blocks cost nothing and let threads end together.
+  static int64_t block_size(int64_t num_nodes, int64_t num_labels, int64_t num_blocks) {
     constexpr int64_t kMost = 64 / kStripNodes * kStripNodes;
+    if (num_labels <= kFewLabels) num_blocks *= 4;
     return std::clamp(round_up(ceil_div(num_nodes, num_blocks), kStripNodes), kStripNodes, kMost);
   }
 

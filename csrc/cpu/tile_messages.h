@@ -131,7 +131,7 @@ class TileReceiver {
   }
 
   // Two tiles of nodes share a pass over the weight where there are blocks enough.
-  static int64_t block_size(int64_t num_nodes, int64_t num_blocks) {
+  static int64_t block_size(int64_t num_nodes, int64_t, int64_t num_blocks) {
     return num_nodes >= 2 * kTileRows * num_blocks ? 2 * kTileRows : kTileRows;
   }
 
