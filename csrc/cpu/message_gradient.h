@@ -10,7 +10,8 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 // gradient of the hidden vector of an edge is a sum over 2K coefficients of its target,
 //   dL/dh_pq = sum_j Q_q[j] (sum_k grad_p[k] W[k, j]) + grad_q[j] (sum_k Q_p[k] W[k, j]),
 // whose brackets belong to its source; and dL/dW contracts the same accumulators as the forward
-// pass. Planes are independent, so each is one thread's work and nothing is reduced across threads.
+// pass. Planes are independent, and so are these two halves, which are the same work: each half of
+// a group of planes is one thread's turn, and nothing is reduced across threads.
 template <typename T>
 class MessageGradient {
  public:
@@ -26,30 +27,36 @@ class MessageGradient {
         group_(plane_group(2 * num_labels)),
         node_stride_(group_ * 2 * num_labels * V),
         node_terms_(kBlock * node_stride_),
-        source_gradient_(group_ * num_nodes * V),
-        target_gradient_(group_ * num_nodes * V),
-        weight_gradient_(group_ * num_labels * num_labels * V) {}
+        gradients_(group_ * std::max(2 * num_nodes, num_labels * num_labels) * V) {}
 
-  // Gradients of the planes of one group.
-  void run(const Direction<T>& along, int64_t plane,
-           const T* marginals,       // [N, K]
-           const T* grad_messages,   // [N, K]
-           const T* coefficients) {  // [N, 2K]: marginals, then grad_messages
-    std::fill_n(target_gradient_.get(), group_ * num_nodes_ * V, T(0));
-    std::fill_n(weight_gradient_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
+  // The gradients of the projections in the planes of one group.
+  void run_hidden(const Direction<T>& along, int64_t plane,
+                  const T* marginals,       // [N, K]
+                  const T* grad_messages,   // [N, K]
+                  const T* coefficients) {  // [N, 2K]: marginals, then grad_messages
+    std::fill_n(gradients_.get(), group_ * 2 * num_nodes_ * V, T(0));
     for (int64_t first = 0; first < num_nodes_; first += kBlock) {
-      const int64_t count = std::min(kBlock, num_nodes_ - first);
-      differentiate_hidden(along, plane, marginals, grad_messages, coefficients, first, count);
-      differentiate_weight(along, plane, marginals, grad_messages, coefficients, first, count);
+      differentiate_hidden(along, plane, marginals, grad_messages, coefficients, first,
+                           std::min(kBlock, num_nodes_ - first));
     }
   }
+  const T* source_gradient(int64_t v) const { return gradients_.get() + v * num_nodes_ * V; }
+  const T* target_gradient(int64_t v) const { return source_gradient(group_ + v); }
 
-  const T* source_gradient(int64_t v) const { return source_gradient_.get() + v * num_nodes_ * V; }
-  const T* target_gradient(int64_t v) const { return target_gradient_.get() + v * num_nodes_ * V; }
-  const T* weight_gradient(int64_t v) const {
-    return weight_gradient_.get() + v * num_labels_ * num_labels_ * V;
+  // The gradient of the weight, likewise.
+  void run_weight(const Direction<T>& along, int64_t plane,
+                  const T* marginals,       // [N, K]
+                  const T* grad_messages,   // [N, K]
+                  const T* coefficients) {  // [N, 2K]
+    std::fill_n(gradients_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
+    for (int64_t first = 0; first < num_nodes_; first += kBlock) {
+      differentiate_weight(along, plane, marginals, grad_messages, coefficients, first,
+                           std::min(kBlock, num_nodes_ - first));
+    }
   }
-  int64_t group() const { return group_; }
+  const T* weight_gradient(int64_t v) const {
+    return gradients_.get() + v * num_labels_ * num_labels_ * V;
+  }
 
  private:
   void differentiate_hidden(const Direction<T>& direction, int64_t plane, const T* marginals,
@@ -73,16 +80,14 @@ class MessageGradient {
       const int64_t edges = direction.row_offsets[p + 1] - begin;
       const int64_t blocks = ceil_div(edges, kEdges);
       for (int64_t v = 0; v < group_; v += 2) {
-        T* totals = source_gradient_.get() + v * plane_size + p * V;
-        store(totals, Vec<T>{});
-        store(totals + plane_size, Vec<T>{});
+        T* totals = gradients_.get() + v * plane_size + p * V;
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t from = edges * block / blocks;
           edge_gradients(direction.neighbours + begin + from, edges * (block + 1) / blocks - from,
                          direction.self + (plane + v) * plane_size + p * V,
                          direction.other + (plane + v) * plane_size, coefficients,
                          brackets + m * node_stride_ + v * 2 * K * V, totals,
-                         target_gradient_.get() + v * plane_size);
+                         gradients_.get() + (group_ + v) * plane_size);
         }
       }
     }
@@ -160,7 +165,7 @@ class MessageGradient {
                  plane_size, coefficients, 2 * K, accumulators + m * node_stride_, V);
     }
     for (int64_t v = 0; v < group_; ++v) {
-      T* out = weight_gradient_.get() + v * K * K * V;
+      T* out = gradients_.get() + v * K * K * V;
       const T* of_marginals = accumulators + v * 2 * K * V;
       gemm(K, K, count, grad_messages + first * K, int64_t(1), K, of_marginals, node_stride_, out,
            K * V);
@@ -170,10 +175,8 @@ class MessageGradient {
   }
 
   int64_t num_nodes_, num_labels_, group_, node_stride_;
-  Buffer<T> node_terms_;       // [kBlock, group, 2K, lanes]
-  Buffer<T> source_gradient_;  // [group, N, lanes]
-  Buffer<T> target_gradient_;  // [group, N, lanes]
-  Buffer<T> weight_gradient_;  // [group, K, K, lanes]
+  Buffer<T> node_terms_;  // [kBlock, group, 2K, lanes]
+  Buffer<T> gradients_;   // [source and target, group, N, lanes] or [group, K, K, lanes]
 };
 
 // The coefficients that a node brings to its neighbours; call in parallel.
@@ -229,10 +232,10 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   const int64_t num_nodes = graph.num_nodes;
   const int64_t K = potential.num_labels;
   const int64_t D = potential.num_features;
-  PackedPotential<T> packed(graph, potential, plane_group(2 * K));
-  // Workspaces hold no more than the gradient of the weight does.
-  num_threads =
-      static_cast<int>(std::min<int64_t>(num_threads, packed.planes() / plane_group(2 * K)));
+  const int64_t group = plane_group(2 * K);
+  PackedPotential<T> packed(graph, potential, group);
+  const int64_t turns = 2 * (packed.planes() / group);
+  num_threads = static_cast<int>(std::min<int64_t>(num_threads, turns));
   Buffer<T> coefficients(num_nodes * 2 * K);
   Buffer<T> neighbour_sums(num_nodes * 2 * K);
   PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);
@@ -246,15 +249,24 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
     join_coefficients(num_nodes, K, marginals, grad_messages, coefficients.get());
     differentiate_bias(graph, K, marginals, grad_messages, coefficients.get(), neighbour_sums.get(),
                        static_cast<T*>(gradient.bias));
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
 
 #pragma omp for schedule(dynamic)
-    for (int64_t plane = 0; plane < packed.planes(); plane += worker.group()) {
-      for (int64_t v = 0; v < worker.group(); ++v) packed.pack(plane + v);
-      worker.run(packed.along(), plane, marginals, grad_messages, coefficients.get());
-      for (int64_t v = 0; v < worker.group() && (plane + v) * V < D; ++v) {
-        unpack_plane(worker.source_gradient(v), num_nodes, D, plane + v, grad_source);
-        unpack_plane(worker.target_gradient(v), num_nodes, D, plane + v, grad_target);
-        unpack_plane(worker.weight_gradient(v), K * K, D, plane + v, grad_weight);
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      const int64_t plane = turn / 2 * group;
+      const int64_t end = std::min<int64_t>(plane + group, ceil_div(D, V));
+      if (turn % 2 == 0) {
+        worker.run_hidden(packed.along(), plane, marginals, grad_messages, coefficients.get());
+        for (int64_t v = plane; v < end; ++v) {
+          unpack_plane(worker.source_gradient(v - plane), num_nodes, D, v, grad_source);
+          unpack_plane(worker.target_gradient(v - plane), num_nodes, D, v, grad_target);
+        }
+      } else {
+        worker.run_weight(packed.along(), plane, marginals, grad_messages, coefficients.get());
+        for (int64_t v = plane; v < end; ++v) {
+          unpack_plane(worker.weight_gradient(v - plane), K * K, D, v, grad_weight);
+        }
       }
     }
   }
