@@ -20,7 +20,8 @@ from deepcrf_ext.cli.options import (
     mask_settings,
 )
 from deepcrf_ext.constants import IGNORE_INDEX
-from deepcrf_ext.evaluation.masks import count_classes, pair_masks
+from deepcrf_ext.evaluation.mask_files import pair_masks
+from deepcrf_ext.evaluation.masks import count_classes
 from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, Refinement
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation
@@ -29,9 +30,10 @@ from deepcrf_ext.progress import progress
 
 _DESCRIPTION = """Sharpen the masks of any model by a dense CRF over their images.
 
-MASKS holds, for every image, a label map (PNG with class indices, grey or with a palette), an array
-of probabilities (.npy, .npz: [K, h, w] or [h, w, K], upsampled where smaller than the image) or a
-grey-level saliency mask (--kind saliency). Masks and images belong together by name, sub-folders
+MASKS holds, for every image, a label map (a picture of class indices, grey or with a palette, or of
+colours, each a class; or a .npy or .npz of integers [h, w]), an array of probabilities (.npy, .npz:
+[K, h, w] or [h, w, K], upsampled where smaller than the image) or a grey-level saliency mask
+(--kind saliency). Masks and images belong together by name, sub-folders
 included; --mask-pattern '{name}_mask.png' says how masks are called. Two files do as well.
 
 Writes labels/NAME.png below the output folder, in the coding of the mask, and with --probabilities

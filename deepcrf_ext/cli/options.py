@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
@@ -14,9 +14,10 @@ from jsonargparse.typing import NonNegativeInt
 from deepcrf_ext.config import DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.base import labels_in
+from deepcrf_ext.data.label_maps import read_labels_setting
 from deepcrf_ext.data.predictions import Layout
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings
+from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings, about_labels
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
@@ -195,7 +196,8 @@ def add_mask_options(parser: ArgumentParser) -> None:
         "--kind",
         type=Kind,
         default="auto",
-        help="What masks hold. auto: arrays hold probabilities, pictures label maps.",
+        help="What masks hold. auto: labels in pictures and in arrays of one plane of integers, "
+        "probabilities in other arrays.",
     )
     parser.add_argument(
         "--certainty",
@@ -206,10 +208,19 @@ def add_mask_options(parser: ArgumentParser) -> None:
         + ".",
     )
     parser.add_argument(
+        "--labels",
+        type=Any,
+        help="The class of each value, range of values or colour in label maps, "
+        "{0: background, 255: crack}, or ignore where it could be anything; camvid-colours or "
+        "voc-colours; or a YAML or JSON file. Default: they hold indices of classes, or colours of "
+        "which each is a class. Results have the first value or colour of a class.",
+    )
+    parser.add_argument(
         "--unsure",
-        type=int | None,
+        type=int | Literal["auto"] | None,
         default=MaskSettings.unsure,
-        help="Label of pixels that could be anything; null if there is none.",
+        help="Label of pixels that could be anything; null if there is none. auto: 255, or none in "
+        "colours.",
     )
     parser.add_argument(
         "--classes",
@@ -234,12 +245,15 @@ def add_mask_options(parser: ArgumentParser) -> None:
 
 def mask_settings(arguments: Namespace) -> MaskSettings:
     """The settings that the options of `add_mask_options` give."""
+    with about_labels():
+        labels = read_labels_setting(arguments.labels, Path())
     return MaskSettings(
         arguments.kind,
         arguments.certainty,
         arguments.unsure,
         arguments.classes,
         arguments.layout,
+        labels,
     )
 
 

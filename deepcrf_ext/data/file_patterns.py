@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from deepcrf_ext.data.arrays import ARRAY_SUFFIXES
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
 
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 _TOKEN = re.compile(r"\{name\}|\*\*/?|\*|\?|[^*?{]+|\{")
 _WILD = re.compile(r"[*?]|\{name\}")
 

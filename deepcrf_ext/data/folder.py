@@ -35,7 +35,7 @@ from deepcrf_ext.data.label_maps import (
     read_labels_setting,
     value_code,
 )
-from deepcrf_ext.data.masks import read_codes, read_palette
+from deepcrf_ext.data.masks import is_turned, read_codes, read_palette
 from deepcrf_ext.data.pairing import pair_files
 from deepcrf_ext.errors import InputError
 
@@ -109,10 +109,10 @@ class FolderDataset(FileDataset):
         """The colours of the mask's palette, and whether EXIF turns its image alone."""
         if file.labels is None:
             return {}
-        with open_picture(file.image) as image, open_picture(file.labels) as mask:
+        with open_picture(file.image) as image:
             turn = orientation(image)
             fits = turn in (2, 3, 4) or (turn > 4 and image.width == image.height)
-            turned = fits and orientation(mask) == 1
+        turned = fits and not is_turned(file.labels)
         palette = {} if self.palette_masks == "colours" else read_palette(file.labels)
         return {"turned": turned, "palette": palette}
 

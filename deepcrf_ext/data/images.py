@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from deepcrf_ext.data.arrays import is_array
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import cv2
 
@@ -166,20 +167,15 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with open_picture(path) as picture:
-        return read_indices(picture, path)
-
-
-def read_indices(picture: ImageFile.ImageFile, path: Path) -> np.ndarray:
-    """The class indices of an open label map, uint8 [H, W]; raises InputError as `read_labels`."""
-    if not has_values(picture):
-        raise InputError(
-            f"{path}: a label map in mode {picture.mode}; "
-            "must have one channel of class indices, or a palette"
-        )
-    labels = read_values(picture)
-    if labels.min() < 0 or labels.max() > 255:
-        raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
-    return labels.astype(np.uint8)
+        if not has_values(picture):
+            raise InputError(
+                f"{path}: a label map in mode {picture.mode}; "
+                "must have one channel of class indices, or a palette"
+            )
+        labels = read_values(picture)
+        if labels.min() < 0 or labels.max() > 255:
+            raise InputError(f"{path}: label values {labels.min()}..{labels.max()}; must be 0..255")
+        return labels.astype(np.uint8)
 
 
 def has_values(picture: ImageFile.ImageFile) -> bool:
@@ -204,6 +200,8 @@ def is_lossy(path: Path) -> bool:
 
     Raises InputError when it cannot be read.
     """
+    if is_array(path):
+        return False
     with open_picture(path) as picture:
         return picture.format in ("JPEG", "MPO", "AVIF") or (
             picture.format == "WEBP" and _is_lossy_webp(path)

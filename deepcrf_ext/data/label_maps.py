@@ -41,6 +41,11 @@ def value_code(value: int) -> int:
     return value * _GREY if value <= 255 else _DEEP + value
 
 
+def code_values(codes: np.ndarray) -> np.ndarray:
+    """The values that codes of greys stand for, int32 of the same shape."""
+    return np.where(codes >= _DEEP, codes - _DEEP, codes // _GREY)
+
+
 def colour_code(colour: Sequence[int]) -> int:
     """The code of a colour, three of 0..255."""
     red, green, blue = colour
@@ -210,6 +215,15 @@ def class_names(labels: Labels) -> tuple[str, ...]:
         if target != IGNORE:
             names[target] = None
     return tuple(names)
+
+
+def first_codes(labels: Labels) -> tuple[int, ...]:
+    """The first code of every class that a map names, in the order of `class_names`."""
+    codes: dict[int | str, int] = {}
+    for key, name in labels.items():
+        if name != IGNORE:
+            codes.setdefault(name, _key_codes(key)[0])
+    return tuple(codes.values())
 
 
 def map_colours(labels: Labels) -> dict[str, Colour] | None:

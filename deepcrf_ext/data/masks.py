@@ -1,4 +1,4 @@
-"""Masks of any kind of image file, as the codes that label maps translate."""
+"""Masks of any kind of file, as the codes that label maps translate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Literal
 import numpy as np
 from PIL import ImageFile
 
+from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.data.arrays import is_array, label_plane, read_array
 from deepcrf_ext.data.images import (
     deep_channels,
     has_values,
     is_deep,
     open_picture,
+    orientation,
     read_values,
     upright,
 )
@@ -29,8 +32,18 @@ def read_codes(path: Path, palette_masks: PaletteMasks = "indices") -> np.ndarra
     colours of the palette, all others their colours; an alpha channel is dropped. Of an animation
     the first frame is taken. An EXIF orientation is applied, as to images.
 
+    An array (.npy, .npz) is a plane of integers, of which -1 is 255, as in labelme's exports.
+
     Raises InputError when the file cannot be decoded or is a floating-point image.
     """
+    if is_array(path):
+        array = read_array(path)
+        plane = label_plane(array)
+        if plane is None:
+            raise InputError(
+                f"{path}: {array.dtype} of shape {list(array.shape)}; must be integers [H, W]"
+            )
+        return _encode_values(np.where(plane == -1, IGNORE_INDEX, plane), path)
     with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: a floating-point mask; must hold integers or colours")
@@ -52,12 +65,22 @@ def _read_channels(picture: ImageFile.ImageFile, path: Path) -> np.ndarray:
 
 def read_palette(path: Path) -> dict[int, int]:
     """The colours, as codes, of the indices that a mask with a palette holds; none of others."""
+    if is_array(path):
+        return {}
     with open_picture(path) as picture:
         if picture.mode != "P":
             return {}
         values = read_values(picture)
         codes = _pack(np.array(picture.getpalette(), np.uint8).reshape(1, -1, 3))[0].tolist()
         return {index: codes[index] for index in np.unique(values).tolist() if index < len(codes)}
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation of a mask turns it."""
+    if is_array(path):
+        return False
+    with open_picture(path) as picture:
+        return orientation(picture) != 1
 
 
 def _encode_deep(colours: np.ndarray | None, path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.data.base import LabelledFile
-from deepcrf_ext.data.file_patterns import FilePattern, Found, describe_folders
+from deepcrf_ext.data.file_patterns import MASK_SUFFIXES, FilePattern, Found, describe_folders
 from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import below, existing_pair, is_header, read_lines
 from deepcrf_ext.errors import InputError
@@ -35,7 +35,7 @@ def pair_files(root: Path, split: str, source: DataSource) -> Pairing:
     """
     every = "**" if source.split_file else "{split}/**"
     images = FilePattern("data.images", source.images or f"images/{every}")
-    masks = FilePattern("data.masks", source.masks or f"masks/{every}")
+    masks = FilePattern("data.masks", source.masks or f"masks/{every}", MASK_SUFFIXES)
     found, found_masks = images.find(root, split), masks.find(root, split)
     mask_paths = {path for paths in found_masks.files.values() for path in paths}
     found.leave_out(mask_paths)  # where x.png and x_mask.png lie side by side

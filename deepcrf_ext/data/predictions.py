@@ -4,52 +4,73 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
 
-from deepcrf_ext.data.images import open_picture, read_indices, read_values
+from deepcrf_ext.data.arrays import is_array, is_label_map, read_array
+from deepcrf_ext.data.images import open_picture, read_values, voc_palette
+from deepcrf_ext.data.label_maps import LabelMap, code_values, is_grey
+from deepcrf_ext.data.masks import read_codes
 from deepcrf_ext.errors import InputError
 
 Layout = Literal["auto", "khw", "hwk"]
 
-ARRAY_SUFFIXES = (".npy", ".npz")
-_NAMES = ("probabilities", "marginals", "softmax", "logits", "arr_0")
-"""Arrays of an .npz that are taken where it holds several."""
-
 
 @dataclass(frozen=True)
-class LabelPicture:
-    """A label map and how it was stored.
+class LabelCoding:
+    """How label maps are stored.
 
-    labels: uint8 [H, W]. mode: Pillow's mode of the file, "1", "L" or "P" (deeper greys are "L").
+    mode: Pillow's mode of the file, "1", "L" or "P" (deeper greys and arrays are one of these).
     palette: the colours of a palette, RGB one after another; None in the other modes.
+    codes: the code (see `label_maps`) of each class; None where pixels hold the indices.
     """
 
-    labels: np.ndarray
     mode: str
-    palette: tuple[int, ...] | None
+    palette: tuple[int, ...] | None = None
+    codes: tuple[int, ...] | None = None
 
-    def write(self, file: Any) -> None:
-        """Write it as a PNG."""
-        values = self.labels.astype(bool) if self.mode == "1" else self.labels
+    def write(self, file: BinaryIO, labels: np.ndarray) -> None:
+        """Write labels, uint8 [H, W] of class indices, as a PNG."""
+        values = labels
+        if self.codes is not None:
+            codes = np.array(self.codes, np.int32)
+            if not all(map(is_grey, self.codes)):
+                colours = np.stack([codes >> 16, codes >> 8, codes], 1).astype(np.uint8)
+                Image.fromarray(colours[labels]).save(file, format="PNG")
+                return
+            values = code_values(codes)[labels]
+        values = values.astype(
+            bool if self.mode == "1" else np.uint8 if values.max() <= 255 else np.uint16
+        )
         picture = Image.fromarray(values)
-        if self.palette is not None:
+        if self.palette is not None and values.dtype == np.uint8:
             picture.putpalette(self.palette)
         picture.save(file, format="PNG")
 
+    def read(self, path: Path) -> np.ndarray:
+        """The class indices, uint8 [H, W], that `write` wrote."""
+        codes = read_codes(path)
+        if self.codes is None:
+            return code_values(codes).astype(np.uint8)
+        return LabelMap(
+            {code: index for index, code in enumerate(self.codes)}, "is no class"
+        ).apply(codes, path)
 
-def read_label_picture(path: Path) -> LabelPicture:
-    """Read a label map, a picture with one channel of class indices or a palette.
 
-    Raises InputError when it cannot be decoded, has colours, or holds values above 255.
+def read_label_map(path: Path) -> tuple[np.ndarray, LabelCoding]:
+    """The codes (see `label_maps`) of a label map, int32 [H, W], and how it is stored.
+
+    Raises InputError when it cannot be read, as `read_codes`.
     """
+    codes = read_codes(path)
+    if is_array(path):
+        return codes, LabelCoding("P", tuple(voc_palette(256).flatten().tolist()))
     with open_picture(path) as picture:
-        labels = read_indices(picture, path)
-        mode = picture.mode if picture.mode in ("1", "P") else "L"
-        palette = tuple(picture.getpalette() or ()) if mode == "P" else None
-        return LabelPicture(labels, mode, palette)
+        if picture.mode == "P":
+            return codes, LabelCoding("P", tuple(picture.getpalette() or ()))
+        return codes, LabelCoding("1" if picture.mode == "1" else "L")
 
 
 def read_saliency(path: Path) -> np.ndarray:
@@ -84,14 +105,18 @@ def read_probabilities(
     Raises:
         InputError: the file cannot be read, or its array holds no such thing.
     """
-    array = _load(path)
+    array = read_array(path)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: holds {array.dtype}; must hold numbers")
     if array.size == 0:
         raise InputError(f"{path}: an array of shape {list(array.shape)}; must not be empty")
     values = array.astype(np.float32)
     if not logits and array.dtype.kind in "iu" and values.max() > 1:
-        _refuse_labels(path, array.squeeze())
+        if is_label_map(array):
+            raise InputError(
+                f"{path}: holds {array.dtype} {array.min()}..{array.max()}, which look like "
+                "labels; probabilities are floating-point numbers, or uint8 in fractions of 255"
+            )
         values /= 255
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
@@ -119,43 +144,11 @@ def read_probabilities(
     return _softmax(path, values) if logits else _checked(path, values)
 
 
-def _refuse_labels(path: Path, plane: np.ndarray) -> None:
-    """Raises InputError for one plane of integers that are no fractions of 255, but labels."""
-    few = plane.max() < 128 and len(np.unique(plane)) <= 64
-    if plane.ndim == 2 and (few or plane.dtype != np.uint8):
-        raise InputError(
-            f"{path}: holds {plane.dtype} {plane.min()}..{plane.max()}, which look like labels; "
-            "label maps are pictures, such as PNG, and probabilities floating-point numbers, or "
-            "uint8 in fractions of 255"
-        )
-
-
 def _softmax(path: Path, logits: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise InputError(f"{path}: holds NaN or infinity; must hold logits")
     exponentials = np.exp(logits - logits.max(0))
     return exponentials / exponentials.sum(0)
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            known = [name for name in _NAMES if name in names]
-            if not (known or len(names) == 1):
-                raise InputError(
-                    f"{path}: holds the arrays {', '.join(names) or 'none'}; must hold one, or "
-                    f"{', '.join(_NAMES[:4])}"
-                )
-            array: np.ndarray = loaded[known[0] if known else names[0]]
-            return array
-    except InputError:
-        raise
-    except Exception as error:  # NumPy raises errors of many kinds on damaged files
-        raise InputError(f"{path}: cannot be read as an array ({error})") from error
 
 
 def _layout(path: Path, values: np.ndarray, size: tuple[int, int], logits: bool) -> Layout:

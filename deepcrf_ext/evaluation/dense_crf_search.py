@@ -16,7 +16,8 @@ from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.boundaries import BoundaryF1
-from deepcrf_ext.evaluation.masks import MaskFiles, MaskSettings, read_masked
+from deepcrf_ext.evaluation.mask_files import MaskFiles
+from deepcrf_ext.evaluation.masks import MaskSettings, read_masked
 from deepcrf_ext.evaluation.prediction import upsample_labels
 from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.evaluation.view_marginals import view_marginals

@@ -1,11 +1,12 @@
-"""What any model says of images, in files: which belong together, and their unary energies."""
+"""What any model says of images, in files of any kind, and the unary energies of it."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +16,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.constants import IGNORE_INDEX
-from deepcrf_ext.data.base import require_folder
-from deepcrf_ext.data.file_patterns import FilePattern
-from deepcrf_ext.data.images import IMAGE_SUFFIXES, read_image, read_labels, voc_palette
+from deepcrf_ext.data.arrays import ARRAY_SUFFIXES, holds_label_map, is_array
+from deepcrf_ext.data.images import is_lossy, read_image, voc_palette
+from deepcrf_ext.data.label_maps import (
+    IGNORE,
+    LOSSY,
+    MAX_CLASSES,
+    LabelMap,
+    Labels,
+    class_names,
+    code_values,
+    describe_code,
+    explicit_map,
+    first_codes,
+    is_grey,
+    value_code,
+)
 from deepcrf_ext.data.predictions import (
-    ARRAY_SUFFIXES,
-    LabelPicture,
+    LabelCoding,
     Layout,
-    read_label_picture,
+    read_label_map,
     read_probabilities,
     read_saliency,
 )
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.mask_files import MaskFiles
 from deepcrf_ext.evaluation.prediction import upsample_labels
 from deepcrf_ext.models.upsampling import upsample_part
 from deepcrf_ext.ops.dense_crf_params import unary_from_labels, unary_from_probabilities
@@ -38,52 +52,89 @@ CERTAINTY = {"labels": 0.7, "saliency": 0.9, "probabilities": 1.0, "logits": 1.0
 _GREY_LEVELS = 100  # more in one picture are no classes
 
 
-@dataclass(frozen=True)
-class MaskFiles:
-    """An image, its mask and, where it is known, its true labels. name: their common name."""
-
-    name: str
-    image: Path
-    mask: Path
-    truth: Path | None = None
+@contextmanager
+def about_labels() -> Iterator[None]:
+    """Within it, errors about data.labels are about --labels, which is alike."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("data.labels", "--labels")) from error
 
 
 @dataclass(frozen=True)
 class MaskSettings:
     """How masks are to be read.
 
-    kind: what they hold; "auto" takes arrays for probabilities and pictures for labels.
+    kind: what they hold; "auto" takes pictures and planes of integers for labels, other arrays for
+        probabilities.
     certainty: the probability of a given label; of other kinds, what the largest probability is
         mixed down to with uniform ones, 1 for as they are. None for `CERTAINTY`.
-    unsure: the label of pixels that could be anything; None if there is none.
+    unsure: the label of pixels that could be anything; None if there is none. "auto" is 255 in maps
+        of indices, and none in those of colours.
     num_classes: of label maps. None to look for the highest label in all of them.
     layout: which axis of an array is that of the classes.
+    labels: the class of each value or colour in label maps, "ignore" where unsure, as
+        `DataSource.labels`. None where they hold indices, or colours of which each is a class.
     """
 
     kind: Kind = "auto"
     certainty: float | None = None
-    unsure: int | None = IGNORE_INDEX
+    unsure: int | Literal["auto"] | None = "auto"
     num_classes: int | None = None
     layout: Layout = "auto"
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError for a number out of range."""
+        """Raises InputError for a number out of range, and for labels that are no map."""
         if self.certainty is not None and not 0 < self.certainty <= 1:
             raise InputError(f"certainty: got {self.certainty}, must lie in (0, 1]")
-        if self.unsure is not None and not 0 <= self.unsure <= 255:
+        if isinstance(self.unsure, int) and not 0 <= self.unsure <= 255:
             raise InputError(f"unsure: got {self.unsure}, must be in 0..255")
         if self.num_classes is not None and not 2 <= self.num_classes <= 255:
             raise InputError(f"classes: got {self.num_classes}, must be in 2..255")
 
+    @cached_property
+    def coding(self) -> tuple[LabelMap, tuple[int, ...]] | None:
+        """What `labels` says of every code, and the code to write of every class."""
+        if self.labels is None:
+            return None
+        with about_labels():
+            names = class_names(self.labels)
+            return explicit_map(self.labels, names), first_codes(self.labels)
+
     def kind_of(self, path: Path) -> Kind:
         """What a file holds."""
-        is_array = path.suffix.lower() in ARRAY_SUFFIXES
+        array = is_array(path)
         if self.kind == "auto":
-            return "probabilities" if is_array else "labels"
-        if is_array != (self.kind in ("probabilities", "logits")):
-            wanted = ", ".join(ARRAY_SUFFIXES) if not is_array else "pictures"
+            return "probabilities" if array and not holds_label_map(path) else "labels"
+        if self.kind != "labels" and array != (self.kind != "saliency"):
+            wanted = "pictures" if array else ", ".join(ARRAY_SUFFIXES)
             raise InputError(f"{path}: --kind {self.kind} is for {wanted}")
         return self.kind
+
+    def read_labels(self, path: Path) -> tuple[Tensor, LabelCoding]:
+        """The labels of a label map, uint8 [h, w], with 255 for what `labels` ignores, and how it
+        is stored. Raises InputError naming it."""
+        codes, coding = read_label_map(path)
+        if self.coding is not None:
+            label_map, written = self.coding
+            with about_labels():
+                labels = label_map.apply(codes, path)
+            return torch.from_numpy(labels), replace(coding, codes=written)
+        strange = next(
+            (
+                int(c)
+                for c in np.unique(codes)
+                if not 0 <= c <= value_code(255) or not is_grey(int(c))
+            ),
+            None,
+        )
+        if strange is not None:
+            raise InputError(
+                f"{path}: holds {describe_code(strange)}; must hold indices 0..255, or --labels "
+                "says what its values and colours are"
+            )
+        return torch.from_numpy(code_values(codes).astype(np.uint8)), coding
 
 
 @dataclass(frozen=True)
@@ -103,7 +154,7 @@ class Masked:
     labels: Tensor
     num_classes: int
     truth: Tensor | None
-    coding: LabelPicture
+    coding: LabelCoding
     certainty: float
 
     @property
@@ -126,19 +177,6 @@ class Masked:
         mixed = self.certainty * part + (1 - self.certainty) / self.num_classes
         return unary_from_probabilities(mixed)
 
-    def encode(self, labels: np.ndarray) -> LabelPicture:
-        """Labels, uint8 [H, W], in the coding of the mask."""
-        return replace(self.coding, labels=_SALIENT[labels] if self.kind == "saliency" else labels)
-
-    def decode(self, picture: LabelPicture) -> Tensor:
-        """Labels, uint8 [H, W], that `encode` coded."""
-        labels = torch.from_numpy(picture.labels)
-        return (labels > 0).to(torch.uint8) if self.kind == "saliency" else labels
-
-
-_EMPTY = np.empty((0, 0), np.uint8)
-_SALIENT = np.array([0, 255], np.uint8)
-
 
 def read_masked(files: MaskFiles, settings: MaskSettings) -> Masked:
     """Read an image, its mask and its truth. Raises InputError naming the file at fault."""
@@ -147,26 +185,27 @@ def read_masked(files: MaskFiles, settings: MaskSettings) -> Masked:
     size = (image.shape[1], image.shape[2])
     certainty = CERTAINTY[kind] if settings.certainty is None else settings.certainty
     if kind == "labels":
-        coding = read_label_picture(files.mask)
         if settings.num_classes is None:
             raise ValueError("num_classes: got None, must be known, as from count_classes")
-        labels = _resized(files, torch.from_numpy(coding.labels), size)
-        labels = _checked_labels(files.mask, labels, settings.num_classes, settings.unsure)
+        given, coding = settings.read_labels(files.mask)
+        unsure = settings.unsure if settings.labels is None else IGNORE_INDEX
+        assert unsure != "auto"  # which count_classes has made a label
+        labels = _resized(files, given, size)
+        labels = _checked_labels(files.mask, labels, settings.num_classes, unsure)
         probabilities, count = None, settings.num_classes
     else:
         if kind == "saliency":
             foreground = torch.from_numpy(read_saliency(files.mask))
             _resized(files, foreground, size)
             probabilities = torch.stack([1 - foreground, foreground])
-            coding = LabelPicture(_EMPTY, "L", None)
+            coding = LabelCoding("L", codes=(value_code(0), value_code(255)))
         else:
             array = read_probabilities(files.mask, size, settings.layout, logits=kind == "logits")
             probabilities = torch.from_numpy(array)
-            palette = tuple(voc_palette(256).flatten().tolist())
-            coding = LabelPicture(_EMPTY, "P", palette)
+            coding = LabelCoding("P", tuple(voc_palette(256).flatten().tolist()))
         count = len(probabilities)
         labels = upsample_labels(probabilities, size)
-    truth = None if files.truth is None else _read_truth(files, kind, size, count)
+    truth = None if files.truth is None else _read_truth(files, settings, kind, size, count)
     return Masked(files.name, kind, image, probabilities, labels, count, truth, coding, certainty)
 
 
@@ -193,12 +232,14 @@ def _checked_labels(path: Path, labels: Tensor, count: int, unsure: int | None) 
     return labels.where(known, count)
 
 
-def _read_truth(files: MaskFiles, kind: Kind, size: tuple[int, int], count: int) -> Tensor:
+def _read_truth(
+    files: MaskFiles, settings: MaskSettings, kind: Kind, size: tuple[int, int], count: int
+) -> Tensor:
     assert files.truth is not None
     if kind == "saliency":
         truth = torch.from_numpy((read_saliency(files.truth) > 0.5).astype(np.uint8))
     else:
-        truth = torch.from_numpy(read_labels(files.truth))
+        truth, _ = settings.read_labels(files.truth)
     if tuple(truth.shape) != size:
         (rows, columns), (height, width) = truth.shape, size
         raise InputError(
@@ -215,121 +256,106 @@ def _read_truth(files: MaskFiles, kind: Kind, size: tuple[int, int], count: int)
 
 
 def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: int) -> MaskSettings:
-    """The settings with the number of classes that label maps and their truth speak of.
+    """The settings with the number of classes that label maps and their truth speak of, and with
+    `MaskSettings.labels` where these hold colours.
 
-    Files that cannot be read are passed over. Raises InputError where there are fewer than two, and
-    where what is taken for label maps are grey-level pictures.
+    Files that cannot be read are passed over. Raises InputError where there are fewer than two
+    classes or more than 255, for label maps in a lossy format, and where what is taken for label
+    maps are grey-level pictures.
     """
     maps = [f for f in files if settings.kind_of(f.mask) == "labels"]
-    if settings.num_classes is not None or not maps:
-        return settings
-    guess = settings.kind == "auto"
+    if settings.labels is not None:
+        return _of_labels(settings)
+    if not maps or settings.num_classes is not None:
+        return _with_unsure(settings)
+    paths = [(path, path is file.mask) for file in maps for path in (file.mask, file.truth) if path]
 
-    def top_label(file: MaskFiles) -> int:
-        top = -1
-        for path in (file.mask, file.truth):
-            try:
-                if path is None:
-                    continue
-                picture = read_label_picture(path)
-            except InputError:
-                continue  # named when its turn comes
-            values = np.unique(picture.labels)
-            if guess and path is file.mask and picture.mode == "L" and len(values) > _GREY_LEVELS:
-                raise InputError(
-                    f"{path}: holds {len(values)} grey levels; --kind saliency takes them for "
-                    "probabilities of a foreground, --kind labels for classes"
-                )
-            ignored = settings.unsure if path is file.mask else IGNORE_INDEX
-            known = values[values != ignored] if ignored is not None else values
-            highest = int(known.max(initial=0))
-            if highest == 255:
-                raise InputError(
-                    f"{path}: label value 255; must be below 255, or unsure (--unsure 255)"
-                )
-            top = max(top, highest)
-        return top
+    def codes_of(given: tuple[Path, bool]) -> set[int]:
+        path, is_mask = given
+        try:
+            codes, coding = read_label_map(path)
+        except InputError:
+            return set()  # named when its turn comes
+        found = set(np.unique(codes).tolist())
+        guess = settings.kind == "auto" and is_mask and coding.mode == "L" and not is_array(path)
+        if guess and len(found) > _GREY_LEVELS and all(map(is_grey, found)):
+            raise InputError(
+                f"{path}: holds {len(found)} grey levels; --kind saliency takes them for "
+                "probabilities of a foreground, --kind labels for classes"
+            )
+        if is_lossy(path):
+            with about_labels():
+                raise InputError(f"{path}: {LOSSY}")
+        return found
 
     with ThreadPoolExecutor(workers) as threads:
-        count = max(threads.map(top_label, maps)) + 1
-    if count == 0:  # none could be read
-        read_label_picture(maps[0].mask)
-    if count < 2:
+        found = list(threads.map(codes_of, paths))
+    every = set().union(*found)
+    if not every:  # none could be read
+        read_label_map(maps[0].mask)
+    coloured = {
+        is_mask: not all(
+            is_grey(code)
+            for (_, of), own in zip(paths, found, strict=True)
+            for code in own
+            if of is is_mask
+        )
+        for _, is_mask in paths
+    }
+    if any(coloured.values()):
+        if not all(coloured.values()):
+            colours, indices = ("masks", "truths") if coloured[True] else ("truths", "masks")
+            raise InputError(
+                f"{maps[0].mask.parent}: the {colours} hold colours, the {indices} indices; "
+                "--labels says what both are"
+            )
+        return _of_colours(settings, every, maps[0].mask.parent)
+    settings = _with_unsure(settings)
+    top = -1
+    for (path, is_mask), codes in zip(paths, found, strict=True):
+        ignored = settings.unsure if is_mask else IGNORE_INDEX
+        values = set(code_values(np.array(sorted(codes), np.int32)).tolist()) - {ignored}
+        highest = max(values, default=0)
+        if highest >= 255:
+            raise InputError(
+                f"{path}: label value {highest}; must be below 255, or unsure (--unsure 255)"
+            )
+        top = max(top, highest)
+    if top < 1:
         raise InputError(
             f"{maps[0].mask.parent}: the masks hold no label but 0 and the unsure one, "
             f"{settings.unsure}: --kind saliency takes masks of 0 and 255, --unsure says which "
             "label is unsure, --classes how many there are"
         )
-    return replace(settings, num_classes=count)
+    return replace(settings, num_classes=top + 1)
 
 
-def pair_masks(
-    images: Path,
-    masks: Path,
-    truth: Path | None = None,
-    patterns: tuple[str, str, str] = ("**", "**", "**"),
-    results: Collection[Path] = (),
-) -> tuple[list[MaskFiles], list[str]]:
-    """Images with masks of their names, and what does not fit, a line each.
+def _with_unsure(settings: MaskSettings) -> MaskSettings:
+    """Settings of masks of indices."""
+    return replace(settings, unsure=IGNORE_INDEX if settings.unsure == "auto" else settings.unsure)
 
-    Two files are a pair whatever their names. In folders, names are paths without suffixes, or the
-    `{name}` of a pattern (see `FilePattern`). An image without a mask is left out in silence.
-    results: folders of results, whose files are neither where they lie below the others.
 
-    Raises InputError where there is no pair.
-    """
-    if images.is_file() and masks.is_file():
-        return [MaskFiles(images.stem, images, masks, truth)], []
-    options = ("--image-pattern", "--mask-pattern", "--truth-pattern")
-    suffixes = (IMAGE_SUFFIXES, (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES), IMAGE_SUFFIXES)
-    folders = (images, masks, truth)
-    found: list[dict[str, list[Path]]] = []
-    for folder, option, text, known in zip(folders, options, patterns, suffixes, strict=True):
-        if folder is None:
-            found.append({})
-            continue
-        require_folder(folder, f"a folder ({option[2:].split('-')[0]}s)")
-        matched = FilePattern(option, text, known).find(folder, "")
-        inner = {path.resolve() for path in results} - {folder.resolve()}
-        everything = {path for paths in matched.files.values() for path in paths}
-        matched.leave_out({path for path in everything if inner & set(path.resolve().parents)})
-        found.append(matched.files)
-    images_found, masks_found, truth_found = found
-    masked = {path.resolve() for paths in masks_found.values() for path in paths}
-    images_found = {
-        name: [p for p in paths if p.resolve() not in masked] or paths
-        for name, paths in images_found.items()
-    }
-    pairs: list[MaskFiles] = []
-    problems: list[str] = []
-    shared: list[str] = []
-    for name, paths in masks_found.items():
-        candidates = images_found.get(unicodedata.normalize("NFC", name), [])
-        true = truth_found.get(name, [])
-        for kind, several in (("masks", paths), ("images", candidates), ("truths", true)):
-            if len(several) > 1:
-                shared.append(f"{', '.join(map(str, several))}: {kind} that share a name")
-        if not candidates:
-            problems.append(f"{paths[0]}: mask without image")
-        elif max(len(paths), len(candidates), len(true)) == 1:
-            pairs.append(MaskFiles(name, candidates[0], paths[0], true[0] if true else None))
-    if not pairs and shared:
+def _of_labels(settings: MaskSettings) -> MaskSettings:
+    """Settings whose label map names the classes."""
+    assert settings.labels is not None
+    for name, value in (("unsure", settings.unsure), ("classes", settings.num_classes)):
+        if value not in ("auto", None):
+            raise InputError(f"{name}: goes without --labels, which says what every value is")
+    assert settings.coding is not None
+    _, written = settings.coding
+    if len(written) < 2:
+        raise InputError(f"--labels: got {settings.labels}, must name at least two classes")
+    return replace(settings, unsure=None, num_classes=len(written))
+
+
+def _of_colours(settings: MaskSettings, codes: set[int], folder: Path) -> MaskSettings:
+    """Settings of masks of which each colour is a class."""
+    unsure = value_code(settings.unsure) if isinstance(settings.unsure, int) else None
+    if not 2 <= len(codes - {unsure}) <= MAX_CLASSES:
         raise InputError(
-            f"{shared[0]}; --image-pattern and --mask-pattern say which are which, such as "
-            "'{name}_mask.png'"
+            f"{folder}: the masks hold {len(codes - {unsure})} colours; must be 2..{MAX_CLASSES}, "
+            "each of a class; --labels says what colours are"
         )
-    if not pairs:
-        raise InputError(
-            f"{masks}: {_few(masks_found, 'mask')}, and {images}: {_few(images_found, 'image')}, "
-            "have no name in common; --mask-pattern and --image-pattern say how they are called, "
-            "such as '{name}_mask.png'"
-        )
-    return pairs, problems + shared
-
-
-def _few(names: Iterable[str], noun: str) -> str:
-    listed = list(names)
-    shown = ", ".join(listed[:3])
-    return f"{len(listed)} {noun}s" + (
-        f" ({shown}{', …' if len(listed) > 3 else ''})" * bool(shown)
-    )
+    names = {describe_code(code).strip("'"): code for code in sorted(codes)}
+    labels: Labels = {name: IGNORE if code == unsure else name for name, code in names.items()}
+    return _of_labels(replace(settings, unsure=None, labels=labels))

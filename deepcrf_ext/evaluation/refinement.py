@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcrf_ext.data.predictions import read_label_picture
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.evaluation.masks import Kind, Masked, MaskFiles, MaskSettings, read_masked
+from deepcrf_ext.evaluation.mask_files import MaskFiles
+from deepcrf_ext.evaluation.masks import Kind, Masked, MaskSettings, read_masked
 from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
@@ -77,7 +77,7 @@ class RefinedFolder:
     def _task(self, file: MaskFiles, masks: MaskSettings) -> Task:
         results = [self.labels(file.name)]
         if self.probabilities:
-            results.append(self._probabilities(file.name, masks.kind_of(file.mask)))
+            results.append(self._probabilities(file.name, masks.kind))
         return Task(file.name, (file.image, file.mask), tuple(results))
 
     def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
@@ -91,7 +91,9 @@ class RefinedFolder:
             else:
                 half = marginals.to(torch.float16).numpy()
                 self._write(path, lambda file: np.savez_compressed(file, probabilities=half))
-        self._write(self.labels(masked.name), masked.encode(labels.numpy()).write)
+        self._write(
+            self.labels(masked.name), lambda file: masked.coding.write(file, labels.numpy())
+        )
 
     @staticmethod
     def _write(path: Path, write: Callable[[Any], object]) -> None:
@@ -161,8 +163,8 @@ class Refinement:
                 if isinstance(masked, str):
                     outcome.problems.append(masked)
                 else:
-                    labels = masked.decode(read_label_picture(self.output.labels(masked.name)))
-                    scores.update(masked, labels)
+                    labels = masked.coding.read(self.output.labels(masked.name))
+                    scores.update(masked, torch.from_numpy(labels))
             for problem in watch(self._results(files, threads, scores)):
                 if problem is None:
                     outcome.refined += 1

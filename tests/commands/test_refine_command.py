@@ -20,7 +20,8 @@ from deepcrf_ext import (
 from deepcrf_ext.data import read_image
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation import refinement
-from deepcrf_ext.evaluation.masks import Masked, MaskFiles, MaskSettings, read_masked
+from deepcrf_ext.evaluation.mask_files import MaskFiles
+from deepcrf_ext.evaluation.masks import Masked, MaskSettings, read_masked
 from deepcrf_ext.refine import main
 from deepcrf_ext.tune_dense_crf import main as tune_main
 
@@ -400,7 +401,7 @@ def test_masks_that_are_no_label_maps(folders: Path, capsys: pytest.CaptureFixtu
     assert "--kind saliency takes masks of 0 and 255" in capsys.readouterr().err
     (folders / "b" / "b.png").write_bytes((folders / "images" / "b.png").read_bytes())
     assert run(folders, "b") == 2
-    assert "b.png: a label map in mode RGB" in capsys.readouterr().err
+    assert "b: the masks hold 1689 colours; must be 2..255" in capsys.readouterr().err
 
 
 def test_inputs_are_never_replaced(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
