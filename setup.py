@@ -107,10 +107,10 @@ class CMakeBuild(build_ext):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         stamp, facts = build / "fingerprint.json", fingerprint(build)
-        if not stamp.exists() or stamp.read_text() != facts:
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != facts:
             shutil.rmtree(build, ignore_errors=True)
             build.mkdir(parents=True)
-            stamp.write_text(facts)
+            stamp.write_text(facts, encoding="utf-8")
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",

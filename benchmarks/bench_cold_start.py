@@ -31,7 +31,7 @@ crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=numpy.zeros((48, 64, 3), numpy.u
 numpy.array(crf.inference(5)).reshape(5, -1).argmax(0)
 """
 _PEAK = """
-print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+print(*(line for line in open("/proc/self/status", encoding="utf-8") if line.startswith("VmHWM:")))
 """
 SCRIPTS = {
     "deepcrf_ext": _SCRIPT.format(module="deepcrf_ext.pydensecrf"),

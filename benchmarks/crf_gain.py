@@ -36,6 +36,8 @@ from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.records.checkpoint import find_trained, load_checkpoint, load_model
 from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.provenance import package_commit, process_command
+from deepcrf_ext.records.run_folder import read_metrics
+from deepcrf_ext.whole_files import write_json
 
 UNARY = Variant("unary")
 REFINED = Variant("unary", dense_crf=True)
@@ -170,13 +172,12 @@ def trainings(runs: Sequence[Path]) -> list[dict[str, Any]]:
         config = state["config"]
         for holder, key in ((config["data"], "root"), (config, "backbone_weights")):
             holder[key] = holder[key] and Path(holder[key]).name
-        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         records.append(
             {
                 "config": config,
                 "epochs": state["epoch"],
                 "steps": state["step"],
-                "validation": [line for line in lines if line["kind"] == "val"],
+                "validation": [line for line in read_metrics(run) if line["kind"] == "val"],
             }
         )
     return records
@@ -248,7 +249,7 @@ def measure(
     }
     for split in splits:
         record["splits"][split] = study.measure(split, fitted.get("fitted"), unary, views)
-        output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_json(output, record)
         print_rows(split, record["splits"][split])
 
 
@@ -260,7 +261,7 @@ def draw(record: Path, picture: Path, split: str = "test") -> None:
         picture: file to write.
         split: to show.
     """
-    rows = json.loads(record.read_text())["splits"][split]["rows"]
+    rows = json.loads(record.read_text(encoding="utf-8"))["splits"][split]["rows"]
     whole = next(name for name in rows if name.startswith("1unary+"))
     shown = {"relations": whole, "relations and dense CRF": "full"}
     classes = list(rows[whole]["gains"])

@@ -103,7 +103,9 @@ def main() -> None:
     for goal in GOALS:
         path = result_path(goal.record, CPU, "json")
         if goal.record not in records:
-            records[goal.record] = json.loads(path.read_text()) if path.exists() else {}
+            records[goal.record] = (
+                json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            )
         print(row(goal, records[goal.record]))
     print("PyTorch's: eager; of the dense CRF pydensecrf2. memory: peak above the inputs.")
     peaks = {

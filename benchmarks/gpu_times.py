@@ -157,7 +157,7 @@ def run(name: str, device: torch.device, dry_run: bool, deadline: float) -> bool
     benchmark = BENCHMARKS[name]
     seconds = 0.0 if dry_run else SECONDS
     limits = result_path("ceilings", device, "json")
-    found = json.loads(limits.read_text())["ceilings"] if limits.exists() else {}
+    found = json.loads(limits.read_text(encoding="utf-8"))["ceilings"] if limits.exists() else {}
     memory = harness.MEMORY_SHARE * harness.total_memory(device)
     measurements: list[Measurement] = []
 

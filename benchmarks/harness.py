@@ -159,14 +159,16 @@ def _peak_memory(call: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)  # else the call runs in what earlier ones left resident
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="ascii"
+    )  # sets the peak to what is resident now
     before = _status_bytes("VmRSS")
     call()
     return max(0, _status_bytes("VmHWM") - before)
 
 
 def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
@@ -271,7 +273,7 @@ def _cuda_facts() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -291,7 +293,9 @@ def _gpu_kind(device: torch.device) -> str:
 
 def _processor_kind() -> str:
     """The maker of the processor, with the instruction set asked for, or with AMX if it has it."""
-    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    vendor = re.search(
+        r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+    )
     makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
     maker = makers.get(vendor[1] if vendor else "", platform.machine())
     isa = os.environ.get("DEEPCRF_CPU_ISA") or _backend.native().cpu_isa()
@@ -309,7 +313,7 @@ def write_results(
         **extra,
         "measurements": [asdict(measurement) for measurement in measurements],
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -213,7 +213,7 @@ def run(part: Part, left: float, output: Path, dry_run: bool) -> Outcome:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PATH": path, "PYTHONPATH": paths, **part.environment}
     log = output / "on_gpu.log"
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n==== {part.name}: {' '.join(command)}\n")
         stream.flush()
         start = stream.tell()
@@ -231,7 +231,7 @@ def run(part: Part, left: float, output: Path, dry_run: bool) -> Outcome:
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    with log.open(errors="replace") as stream:
+    with log.open(encoding="utf-8", errors="replace") as stream:
         stream.seek(start)
         text = stream.read()
     found = SUMMARY.findall(text)
@@ -243,7 +243,7 @@ def run(part: Part, left: float, output: Path, dry_run: bool) -> Outcome:
 def begin_facts(output: Path) -> None:
     """Writes what the machine and its programs are to the log, while the build runs, and so has
     torch come from the disk before it is needed."""
-    with (output / "on_gpu.log").open("a") as stream:
+    with (output / "on_gpu.log").open("a", encoding="utf-8") as stream:
         command = [sys.executable, "-m", "torch.utils.collect_env"]
         subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
 
@@ -273,10 +273,10 @@ def print_table(output: Path, begin: float, outcomes: Sequence[Outcome]) -> None
 
     for name in TIMES:
         for path in records(name):
-            found = json.loads(path.read_text())["measurements"]
+            found = json.loads(path.read_text(encoding="utf-8"))["measurements"]
             print_times(path.stem, [Measurement(**fields) for fields in found], "eager")
     for path in records("ceilings"):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         print(f"\n{record['machine']['device']}")
         for name, value in record["ceilings"].items():
             print(f"{name.replace('_per_second', ''):40} {value / 1e12:9.3f} T/s")
@@ -314,7 +314,7 @@ def main() -> int:
         outcomes.append(run(part, left, output, arguments.dry_run))
         print(f"{outcomes[-1].part}: {outcomes[-1].result}", flush=True)
         record = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
-        (output / "on_gpu.json").write_text(record + "\n")
+        (output / "on_gpu.json").write_text(record + "\n", encoding="utf-8")
         if part.name == "build" and outcomes[-1].result != "ok":
             break  # nothing else would run what the sources say
     print_table(output, start, outcomes)

@@ -40,7 +40,7 @@ def measured(checkpoint: str, rows: str) -> dict[str, Any]:
         file = Path(checkpoint) / f"evaluate-scenes-{split}" / "evaluation.json"
         command = f"python -m deepcrf_ext.evaluate --checkpoint {checkpoint} --rows {rows}"
         run(f"{command} --data.split {split}", file)
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_text(encoding="utf-8"))
         records[split] = {
             "command": report["command"],
             "commit": report["commit"],
@@ -62,7 +62,7 @@ def measure_seed(seed: int) -> dict[str, Any]:
     calibrated = f"{folder}/calibrate-scenes-val"
     calibration = Path(calibrated, "calibration.json")
     run(f"python -m deepcrf_ext.calibrate --checkpoint {folder}", calibration)
-    fitted = json.loads(calibration.read_text())
+    fitted = json.loads(calibration.read_text(encoding="utf-8"))
     return {
         "train": train,
         "config": fitted["config"],
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = {seed: measure_seed(seed) for seed in arguments.seeds}
     facts, _ = environment()
     record = {"environment": {name: facts[name] for name in FACTS}, "seeds": seeds}
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for state in ("trained", "calibrated"):
         for score, factor in (("mean_iou", 100), ("pixel_accuracy", 100), ("nll", 1)):
             print(

@@ -363,7 +363,7 @@ def main(
     record["table"] = run_table(images, epoch, load_seconds, rate)
     harness.RESULTS.mkdir(parents=True, exist_ok=True)
     path = harness.RESULTS / "simulated-scaling.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path)
 
 

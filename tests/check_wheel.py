@@ -15,7 +15,7 @@ from deepcrf_ext.ops import _backend
 def main() -> None:
     assert importlib.util.find_spec("jsonargparse") is None, "the wheel has to do without"
     assert print_environment() == 0
-    maps = Path("/proc/self/maps").read_text().splitlines()
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     runtimes = {line.split()[-1] for line in maps if "gomp" in line}
     assert runtimes <= {_backend.native().openmp_runtime()}, f"more than one OpenMP: {runtimes}"
     torch.manual_seed(0)

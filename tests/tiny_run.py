@@ -3,7 +3,6 @@ model, and what a run logged."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import save_checkpoint
+from deepcrf_ext.records.run_folder import read_metrics
 
 NUM_CLASSES = 11
 TINY_MODEL = ModelConfig(
@@ -107,5 +107,4 @@ def training_options(folder: Path, data: Path, output: Path, *more: str) -> list
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     """What a training logged as "train" or "val"."""
-    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in every if line["kind"] == kind]
+    return [line for line in read_metrics(run) if line["kind"] == kind]

@@ -9,4 +9,4 @@ TRAIN, VAL, TEST = ["2007_000032", "2007_000129"], ["2007_000033", "2008_000002"
 
 def write_list(path: Path, names: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names))
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

@@ -11,6 +11,7 @@ from dataclasses import asdict, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jsonargparse
 import yaml
@@ -42,23 +43,24 @@ def _load(text: str) -> Any:
 set_loader(_MODE, _load, (yaml.YAMLError,))
 
 
-class _Parser(ArgumentParser):
-    """Reads files of settings as UTF-8, whatever the locale, and UTF-16 with a mark in front."""
+@contextmanager
+def _utf8_files() -> Iterator[None]:
+    """Within it jsonargparse reads files of settings, all of them or a part as --data FILE, as
+    UTF-8, whatever the locale, and UTF-16 with a mark in front."""
 
-    def parse_path(self, path: str, **options: Any) -> Namespace:
-        """The settings of a file; files that it names are found from its folder."""
-        file = jsonargparse.Path(path, mode="fr")
+    def read(self: jsonargparse.Path) -> str:
         try:
-            text = read_text(Path(file.absolute))
+            return read_text(Path(self.absolute))
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        with file.relative_path_context():
-            return self.parse_string(text, **options)
+
+    with patch.object(jsonargparse.Path, "read_text", read):
+        yield
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with `--config FILE.yaml`, whose values later options override."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog=prog,
         description=description,
         exit_on_error=False,
@@ -92,7 +94,7 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
     for action in parser._actions:
         action.default = _without_dataclasses(action.default)
     given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
-    with _one_line_errors(options):
+    with _one_line_errors(options), _utf8_files():
         arguments: Namespace = parser.parse_args(given)
     for name in parser.groups or ():
         if name in arguments and not isinstance(arguments[name], Namespace):
@@ -168,10 +170,6 @@ def _one_line_errors(options: Collection[str]) -> Iterator[None]:
             raise InputError(str(cause)) from error
         message = _plain(" ".join(str(error).split()), options)
         raise InputError(message + _suggestion(message, options)) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"config: must be a file of settings in YAML, is no text ({error})"
-        ) from error
 
 
 def _spell_with_dashes(parser: ArgumentParser) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deepcrf_ext.pictures.figures import save_figure
+from deepcrf_ext.records.run_folder import read_metrics
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ def read_curve(
         error: why the mode ended early, if it did.
     """
     clock = np.concatenate([[0.0], np.cumsum(np.repeat(times, measured["per_epoch"]))])
-    every = [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    every = read_metrics(folder)
     steps = max((line["step"] for line in every), default=0)
     start = measured["start"]
     scores = {key: {title: row[key] for title, row in start.items()} for key in ("nll", "mean_iou")}

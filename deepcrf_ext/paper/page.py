@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from markupsafe import Markup
 
 from deepcrf_ext.paper import examples, plots
 from deepcrf_ext.pictures.scores import confusion_plot
+from deepcrf_ext.records.run_folder import read_metrics
 from deepcrf_ext.whole_files import write_text
 
 
@@ -63,9 +63,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
 def _plots(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """File name -> a function that draws the plot at a path."""
     classes = results["classes"]
-    metrics = (folder / "train" / "metrics.jsonl").read_text(encoding="utf-8")
-    log = [json.loads(line) for line in metrics.splitlines()]
-    drawings = {"curves.svg": partial(plots.curves_plot, log)}
+    drawings = {"curves.svg": partial(plots.curves_plot, read_metrics(folder / "train"))}
     for split, measured in results["splits"].items():
         rows = measured["rows"]
         after_baseline = list(rows)[list(rows).index(measured["baseline"]) + 1 :]

@@ -14,7 +14,9 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-import torch.distributed.nn.functional  # before there is a group, which its defaults would keep
+
+# Before there is a group, which its defaults would keep.
+import torch.distributed.nn.functional  # noqa: F401
 from torch import Tensor, distributed
 
 from deepcrf_ext.errors import InputError, TrainingError

@@ -47,7 +47,8 @@ def main() -> None:
         # its environment.
         Path(folder, "pydensecrf.py").write_text(
             "from deepcrf_ext.pydensecrf import install\n"
-            f"install(device={options.device!r}, replace=True)\n"
+            f"install(device={options.device!r}, replace=True)\n",
+            encoding="utf-8",
         )
         sys.path.insert(1, folder)
         former = os.environ.get("PYTHONPATH")

@@ -79,20 +79,32 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, up to one that was cut short as the run was killed."""
+    lines: list[dict[str, Any]] = []
+    for line in (folder / _METRICS).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
 class MetricsLog:
     """Writes metrics.jsonl and TensorBoard events, continuing after `step` where they exist."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        path = folder / "metrics.jsonl"
-        kept: list[str] = []
+        path = folder / _METRICS
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except json.JSONDecodeError:
-                    break  # the last line of a run that was killed while writing it
-            write_text(path, "".join(kept))
+            kept = (line for line in read_metrics(folder) if line["step"] <= step)
+            write_text(path, "".join(map(_line, kept)))
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -102,7 +114,7 @@ class MetricsLog:
         Numbers that JSON lacks, such as NaN where no pixel has a label, are null in it.
         """
         line = _finite({"kind": kind, "step": step, **values})
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(_line(line))
         for key, value in values.items():
             numbers = value if isinstance(value, Mapping) else {"": value}
             for name, number in numbers.items():

@@ -371,13 +371,13 @@ def test_record_of_the_scenes(
             for split in ("val", "test"):
                 file = Path(f"runs/scenes-{seed}/{folder}evaluate-scenes-{split}/evaluation.json")
                 file.parent.mkdir(parents=True)
-                file.write_text(json.dumps(report))
+                file.write_text(json.dumps(report), encoding="utf-8")
         run = Path(f"runs/scenes-{seed}")
         (run / "grid.png").touch()
         (run / "calibrate-scenes-val/calibration.json").write_text(json.dumps(fitted))
     monkeypatch.setattr(scenes, "run", lambda command, file: file.stat())  # none is run
     scenes.main(["--seeds", "[3, 4]", "--output", "record.json"])
     assert "full              62.500 (50.000 to 75.000)" in capsys.readouterr().out
-    record = json.loads(Path("record.json").read_text())
+    record = json.loads(Path("record.json").read_text(encoding="utf-8"))
     assert record["seeds"]["4"]["calibrated"]["test"]["rows"]["full"]["iou"] == {"sky": 0.75}
     assert record["seeds"]["3"]["train"].endswith("--seed 3 --output runs/scenes-3")

@@ -118,14 +118,19 @@ def test_bad_files_of_settings_are_told_plainly(content: bytes, message: str, tm
     assert len(str(caught.value)) < 300
 
 
-def test_files_of_settings_are_utf8_whatever_the_locale(tmp_path: Path):
-    (tmp_path / "c.yaml").write_text("data: {classes: [Straße, 背景]}", encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("option", ["--config", "--data"])
+def test_files_of_settings_are_utf8_whatever_the_locale(option: str, encoding: str, tmp_path: Path):
+    """Windows puts a mark in front."""
+    text = "{classes: [Straße, 背景]}"
+    text = f"data: {text}" if option == "--config" else text
+    (tmp_path / "c.yaml").write_text(text, encoding=encoding)
     program = (
         "import sys; from deepcrf_ext.train import parse_new_run\n"
         "print(ascii(parse_new_run(sys.argv[1:]).data.classes))"
     )
     ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-c", program, "--config", str(tmp_path / "c.yaml")]
+    command = [sys.executable, "-c", program, option, str(tmp_path / "c.yaml")]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **ascii_alone}, check=True
     )
@@ -294,7 +299,7 @@ def test_work_goes_on_when_nobody_reads_what_it_prints(shell: str, lines: int, t
 @pytest.mark.parametrize("lines", [20_000, 3])
 def test_a_log_on_a_full_disk_is_one_line(lines: int, tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         command = [sys.executable, "program.py", "result", str(lines)]
         ended = subprocess.run(
             command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True

@@ -166,7 +166,7 @@ def test_unknown_cuda_setting_is_an_error(tmp_path: Path) -> None:
 
 
 def executable(path: Path, script: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
 

@@ -71,7 +71,7 @@ def part_of(module: str) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """The modules of the package that a file imports, inside of functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -23,7 +23,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def blocks(document: Path, language: str) -> list[str]:
     """The code blocks of a document in a language; "" is the shell."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
     return [block for kind, block in found if kind == language]
 
 

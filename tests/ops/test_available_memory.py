@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def test_no_more_than_the_machine_has() -> None:
     total = next(
         int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("MemTotal")
     )
     available = available_memory(CPU)

@@ -190,8 +190,8 @@ def test_explicit_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: object, expected: object
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("list.json").write_text("[3, 2, 1]")
-    Path("map of weights.yaml").write_text("crack: 8\nsky: 0.5\n")
+    Path("list.json").write_text("[3, 2, 1]", encoding="utf-8")
+    Path("map of weights.yaml").write_text("crack: 8\nsky: 0.5\n", encoding="utf-8")
     assert plain_balance(balance, CLASSES) == expected
 
 
@@ -214,9 +214,9 @@ def test_what_cannot_be_weights_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: object, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("words.yaml").write_text("{car: much}")
-    Path("number.yaml").write_text("3")
-    Path("damaged.yaml").write_text("[1, ")
+    Path("words.yaml").write_text("{car: much}", encoding="utf-8")
+    Path("number.yaml").write_text("3", encoding="utf-8")
+    Path("damaged.yaml").write_text("[1, ", encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(message)):
         plain_balance(balance, CLASSES)
 

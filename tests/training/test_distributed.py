@@ -283,14 +283,18 @@ def torchrun(errors: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "deepcrf_ext.train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with errors.open("w") as file:
+    with errors.open("w", encoding="utf-8") as file:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment)
 
 
 def process_of(launcher: subprocess.Popen[bytes], rank: int) -> int:
     """The process that a launcher started as this rank."""
-    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+    for child in (
+        Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+        .read_text(encoding="utf-8")
+        .split()
+    ):
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text(encoding="utf-8").split("\0"):
             return int(child)
     raise AssertionError(f"{launcher.pid} has no process of rank {rank}")
 

@@ -23,7 +23,7 @@ from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.evaluate import main as evaluate
 from deepcrf_ext.models import VARIANTS, DeepCRF
 from deepcrf_ext.records.checkpoint import load_checkpoint
-from deepcrf_ext.records.run_folder import MetricsLog
+from deepcrf_ext.records.run_folder import MetricsLog, read_metrics
 from deepcrf_ext.train import parse_new_run
 from deepcrf_ext.training.interrupt import StopRequest
 from deepcrf_ext.training.stages import plan_stages
@@ -98,7 +98,7 @@ def make_trainer(root: Path, **settings) -> Trainer:
 
 
 def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(folder)
 
 
 @pytest.fixture(scope="module")
