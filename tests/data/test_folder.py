@@ -10,7 +10,7 @@ import pytest
 from own_data import CLASSES, LABELS, error, lay, names, source, write
 
 from deepcrf_ext.config import DataSource
-from deepcrf_ext.data import open_dataset
+from deepcrf_ext.data import check_files, open_dataset
 from deepcrf_ext.errors import InputError
 
 
@@ -30,6 +30,25 @@ def test_accents_compare_in_whichever_unicode_form(tmp_path: Path) -> None:
     composed, split = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     lay(tmp_path, (f"images/train/{composed}.png", f"masks/train/{split}.png"))
     assert names(tmp_path) == [composed]
+
+
+def test_masks_in_arrays(tmp_path: Path) -> None:
+    """Integers of any kind; -1 is ignored, as labelme writes it."""
+    planes = (LABELS, np.where(LABELS == 255, -1, LABELS.astype(np.int64))[None])
+    for number, plane in enumerate(planes):
+        write(tmp_path / f"images/train/{number}.png", np.zeros((2, 3, 3), np.uint8))
+        (tmp_path / "masks/train").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"masks/train/{number}.npy", plane)
+    np.savez(tmp_path / "masks/train/2.npz", LABELS.astype(np.uint16))
+    write(tmp_path / "images/train/2.png", np.zeros((2, 3, 3), np.uint8))
+    assert names(tmp_path) == ["0", "1", "2"]
+    dataset = open_dataset(source(root=tmp_path, classes=CLASSES))
+    assert check_files(dataset) == []
+    np.save(tmp_path / "masks/train/0.npy", LABELS.astype(float))
+    (tmp_path / "masks/train/2.npz").write_bytes(b"PK")
+    first, last = check_files(dataset)
+    assert "0.npy: float64 of shape [2, 3]; must be integers [H, W]" in first
+    assert "2.npz: cannot be read as an array" in last
 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
