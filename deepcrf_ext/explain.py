@@ -121,7 +121,7 @@ def _pixel(text: str, image: np.ndarray) -> tuple[int, int]:
     except ValueError:
         raise InputError(f"--at: got {text!r}, must be two whole numbers, as 40,60") from None
     if not (0 <= x < width and 0 <= y < height):
-        raise InputError(f"--at: {text} is outside of the image of {width} x {height} pixels")
+        raise InputError(f"--at: got {text}, must be inside the image of {width} x {height} pixels")
     return x, y
 
 

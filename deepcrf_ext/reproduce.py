@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
     for split in splits:
         if DATASETS[dataset] and split not in DATASETS[dataset]:
             raise InputError(
-                f"splits: {split!r} is none of {dataset}, which has {', '.join(DATASETS[dataset])}"
+                f"splits: got {split!r}, must be of {dataset}'s {', '.join(DATASETS[dataset])}"
             )
         if (dataset, split) == ("voc", "test"):
             raise InputError(

@@ -145,10 +145,10 @@ def named_variant(model: DeepCRF, name: str | None) -> Variant:
         return variants[name]
     if name not in VARIANTS:
         known = ", ".join({**VARIANTS, **variants})
-        raise InputError(f"row {name!r} is unknown; must be one of {known}")
+        raise InputError(f"row: got {name!r}, must be one of {known}")
     missing = [p for p in VARIANTS[name].potentials if p not in model.potential_names]
     raise InputError(
-        f"row {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
+        f"row: {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
         f"it has the rows {', '.join(variants) or 'none'}. Train with --model.potentials all, or "
         f"with {', '.join(missing)} in their list, for this row"
     )

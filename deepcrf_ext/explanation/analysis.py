@@ -214,7 +214,7 @@ def explain_node(
     """
     _, height, width = energies.grid
     if variant.unary is None or not variant.relations:
-        raise ValueError("variant must have a unary and relations")
+        raise ValueError(f"variant: got {variant}, must have a unary and relations")
     if not (0 <= node[0] < height and 0 <= node[1] < width):
         raise ValueError(f"node: got {node}, must be one of the grid of {height} x {width} nodes")
     steps = model.config.iterations

@@ -67,7 +67,7 @@ class DenseCRFSettings:
         unknown = [str(name) for name in given if name not in known]
         if unknown:
             raise InputError(
-                f"{source}: {unknown[0]!r} is unknown; must be one of "
+                f"{source}: {unknown[0]!r} is unknown, must be one of "
                 f"{', '.join((*known, 'iterations'))}"
             )
         try:

@@ -64,5 +64,7 @@ def fit_weights(
             if best == previous:
                 break
     if known[best] == math.inf:
-        raise ValueError("batches: the negative log-likelihood is not finite at any weight")
+        raise ValueError(
+            "batches: got no finite negative log-likelihood at any weight, must be finite at one"
+        )
     return dict(zip(names, best, strict=True)), Calibration(known[first], known[best])

@@ -33,7 +33,9 @@ def choose_device(name: str) -> torch.device:
         return device
     device = torch.device("cuda", device.index or 0)
     if device.index >= torch.cuda.device_count():
-        raise InputError(f"device: {name!r} is not here; {torch.cuda.device_count()} GPUs are")
+        raise InputError(
+            f"device: got {name!r}, must be one of the {torch.cuda.device_count()} GPUs here"
+        )
     torch.cuda.set_device(device)
     return device
 

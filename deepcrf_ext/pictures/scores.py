@@ -107,7 +107,8 @@ def search_plot(
     if not trials or any(
         len(values) != len(scores) or not len(scores) for values in trials.values()
     ):
-        raise ValueError("trials: every parameter must have one value for each of the scores")
+        counts = {name: len(values) for name, values in trials.items()}
+        raise ValueError(f"trials: got {counts} values, must be {len(scores)}, one a score")
     figure = Figure(figsize=(2.6 * len(trials) + 0.6, 3.4), layout="constrained")
     figure.set_dpi(_DPI)
     panels = figure.subplots(1, len(trials), squeeze=False, sharey=True)[0]

@@ -60,7 +60,8 @@ def plain_balance(balance: object, classes: Sequence[str]) -> str | tuple[float,
         unknown = [str(name) for name in balance if name not in classes]
         if unknown:
             raise InputError(
-                f"class_balance: {', '.join(unknown)} unknown; classes are {', '.join(classes)}"
+                f"class_balance: got the classes {', '.join(unknown)}, must be some of "
+                f"{', '.join(classes)}"
             )
         balance = [balance.get(name, 1.0) for name in classes]
     if not isinstance(balance, list | tuple):

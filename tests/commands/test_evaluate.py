@@ -202,7 +202,7 @@ def test_data_can_be_overridden(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "fully"], "row 'fully' is unknown"),
+        (["--rows", "fully"], "row: got 'fully', must be one of"),
         (["--data.split", "nope"], "split: got 'nope'"),
         (["--data.dataset", "scenes"], "the checkpoint was trained for 11"),
         (["--data.dataset", "voc"], "data.root: not given"),

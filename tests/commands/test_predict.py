@@ -296,7 +296,7 @@ def test_names_stay_when_there_are_more_images(files, earlier):
     [
         (["missing.png"], "missing.png: no such file"),
         (["EMPTY"], "no images in this folder"),
-        (["PICTURES", "--row", "full-ish"], "row 'full-ish' is unknown"),
+        (["PICTURES", "--row", "full-ish"], "row: got 'full-ish', must be one of"),
         (["PICTURES", "--max-size", "0"], "max_size"),
         (["PICTURES", "--alpha", "1.5"], "alpha"),
         (["PICTURES", "--device", "tpu"], "'tpu'"),

@@ -200,7 +200,7 @@ def test_undefined_scores_are_the_lowest() -> None:
         (["--trials", "0"], "trials"),
         (["--images", "-3"], "images"),
         (["--objective", "recall"], "objective"),
-        (["--row", "everything"], "row 'everything' is unknown"),
+        (["--row", "everything"], "row: got 'everything', must be one of"),
         (["--data.split", "nope"], "split: got 'nope'"),
         (["--data.root", "missing-folder"], "missing-folder"),
         (["--checkpoint", "missing-run"], "missing-run"),

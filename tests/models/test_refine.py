@@ -90,7 +90,7 @@ def test_settings_by_name_and_in_part() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{gaussian: 3}", "'gaussian' is unknown; must be one of gaussian_sxy"),
+        ("{gaussian: 3}", "'gaussian' is unknown, must be one of gaussian_sxy"),
         ("{compatibility: [[1]]}", "'compatibility' is unknown"),
         ("{bilateral_sxy: [1, 2, 3]}", "bilateral_sxy: got 3 widths, must be one number or 2"),
         ("{bilateral_srgb: [1, 2]}", "bilateral_srgb: got 2 widths, must be one number or 3"),

@@ -46,7 +46,7 @@ def test_a_gpu_that_is_not_there_is_an_error(
     current: list[torch.device], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="'cuda:2' is not here; 2 GPUs are"):
+    with pytest.raises(InputError, match="got 'cuda:2', must be one of the 2 GPUs"):
         choose_device(name)
     assert not current
 
