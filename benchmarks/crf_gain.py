@@ -33,6 +33,7 @@ from deepcrf_ext.evaluation.evaluation import evaluate
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
+from deepcrf_ext.paper.reproduction import gains
 from deepcrf_ext.records.checkpoint import find_trained, load_checkpoint, load_model
 from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.provenance import package_commit, process_command
@@ -151,17 +152,8 @@ class Study:
             for name, record in self.rows(dataset, changed, variants, seen).items():
                 records[f"{name}, {group}"] = record
         for record in records.values():
-            record["gains"] = gains(records["unary"], record)
+            record["gains"] = gains(records["unary"]["scores"]["iou"], record["scores"]["iou"])
         return {"images": len(dataset), "rows": records}
-
-
-def gains(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
-    """How much the IoU of each class rises from one row to another, in points."""
-    first, second = before["scores"]["iou"], after["scores"]["iou"]
-    return {
-        name: None if None in (first[name], second[name]) else 100 * (second[name] - first[name])
-        for name in first
-    }
 
 
 def trainings(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -270,8 +262,8 @@ def draw(record: Path, picture: Path, split: str = "test") -> None:
     places = np.arange(len(classes) + 1.0)
     places[-1] += 0.5
     for index, (title, row) in enumerate(shown.items()):
-        gains = [rows[row]["gains"][name] or 0.0 for name in classes]
-        heights = np.round([*gains, np.mean(gains)], 1) + 0.0  # no -0.0
+        points = [rows[row]["gains"][name] or 0.0 for name in classes]
+        heights = np.round([*points, np.mean(points)], 1) + 0.0  # no -0.0
         bars = axes.bar(places + 0.4 * (index - 0.5), heights, 0.4, label=title)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     unary = [rows["unary"]["scores"]["iou"][name] or 0.0 for name in classes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -132,8 +133,9 @@ class Reproduction:
             rows[name] = {**record, "potentials": describe(variant)}
         names = list(rows)
         baseline, final = BASELINE if BASELINE in rows else names[0], names[-1]
-        for record in rows.values():
-            record["gains"] = _gains(rows[baseline], record)
+        ious = {name: record["result"]["scores"]["iou"] for name, record in rows.items()}
+        for name, record in rows.items():
+            record["gains"] = gains(ious[baseline], ious[name])
         return {
             "images": rows[baseline]["result"]["images"],
             "images_in_split": rows[baseline]["result"]["images_in_split"],
@@ -182,12 +184,14 @@ class Reproduction:
         return {"folder": str(folder), "images": entries}
 
 
-def _gains(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
-    """How much the IoU of each class rises from one row's record to another's, in points."""
-    ious = (record["result"]["scores"]["iou"] for record in (before, after))
+def gains(
+    before: Mapping[str, float | None], after: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """How much the IoU of each class rises, in points; None where it is undefined in either."""
+    pairs = {name: (iou, after[name]) for name, iou in before.items()}
     return {
-        name: None if a is None or b is None else 100 * (b - a)
-        for (name, a), b in zip(next(ious).items(), next(ious).values(), strict=True)
+        name: None if first is None or second is None else 100 * (second - first)
+        for name, (first, second) in pairs.items()
     }
 
 

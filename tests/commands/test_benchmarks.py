@@ -24,11 +24,6 @@ def only_file(folder: Path, pattern: str) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-
-
 def test_contenders_agree_with_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     import contenders
     from cases import Case, make_problem

@@ -88,7 +88,6 @@ def test_part_that_is_not_there(tmp_path: Path) -> None:
 def test_calls_that_fail_do_not_end_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
     import gpu_times
     import harness
 
@@ -142,7 +141,6 @@ def test_a_process_whose_gpu_is_out_of_use_ends(monkeypatch: pytest.MonkeyPatch)
 def test_command_past_its_limit_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
     import on_gpu
 
     monkeypatch.setattr(on_gpu, "LEAST", 0.0)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional
 from vgg_weights import CONV_KEYS, vgg_state
@@ -14,11 +10,6 @@ from vgg_weights import CONV_KEYS, vgg_state
 from deepcrf_ext.models.pyramid_backbone import IMAGENET_MEAN, IMAGENET_STD
 
 BLOCKS = ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2] / "benchmarks"), *sys.path])
 
 
 def keras_file(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
