@@ -349,6 +349,7 @@ def plot_scaling(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for contender in dict.fromkeys(m.contender for m in measurements):
@@ -364,6 +365,9 @@ def plot_scaling(
         axes[1].plot(count, [max(b, 1) / 1e6 for b in memory], "o-", label=contender)
     for axis, label in zip(axes, ("time, ms", "peak extra memory, MB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend()
     path = result_path(name, device, "png")

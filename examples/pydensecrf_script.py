@@ -31,9 +31,10 @@ result = np.argmax(q, axis=0).reshape(height, width)
 
 for name, found in (("noisy", noisy), ("dense CRF", result)):
     print(f"{name}: {np.mean(found == labels):.1%} of the pixels as thresholded")
-figure, axes = plt.subplots(1, 3, figsize=(14, 5))
+figure, axes = plt.subplots(1, 3, figsize=(14, 5), subplot_kw={"xticks": [], "yticks": []})
 shown = {"photograph": image, "noisy": noisy, "dense CRF": result}
 for axis, title in zip(axes, shown, strict=True):
     axis.imshow(shown[title])
     axis.set_title(title)
 figure.savefig("pydensecrf_script.png", bbox_inches="tight")
+print("drawn in pydensecrf_script.png")

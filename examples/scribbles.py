@@ -59,11 +59,13 @@ def main(path="scribbles.png"):
         predict, metrics = train(images, dots, crf_loss, weight), SegmentationMetrics(CLASSES)
         metrics.update(predict(others), truth)
         scores[name] = metrics.compute().mean_iou
+        print(f"{name}: mean IoU {scores[name]:.1%} on other scenes")
         columns[f"{name}: mIoU {scores[name]:.2f}"] = PALETTE[predict(images)]
     rows = [*zip(*columns.values(), PALETTE[labels], strict=True)]
     picture_grid(rows[:4], [*columns, "truth"], path)
+    print(f"drawn in {path}")
     return scores
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -53,13 +53,15 @@ for name, labels in (("unary", unary.argmin(1)), ("CRF", marginals.argmax(1))):
     accuracy = (labels == truth)[hidden].float().mean()
     print(f"{name}: {accuracy:.1%} of the hidden superpixels right")
 
-figure, axes = plt.subplots(1, 4, figsize=(18, 4))
+figure, axes = plt.subplots(1, 4, figsize=(18, 4), subplot_kw={"xticks": [], "yticks": []})
 axes[0].imshow(segmentation.mark_boundaries(photo, regions))
+axes[0].set_title("superpixels")
 for axis, labels, title in (
-    (axes[1], torch.where(seen, truth, 2), "what the unary sees"),
+    (axes[1], torch.where(seen, truth, 2), "what the unary sees (yellow: hidden)"),
     (axes[2], marginals.argmax(1), "mean field"),
     (axes[3], truth, "truth"),
 ):
     axis.imshow(labels.numpy()[regions], vmin=0, vmax=2, cmap="cividis")
     axis.set_title(title)
 figure.savefig("superpixels.png", bbox_inches="tight")
+print("drawn in superpixels.png")

@@ -74,3 +74,4 @@ for axis, title, shown in zip(axes, titles, [photos[0], *(m[0] for m in maps)], 
     axis.imshow(shown, vmin=0, vmax=classes, cmap="tab20")
     axis.set_title(title)
 figure.savefig("crf.png", bbox_inches="tight")
+print("drawn in crf.png")

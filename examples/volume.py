@@ -43,9 +43,10 @@ before, after = unary.argmin(1)[0], marginals.argmax(1)[0]
 for name, labels in (("brightness alone", before), ("dense CRF", after)):
     print(f"{name}: {(labels == truth).float().mean():.1%} of the voxels right")
 
-figure, axes = plt.subplots(1, 4, figsize=(18, 4))
+figure, axes = plt.subplots(1, 4, figsize=(18, 4), subplot_kw={"xticks": [], "yticks": []})
 middle = depth // 2
 axes[0].imshow(scan[0, 0, middle], cmap="gray")
+axes[0].set_title("a slice of the scan")
 for axis, labels, title in (
     (axes[1], before, "brightness alone"),
     (axes[2], after, "dense CRF"),
@@ -54,3 +55,4 @@ for axis, labels, title in (
     axis.imshow(labels[middle], vmin=0, vmax=2)
     axis.set_title(title)
 figure.savefig("volume.png", bbox_inches="tight")
+print("drawn in volume.png")

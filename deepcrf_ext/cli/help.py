@@ -24,6 +24,8 @@ class HelpFormatter(DefaultHelpFormatter):
     """
 
     def _get_help_string(self, action: argparse.Action) -> str:
+        if getattr(action, "_jsonargparse_preexpanded_help", False):  # of an option without a text
+            return action.help or ""
         text = action.help or ""
         for option in action.option_strings:
             text = _TEXTS.get(option, text)
