@@ -146,7 +146,7 @@ def _summary(outcome: Outcome, finished: int, unpaired: int, folder: Path) -> st
         text += f"\nno pixel of the truth has a label, all are {IGNORE_INDEX}"
     elif outcome.scored:
         before, after = 100 * outcome.before, 100 * outcome.after
-        text += f"\nmean IoU of {outcome.scored} images: {before:.2f} before, {after:.2f} after"
+        text += f"\nmean IoU of {outcome.scored} images: {before:.2f} % before, {after:.2f} % after"
     return text
 
 
