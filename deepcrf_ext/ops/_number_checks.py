@@ -5,11 +5,12 @@ Every check names the argument, says what it was and what it must be.
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
 import numpy as np
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_number(value: Any) -> bool:
@@ -20,13 +21,15 @@ def is_number(value: Any) -> bool:
 
 
 def checked_number(name: str, value: Any, positive: bool = False) -> float:
-    """`value` as a float: finite and, where asked for, positive."""
+    """`value` as a float: finite, in float32 too, and, where asked for, positive."""
     if not is_number(value):
         raise TypeError(f"{name}: got {type(value).__name__}, must be a number")
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.item()
     # As comparisons: compiled code may hold a number of unknown value.
-    if not (0 if positive else -math.inf) < value < math.inf:
+    if not (abs(value) <= _LARGEST and (value > 0 or not positive)):
         must = "positive and finite" if positive else "finite"
-        raise ValueError(f"{name}: got {value}, must be {must}")
+        raise ValueError(f"{name}: got {value}, must be {must} in float32")
     return float(value)
 
 

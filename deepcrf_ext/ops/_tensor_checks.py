@@ -38,6 +38,7 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
         known = ", ".join(
             f"{letter} = {sizes[letter]}" if letter in sizes else f"{letter} >= 1"
             for letter in dict.fromkeys(letters)
+            if not letter.isdigit()
         )
         raise ValueError(
             f"{name}: got shape {list(value.shape)}, must be [{', '.join(letters)}] with {known}"

@@ -181,6 +181,9 @@ def test_errors_name_the_argument(
         (TypeError, {"gaussian_weight": True}),
         (TypeError, {"gaussian_weight": np.bool_(False)}),
         (ValueError, {"gaussian_weight": np.float32(np.inf)}),
+        (ValueError, {"gaussian_weight": -1e39}),
+        (ValueError, {"bilateral_sxy": 10**400}),
+        (ValueError, {"bilateral_srgb": (1.0, 1e39)}),
     ],
 )
 def test_bad_parameters(error: type[Exception], change: dict[str, Any]) -> None:
