@@ -187,8 +187,9 @@ def _refuse_same_images(
         return
     if splits[0] != splits[1] and set(train_set.files) == set(val_set.files):
         raise InputError(
-            f"data.val_split: {splits[1]} has the same images as {splits[0]}; data.images or "
-            "data.split_file must hold {split}"
+            f"data.val_split: {splits[1]} has the same images as {splits[0]}; data.images, "
+            "or data.split_file and its lists, must tell them apart, or else --data.val-split "
+            f"{splits[0]} measures training on its own images"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
@@ -297,6 +298,8 @@ def run_command(body: Callable[[], int | None]) -> int:
     Bad input and failing files end in one `error:` line on stderr and code 2, a training that
     cannot go on in code 1, Ctrl-C in code 130. No work ends as nobody reads what it prints.
     """
+    # Of every tag of a GeoTIFF that it does not know, OpenCV would tell.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     with lasting_streams():
         try:
             code = body() or 0

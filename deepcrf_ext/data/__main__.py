@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.cli import parsing
-from deepcrf_ext.config.data import DataSource
+from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
 from deepcrf_ext.data.settings_files import home_expanded
@@ -31,7 +31,7 @@ take the data, and 2 where it would not."""
 def _parser() -> ArgumentParser:
     parser = parsing.make_parser("python -m deepcrf_ext.data", _DESCRIPTION)
     parser.add_argument("root", type=Path | None, nargs="?", help="Folder of the data set.")
-    parser.add_class_arguments(DataSource, "data", skip={"root"})
+    parser.add_class_arguments(DataConfig, "data", skip={"root"})
     parser.set_defaults({"data.dataset": "folder"})
     parser.add_argument(
         "--splits",
@@ -80,7 +80,7 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = parsing.parse(_parser(), argv)
-    source: DataSource = replace(arguments.data, root=arguments.root)
+    source: DataConfig = replace(arguments.data, root=arguments.root)
     if arguments.output.suffix.lower() != ".png" or arguments.output.is_dir():
         raise InputError(f"output: got {arguments.output}, must be the name of a .png file")
     if source.dataset == "folder" and source.root is None:
@@ -108,10 +108,13 @@ def _run(argv: Sequence[str] | None) -> None:
     for split, reason in unopened.items():
         if overviews:
             print(f"not there: {split}: {reason}\n")
-    absent = [split for split in ("train", "val") if split not in splits]
+    wanted = {"train": source.train_split, "val": source.val_split}
+    absent = {kind: split for kind, split in wanted.items() if split not in splits}
     if source.dataset == "folder" and absent and not arguments.splits and splits != ["all"]:
-        options = " and ".join(f"--data.{split}-split" for split in absent)
-        print(f"not there: {' and '.join(absent)}; training takes others by its {options}\n")
+        options = " and ".join(f"--data.{kind}-split" for kind in absent)
+        print(
+            f"not there: {' and '.join(absent.values())}; training takes others by its {options}\n"
+        )
     write_contact_sheet(overviews, arguments.output, arguments.pictures)
     problems = sum(len(overview.problems) for overview in overviews)
     if problems:

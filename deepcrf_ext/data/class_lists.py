@@ -122,8 +122,8 @@ def _from_item(item: object) -> tuple[object, object]:
 
 _COMMENT = re.compile(r"(^#(?![0-9a-fA-F]{6}\b)|\s#\s).*")
 _HEADER = re.compile(
-    r"((id|index|value|label|class|name|colou?r|color_rgb|parts|actions|hex|r|g|b|red|green|blue)"
-    r"([\s,;:]+|$)){2,}"
+    r"((id|index|pixel|value|label|class|name|colou?r|rgb|parts|actions|hex|r|g|b|red|green|blue)s?"
+    r"([\s,;:_]+|$)){2,}"
 )
 _COLOUR = r"(?P<colour>#[0-9a-fA-F]{6}|\d{1,3}(?:[\s,;]+\d{1,3}){2})"
 _COLOURED = (
@@ -147,10 +147,14 @@ def _from_lines(text: str, source: str) -> ClassList:
         del lines[0]
     elif lines and "name" in (columns := _CELL.split(lines[0].lower())) and len(columns) > 2:
         raise InputError(f"{source}: a table of {', '.join(columns)}; must be {_FORMS}")
-    parts = [_NUMBERED.fullmatch(line) for line in lines if not _COLOURED[1].fullmatch(line)]
+    parts = [None if _COLOURED[1].fullmatch(line) else _NUMBERED.fullmatch(line) for line in lines]
     numbered = [match.groups() for match in parts if match]
+    indices = [int(number) for number, _ in numbered]
+    if len(lines) > 2 and indices == list(range(len(lines) - 1)):
+        other = lines[parts.index(None)]
+        raise InputError(f"{source}: {other!r} has no index, all other lines have one")
     if len(numbered) == len(lines):
-        lines = _in_order([int(n) for n, _ in numbered], [rest for _, rest in numbered], source)
+        lines = _in_order(indices, [rest for _, rest in numbered], source)
     return _from_pairs([_from_line(line) for line in lines], source)
 
 

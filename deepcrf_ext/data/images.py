@@ -274,8 +274,8 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path}: cannot be read as an image (of an unknown format, or not of 1 to 4 channels "
-            "of integers)"
+            f"{path}: cannot be read as an image (of an unknown format, or of other channels than "
+            "grey, RGB or RGBA of 8 or 16 bits, such as the bands of a satellite)"
         ) from error
     except _DECODER_ERRORS as error:
         reason = "out of memory" if isinstance(error, MemoryError) else error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from deepcrf_ext.errors import InputError
 MAX_VALUES = 64  # a folder without a label map: more values in its masks are no coding
 
 Progress = Callable[[int], object]
+Source = TypeVar("Source", bound=DataSource)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _read_items(dataset: SegmentationDataset, progress: Progress | None) -> list
     return reports
 
 
-def values_as_classes(source: DataSource, splits: Sequence[str]) -> DataSource:
+def values_as_classes(source: Source, splits: Sequence[str]) -> Source:
     """Of a folder whose classes are not told: each value or colour in its masks as a class.
 
     Raises InputError where there are more than can be a coding.

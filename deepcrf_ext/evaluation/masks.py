@@ -324,8 +324,9 @@ def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: i
     if top < 1:
         raise InputError(
             f"{maps[0].mask.parent}: the masks hold no label but 0 and the unsure one, "
-            f"{settings.unsure}: --kind saliency takes masks of 0 and 255, --unsure says which "
-            "label is unsure, --classes how many there are"
+            f"{settings.unsure}: --kind saliency takes masks of 0 and 255, and so does --labels "
+            "'{0: background, 255: NAME}'; --unsure says which label is unsure, --classes how many "
+            "there are"
         )
     return replace(settings, num_classes=top + 1)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from own_data import write, write_blobs
@@ -171,6 +172,27 @@ def test_what_the_splits_are_and_are_not(place: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert "Thumbs" not in out
     assert "not there: val; training takes others by its --data.val-split" in out
+
+
+def test_options_of_training_are_taken(place: Path, capsys) -> None:
+    root = write_blobs(place / "data", 1, splits=["training", "validation"])
+    splits = ["--data.train-split", "training", "--data.val-split", "validation"]
+    assert main([str(root), "--data.classes", "[a, b]", *splits, "--data.crop", "[8, 8]"]) == 0
+    assert "not there" not in capsys.readouterr().out
+
+
+def test_tags_of_a_geotiff_are_nothing_to_tell(place: Path) -> None:
+    """In a process of its own, as OpenCV writes past sys.stderr."""
+    root = place / "data"
+    for split in ("train", "val"):
+        write(root / f"masks/{split}/a.png", np.eye(8, dtype=np.uint8))
+        image = root / f"images/{split}/a.tif"
+        image.parent.mkdir(parents=True)
+        bands = 40 * np.arange(8 * 8 * 4, dtype=np.uint16).reshape(8, 8, 4)
+        assert cv2.imwrite(str(image), bands)
+    command = [sys.executable, "-m", "deepcrf_ext.data", str(root), "--data.classes", "[a, b]"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=place)
+    assert done.stderr == ""
 
 
 def test_names_that_cannot_be_printed(place: Path) -> None:

@@ -32,6 +32,9 @@ COLOURS = {"road side": (1, 2, 3), "ball": (200, 20, 10)}
             True,
         ),
         ("labels.txt", "__ignore__\nroad side\nball\n", False),
+        ("_classes.csv", "Pixel Value, Class\n0, road side\n1, ball\n", False),  # Roboflow's
+        ("c.csv", "label_id,class_name\n0,road side\n1,ball\n", False),
+        ("c.csv", "class_name,r,g,b\nroad side,1,2,3\nball,200,20,10\n", True),
         ("c.csv", "name,r,g,b\nroad side,1,2,3\nball,200,20,10\n", True),
         ("c.yaml", "- road side\n- ball\n", False),
         ("c.yaml", "road side: [1, 2, 3]\nball: '#c8140a'\n", True),
@@ -98,6 +101,8 @@ def test_what_is_no_list_of_classes(tmp_path: Path, value, message: str) -> None
         ("c.csv", "Idx,Ratio,Name\n1,0.2,wall\n", "c.csv: a table of idx, ratio, name; must be"),
         ("c.txt", "Idx\tRatio\tName\n1\t0.2\twall\n", "c.txt: a table of idx, ratio, name"),
         ("c.txt", "1\t0.2\twall\n2\t0.1\tsky\n", r"c.txt: indices \[1, 2\] must be 0, 1, 2"),
+        ("c.txt", "0 wall\n1 sky\n1 2 3 sea\n", "'1 2 3 sea' has no index, all other lines have"),
+        ("c.csv", "Wert,Klasse\n0,wall\n1,sky\n", "'Wert,Klasse' has no index, all other lines"),
         ("c.txt", "wall\tmur\nsky\tciel\n", r"'wall\\tmur' cannot be the name of a class"),
     ],
 )
