@@ -73,7 +73,9 @@ def load_vgg16(source: str) -> dict[str, Tensor]:
         raise InputError(f"vgg_weights: {error}") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"vgg_weights: cannot download VGG-16: {reason}") from error
+        raise InputError(
+            f"vgg_weights: cannot download {VGG16_URL} ({reason}); give the path of a copy of it"
+        ) from error
 
 
 @torch.no_grad()

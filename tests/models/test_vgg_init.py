@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -176,3 +177,12 @@ def test_vgg_weights_that_do_not_fit(tmp_path: Path) -> None:
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     with pytest.raises(InputError, match="no such file"):
         initialise_from_vgg16(model, str(tmp_path / "nowhere.pth"))
+
+
+def test_without_a_network_it_says_which_file_to_get(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    with pytest.raises(InputError, match=r"download https://\S+vgg16\S+\.pth \(.*no network.*path"):
+        initialise_from_vgg16(DeepCRF(TINY, 3), "download")
