@@ -246,6 +246,8 @@ def _plain(message: str, options: Collection[str]) -> str:
     if match := re.fullmatch(r"the following arguments are required: (.*)", message):
         names = [_as_option(name, options) for name in match[1].split(", ")]
         return f"{', '.join(names)}: must be given"
+    if match := re.match(r'expected "(.+)" to be one of {(.+)}, but it was not provided', message):
+        return f"{match[1]}: must be given, {match[2].replace(',', ' or ')}"
     if match := re.match(r'Parser key "([^"]+)": Unable to load config \'(.*?)\'', message):
         return f"{match[1]}: got {match[2]}, must be a file of settings; each is --{match[1]}.NAME"
     if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", message):

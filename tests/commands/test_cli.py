@@ -220,6 +220,12 @@ def test_an_unknown_option_is_told_what_it_may_be(option, meant):
     assert str(caught.value) == f"unrecognized arguments: {option} 3{end}"
 
 
+def test_a_missing_subcommand_is_told(capsys):
+    assert explain.main([]) == 2
+    message = "error: command: must be given, compatibility or image\n"
+    assert capsys.readouterr().err == message
+
+
 def test_an_option_before_its_subcommand_is_told(capsys):
     assert explain.main(["--device=cpu", "image"]) == 2
     assert "--device=cpu; it goes behind the subcommand\n" in capsys.readouterr().err
