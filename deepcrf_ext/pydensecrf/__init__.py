@@ -27,6 +27,7 @@ New are:
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -81,11 +82,16 @@ __all__ = [
     "unary_from_softmax",
 ]
 
+DEVICE_VARIABLE = "DEEPCRF_PYDENSECRF_DEVICE"
+"""The environment variable by which processes get the device of `install`."""
+
 
 def install(*, device: str | torch.device | None = None, replace: bool = False) -> None:
-    """Let `import pydensecrf.densecrf` and `pydensecrf.utils` find this package, in this process.
+    """Let `import pydensecrf.densecrf` and `pydensecrf.utils` find this package.
 
-    Calling it again changes nothing. Modules that have imported pydensecrf itself keep it.
+    In this process, and in those that it starts from now on: `sys.path` and the environment's
+    PYTHONPATH get a folder for them. Calling it again changes nothing. Modules that have imported
+    pydensecrf itself keep it.
 
     Args:
         device: where CRFs work that name no device: "cpu", "cuda", "cuda:1". None changes nothing.
@@ -110,4 +116,12 @@ def install(*, device: str | torch.device | None = None, replace: bool = False) 
             )
     if device is not None:
         densecrf.set_default_device(device)
+        os.environ[DEVICE_VARIABLE] = str(device)
     sys.modules.update(modules)
+    # Processes that are spawned begin anew, with these paths; others, with this environment.
+    folder = os.path.join(os.path.dirname(__file__), "processes")
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, inherited)])
+    if folder not in sys.path:
+        sys.path.insert(1, folder)

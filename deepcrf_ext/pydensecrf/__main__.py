@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 from deepcrf_ext.pydensecrf import install
@@ -42,21 +40,10 @@ def main() -> None:
         parser.error(f"{script}: no such module")
     if not options.is_module and not Path(script).is_file():
         parser.error(f"{script}: no such file")
-    with tempfile.TemporaryDirectory() as folder:
-        # Processes that the script spawns begin anew, with its paths; others that it starts, with
-        # its environment.
-        Path(folder, "pydensecrf.py").write_text(
-            "from deepcrf_ext.pydensecrf import install\n"
-            f"install(device={options.device!r}, replace=True)\n",
-            encoding="utf-8",
-        )
-        sys.path.insert(1, folder)
-        former = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([folder, former] if former else [folder])
-        if options.is_module:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(script, run_name="__main__")
+    if options.is_module:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(script, run_name="__main__")
 
 
 def _is_module(name: str) -> bool:

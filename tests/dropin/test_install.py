@@ -74,7 +74,12 @@ if __name__ == "__main__":
         assert run.stderr.splitlines()[-1].endswith(f"error: {missing}: no such module")
 
 
-def test_processes_of_a_script_find_the_package_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("-m", "deepcrf_ext.pydensecrf", "script.py"), ("program.py",)]
+)
+def test_processes_of_a_script_find_the_package_too(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     (tmp_path / "script.py").write_text(
         """
 import multiprocessing, subprocess, sys
@@ -91,7 +96,17 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", other])
 """
     )
-    run = python("-m", "deepcrf_ext.pydensecrf", "script.py", folder=tmp_path)
+    (tmp_path / "program.py").write_text(
+        """
+import runpy
+if __name__ == "__main__":
+    from deepcrf_ext.pydensecrf import install
+    install(device="cpu")
+    install()
+    runpy.run_path("script.py", run_name="__main__")
+"""
+    )
+    run = python(*arguments, folder=tmp_path)
     wanted = "deepcrf_ext.pydensecrf.densecrf deepcrf_ext.pydensecrf.utils\n"
     wanted += "deepcrf_ext.pydensecrf.densecrf\n"
     assert (run.returncode, run.stdout) == (0, wanted), run.stderr

@@ -1,0 +1,1 @@
+"""On the path of processes that one with `install()` starts: there they find `pydensecrf`."""
