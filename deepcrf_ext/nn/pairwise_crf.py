@@ -115,7 +115,8 @@ class PairwiseCRF(nn.Module):
 
         Args:
             logits: [B, K, h, w], floating point; energies are their negatives.
-            features: [B, C, h, w], in the dtype of the layer (any under autocast).
+            features: [B, C, h, w], in the dtype of the layer (under autocast in any,
+                except from or to float64).
 
         Returns:
             [B, K, h, w], contiguous, log-probabilities over the K labels; float64 for float64
@@ -182,14 +183,15 @@ class PairwiseCRF(nn.Module):
         if objective == "piecewise":
             losses = {"unary": node_nll(unary, nodes, weights, ignore)}
             for name, potential in potentials.items():
-                nll = edge_nll(potential, nodes, weights, ignore).to(unary.dtype)
+                nll = edge_nll(potential, nodes, weights, ignore)
                 # The weight takes no part; a gradient of 0 lets DistributedDataParallel, which
                 # waits for every parameter's, work unasked.
-                losses[name] = nll + 0 * self.relation_weights[name]
+                losses[name] = (nll + 0 * self.relation_weights[name]).to(unary.dtype)
             return losses
         scaled = [p.scaled(self.relation_weights[name]) for name, p in potentials.items()]
-        energies = unary.to(scaled[0].dtype) if scaled else unary
-        values = pseudo_likelihood_nll(energies, scaled, nodes, ignore, reduction="none")
+        energies, precision = _beside(unary, scaled)
+        with precision:
+            values = pseudo_likelihood_nll(energies, scaled, nodes, ignore, reduction="none")
         counts = node_weights(nodes, weights, ignore)
         return {"pseudo_likelihood": weighted_mean(values.to(unary.dtype), counts)}
 
@@ -209,9 +211,14 @@ class PairwiseCRF(nn.Module):
             ``after <= before``.
 
         Raises:
-            ValueError: no node is labelled, or the likelihood is not finite at any weight.
+            TypeError, ValueError: a batch does not fit, no node is labelled, or the likelihood is
+                not finite at any weight; the message says so.
         """
-        kept = list(batches) if iter(batches) is batches else batches
+        try:
+            kept = list(batches) if iter(batches) is batches else batches
+        except TypeError:
+            got = type(batches).__name__
+            raise TypeError(f"batches: got {got}, must be a list or a DataLoader") from None
         weights = {name: weight.item() for name, weight in self.relation_weights.items()}
         weights, result = fit_weights(weights, lambda several: self._nll(kept, several))
         for name, weight in weights.items():
@@ -238,6 +245,9 @@ class PairwiseCRF(nn.Module):
                     f"batches: got a batch of {type(batch).__name__}, must be of (logits, "
                     "features, labels)"
                 )
+            for name, value in zip(("logits", "features", "labels"), batch, strict=True):
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
             logits, features, labels = batch
             device = next(self.parameters()).device if self.relations else logits.device
             logits, features, labels = (t.to(device) for t in (logits, features, labels))
@@ -313,18 +323,26 @@ def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: in
     """Logarithms of `mean_field`'s marginals, [N, K] in the dtype of the unary energies.
 
     The last update stays in log space: a marginal may be 0, its logarithm is finite all the same.
-    The potentials share a dtype, which may be narrower than that of the unary energies.
+    The potentials share a dtype, which may be another than that of the unary energies.
     """
-    energies = unary
+    energies, precision = _beside(unary, potentials)
     if iterations and potentials:
-        dtype = potentials[0].dtype
-        # Under autocast to their dtype, the unary energies and marginals need not be rounded to it.
-        with torch.autocast(unary.device.type, dtype, enabled=dtype in HALVES):
-            marginals = mean_field(unary, potentials, iterations - 1)
+        with precision:
+            marginals = mean_field(energies, potentials, iterations - 1)
         for potential in potentials:
             own = potential_tensors(potential)
             energies = energies + messages(graph_tensors(potential.graph), own, marginals, False)
-    return (-energies).log_softmax(1)
+    return (-energies).log_softmax(1).to(unary.dtype)
+
+
+def _beside(unary: Tensor, potentials: Sequence[Potential]) -> tuple[Tensor, torch.autocast]:
+    """Unary energies in the dtype that potentials sum in, and in which context both go together.
+
+    Under autocast to the dtype of the potentials, nothing else needs to be rounded to it.
+    """
+    dtype = potentials[0].dtype if potentials else unary.dtype
+    precision = torch.autocast(unary.device.type, dtype, enabled=dtype in HALVES)
+    return unary.to(accumulate_dtype(dtype)), precision
 
 
 def _unary(logits: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ class PairwisePotential(nn.Module):
         """The energies over the edges of a graph.
 
         Args:
-            features: [N, C], in the dtype of the layer (any under autocast).
+            features: [N, C], in the dtype of the layer (under autocast in any,
+                except from or to float64).
             graph: N nodes, on the device of the layer.
 
         Returns:
@@ -98,7 +99,9 @@ def check_features(name: str, features: Tensor, parameter: Tensor) -> None:
     check_floating(name, features)
     check_device(name, features.device, parameter.device, "the layer")
     autocast = torch.is_autocast_enabled(features.device.type)
-    if features.dtype != parameter.dtype and not autocast:
+    # As matrix products have it: autocast leaves float64 as it is.
+    free = autocast and torch.float64 not in (features.dtype, parameter.dtype)
+    if features.dtype != parameter.dtype and not free:
         raise TypeError(
             f"{name}: got dtype {features.dtype}, must be {parameter.dtype} as the layer"
         )

@@ -242,11 +242,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    lattice = list(ctx.saved_tensors[:NUM_LATTICE_TENSORS])
+    saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
+    lattice = list(saved[:NUM_LATTICE_TENSORS])
     _, needs_values, _, needs_planes = ctx.needs_input_grad
     planes = grad_values = grad_planes = None
     if ctx.has_planes:
-        values, planes = ctx.saved_tensors[NUM_LATTICE_TENSORS:]
+        values, planes = saved[NUM_LATTICE_TENSORS:]
         if needs_planes:
             grad_planes = _planes_gradient(lattice, values, grad, ctx.transposed, planes)
     if needs_values:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -298,3 +300,42 @@ def test_narrow_dtypes_and_autocast_give_float32(dtype: torch.dtype) -> None:
     for name, loss in autocast_losses.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(losses[name].item(), rel=0.02)
+
+
+def test_logits_of_another_precision_than_the_layer() -> None:
+    """They are brought into the dtype that the layer sums in, and no narrower one."""
+    layer = trained()
+    logits, features = inputs()
+    labels = labels_of(logits)
+    wanted = {"forward": layer(logits, features)}
+    for objective in ("piecewise", "pseudo_likelihood"):
+        wanted.update(layer.loss(logits, features, labels, objective))
+    single = copy.deepcopy(layer).float()
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    for own, given, dtype, context in (
+        (layer, features, torch.float32, nullcontext),
+        (single, features.float(), torch.float64, nullcontext),
+        (single, features.float(), torch.float64, autocast),
+    ):
+        other = logits.to(dtype)
+        with context():
+            found = {"forward": own(other, given)}
+            for objective in ("piecewise", "pseudo_likelihood"):
+                found.update(own.loss(other, given, labels, objective))
+        precise = context is nullcontext
+        for name, value in found.items():
+            assert value.dtype == dtype, name
+            rtol, atol = (1e-5, 1e-5) if precise else (0.03, 0.05)
+            torch.testing.assert_close(value.double(), wanted[name], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pseudo_likelihood_does_not_round_the_logits(dtype: torch.dtype) -> None:
+    layer = PairwiseCRF(5, 3).to(dtype)
+    for weight in layer.relation_weights.values():
+        torch.nn.init.zeros_(weight)
+    logits, features = inputs(dtype=torch.float32)
+    labels = labels_of(logits)
+    wanted = functional.cross_entropy(20 * logits, labels, ignore_index=255)
+    found = layer.loss(20 * logits, features.to(dtype), labels, "pseudo_likelihood")
+    torch.testing.assert_close(found["pseudo_likelihood"], wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,9 @@ from context_task import CHANNELS, NUM_CLASSES, accuracy_below, scenes
 from processes import run_processes
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -144,6 +147,10 @@ def test_calibration_without_labels_is_refused(piecewise: PairwiseCRF) -> None:
         layer.calibrate([(logits * torch.nan, features, labels)])
     with pytest.raises(TypeError, match="batches: got a batch of dict"):
         layer.calibrate([{"logits": logits, "features": features, "labels": labels}])
+    with pytest.raises(TypeError, match="batches: got NoneType, must be a list or a DataLoader"):
+        layer.calibrate(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"labels: got NoneType, must be a torch.Tensor"):
+        layer.calibrate([(logits, features, None)])  # type: ignore[list-item]
     torch.testing.assert_close(layer.state_dict(), state, rtol=0, atol=0)
 
 
@@ -225,28 +232,41 @@ class _Head(torch.nn.Module):
         return sum(self.crf.loss(logits, features, labels).values())
 
 
-def _steps(head: torch.nn.Module, features: Tensor, labels: Tensor) -> None:
+def _steps(
+    head: torch.nn.Module, features: Tensor, labels: Tensor, scalars: Collection[Tensor] = ()
+) -> None:
     optimiser = torch.optim.SGD(head.parameters(), 0.1)
     for end_to_end in (False, False, True, True):
         optimiser.zero_grad()
         head(features, labels, end_to_end).backward()
+        for parameter in scalars:  # as docs/python.md has it, by an average that gloo lacks
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()
         optimiser.step()
 
 
-def _train_process(rank: int, output: Path) -> int:
+def _train_process(rank: int, output: Path, sharded: bool) -> int:
     torch.distributed.init_process_group("gloo")
     _, features, labels = scenes(4, seed=7)
-    head = DistributedDataParallel(_Head())
+    head, scalars = _Head(), set()
+    wrapped: torch.nn.Module = head
+    if sharded:
+        scalars = {parameter for parameter in head.parameters() if parameter.dim() == 0}
+        fully_shard(head, mesh=init_device_mesh("cpu", (2,)), ignored_params=scalars)
+    else:
+        wrapped = DistributedDataParallel(head)
     mine = slice(2 * rank, 2 * rank + 2)
-    _steps(head, features[mine], labels[mine])
-    torch.save(head.module.state_dict(), output / f"{rank}.pt")
+    _steps(wrapped, features[mine], labels[mine], scalars)
+    state = get_model_state_dict(head, options=StateDictOptions(full_state_dict=True))
+    torch.save(state, output / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return 0
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    codes = run_processes(_train_process, (tmp_path,), tmp_path)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_as_one_does(tmp_path: Path, sharded: bool) -> None:
+    codes = run_processes(_train_process, (tmp_path, sharded), tmp_path)
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()
     alone = _Head()
     _, features, labels = scenes(4, seed=7)

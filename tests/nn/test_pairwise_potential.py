@@ -184,6 +184,20 @@ def test_arguments_that_do_not_fit_are_named(
         layer(features, graphs()[graph] if graph else None)
 
 
+@pytest.mark.parametrize("wide", ["features", "layer"])
+def test_autocast_does_not_mix_float64_with_others(wide: str) -> None:
+    layer, features = PairwisePotential(5, 3), torch.zeros(12, 5)
+    if wide == "layer":
+        layer.double()
+    else:
+        features = features.double()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match=r"features: got dtype .*, must be .* as the layer"),
+    ):
+        layer(features, graphs()["superpixels"])
+
+
 @pytest.mark.parametrize(
     ("sizes", "error", "named"),
     [

@@ -1,4 +1,4 @@
-"""Operators under `torch.vmap`, the transforms of `torch.func` and batches of gradients."""
+"""Operators under `torch.vmap`, `torch.func`, batches of gradients and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from accuracy import assert_close
 from problems import FACTORED, OPERATORS, TABLE, grid_problem, used_tensors
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import deepcrf_ext as dc
 from deepcrf_ext.nn import grid_graphs
@@ -111,19 +112,28 @@ def test_what_is_learnt_outside_of_a_transform() -> None:
         assert_close(parameter.grad, gradient)
 
 
-@pytest.mark.parametrize("in_colours", [False, True])
-def test_batches_of_gradients_in_features(in_colours: bool) -> None:
-    """Learnt widths and images have gradients of their own, made of many operators."""
+IN_FEATURES: dict[str, Function] = {
+    "colours": lambda scale: dc.dense_crf(LOGITS, scale * IMAGE, iterations=2),
+    "points": lambda scale: dc.permutohedral_filter(LOGITS[0, 0], scale * IMAGE[0, 1] / 30),
+}
+"""Learnt widths and images have gradients of their own, made of many operators."""
 
-    def function(scale: Tensor) -> Tensor:
-        if in_colours:
-            return dc.dense_crf(LOGITS, scale * IMAGE, iterations=2)
-        return dc.permutohedral_filter(LOGITS[0, 0], scale * IMAGE[0, 1] / 30)
 
+@pytest.mark.parametrize("function", IN_FEATURES.values(), ids=IN_FEATURES)
+def test_batches_of_gradients_in_features(function: Function) -> None:
     wanted = torch.autograd.functional.jacobian(function, SIZES[1])
     assert_close(torch.func.jacrev(function)(SIZES[1]), wanted)
     batched = torch.autograd.functional.jacobian(function, SIZES[1], vectorize=True)
     assert_close(batched, wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), *IN_FEATURES.values()])
+def test_checkpoints(function: Function, reentrant: bool) -> None:
+    """They compute what backward reads once more, and let it be read but once."""
+    scale = SIZES[1].clone().requires_grad_()
+    checkpoint(partial(scalar, function), scale, use_reentrant=reentrant).backward()
+    assert torch.equal(scale.grad, gradient(function, SIZES[1]))
 
 
 @every_function
