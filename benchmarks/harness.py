@@ -380,8 +380,11 @@ def run_command(main: Callable[..., None]) -> None:
     """Runs a benchmark with the arguments of `main`, and --output, as options of the command."""
     from jsonargparse import ArgumentParser
 
+    from deepcrf_ext.cli.help import HelpFormatter
+
     global RESULTS
-    parser = ArgumentParser(description=main.__doc__)
+    summary = (main.__doc__ or "").partition("\n\n")[0]
+    parser = ArgumentParser(description=summary, formatter_class=HelpFormatter)
     parser.add_function_arguments(main)
     parser.add_argument("--output", type=Path, default=RESULTS, help="Folder of the records.")
     options = vars(parser.instantiate_classes(parser.parse_args()))
