@@ -84,13 +84,15 @@ def test_the_list_of_commands(capsys):
     """It is printed, stands in the documents, and is whole."""
     runpy.run_module("deepcrf_ext", run_name="__main__")
     printed = capsys.readouterr().out
-    document = (ROOT / "docs" / "commands.md").read_text()
+    document = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for name, text in COMMANDS.items():
         assert f"  {name} " in printed
         assert f"| `{name}` | {text} " in document
     package = ROOT / "deepcrf_ext"
     runnable = [
-        path for path in package.rglob("*.py") if '\nif __name__ == "__main__"' in path.read_text()
+        path
+        for path in package.rglob("*.py")
+        if '\nif __name__ == "__main__"' in path.read_text(encoding="utf-8")
     ]
     names = {(path.parent if path.stem == "__main__" else path).stem for path in runnable}
     assert names - {"deepcrf_ext"} == set(COMMANDS)

@@ -17,7 +17,7 @@ Times = dict[tuple[str, str], dict[str, Any]]
 
 
 def record(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def times(name: str) -> Times:
@@ -26,7 +26,7 @@ def times(name: str) -> Times:
 
 def tables(document: str, head: str) -> list[dict[str, list[str]]]:
     """The cells behind the first of each row, of every table whose head begins so."""
-    text = (ROOT / document).read_text()
+    text = (ROOT / document).read_text(encoding="utf-8")
     found = []
     for block in re.findall(rf"^\| ?{re.escape(head)} ?\|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M):
         rows = [[cell.strip() for cell in row[1:-1].split("|")] for row in block.splitlines()]
@@ -142,7 +142,7 @@ def ratios(name: str, field: str, theirs: str, dtype: str) -> tuple[float, float
 
 def test_speed_in_the_readme() -> None:
     """The ranges of a sentence, over the float32 cases."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for sentence, *source in (
         (
             "mean field is {:.0f} to {:.0f} times as fast as what",
@@ -250,7 +250,7 @@ def test_the_table_of_scenes() -> None:
                 mean = sum(values) / len(values)
                 yield f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
-    text = (ROOT / "docs/results.md").read_text()
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     trained, calibrated = text.split("| *weights fitted by* `calibrate` |")
     for state, part in (("trained", trained), ("calibrated", calibrated)):
         for row in seeds[0][state]["val"]["rows"]:

@@ -119,3 +119,53 @@ def test_python_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for block, further in zip(blocks(document, "python"), given, strict=True):
         names |= further
         exec(compile(block, document.name, "exec"), names)
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading of a document may end in."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", document.read_text(encoding="utf-8")
+    ):
+        target = document.parent / path if path else document
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def benchmarks() -> dict[str, set[str]]:
+    """The options that the documents give to each benchmark, and its subcommand before them."""
+    found: dict[str, set[str]] = {}
+    for document in [*DOCUMENTS, ROOT / "benchmarks" / "NOTES.md"]:
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+        for script, rest in re.findall(r"python benchmarks/(\w+)\.py(?!\w)([^\n`#]*)", text):
+            words = shlex.split(rest.partition(")")[0])
+            command = script + (f" {words[0]}" if script == "crf_gain" else "")
+            found.setdefault(command, set()).update(w for w in words if w.startswith("--"))
+    return {command: options for command, options in found.items() if "NAME" not in command}
+
+
+@pytest.mark.parametrize("command", benchmarks())
+def test_a_benchmark_has_the_options_it_is_given(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, *subcommand = command.split()
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [script, *subcommand, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
+    known = re.findall(r"(?<!\w)--[\w.-]+", capsys.readouterr().out)
+    assert benchmarks()[command] <= set(known)
+
+
+def test_the_targets_of_make_are_there() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for document in DOCUMENTS:
+        named = re.findall(
+            r"(?:^|&& |`)make ([a-z][\w-]*)", document.read_text(encoding="utf-8"), re.M
+        )
+        assert set(named) <= targets
