@@ -143,7 +143,7 @@ def test_calibration_without_labels_is_refused(piecewise: PairwiseCRF) -> None:
     for batches in ([], [(logits, features, torch.full_like(labels, 255))]):
         with pytest.raises(ValueError, match="batches: got no labelled node"):
             layer.calibrate(batches)
-    with pytest.raises(ValueError, match="batches: .*not finite"):
+    with pytest.raises(ValueError, match="batches: got no finite negative log-likelihood"):
         layer.calibrate([(logits * torch.nan, features, labels)])
     with pytest.raises(TypeError, match="batches: got a batch of dict"):
         layer.calibrate([{"logits": logits, "features": features, "labels": labels}])
@@ -266,6 +266,8 @@ def _train_process(rank: int, output: Path, sharded: bool) -> int:
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_as_one_does(tmp_path: Path, sharded: bool) -> None:
+    if sharded and torch.__version__ < "2.8":
+        pytest.skip("FSDP2 of torch 2.7 sums gradients over gloo, where it must average them")
     codes = run_processes(_train_process, (tmp_path, sharded), tmp_path)
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()
     alone = _Head()
