@@ -23,6 +23,7 @@ from deepcrf_ext.cli.streams import lasting_streams
 from deepcrf_ext.data.settings_files import home_expanded, read_text, refuse_repeated_keys
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.libraries import require
+from deepcrf_ext.ops import _backend
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
@@ -82,6 +83,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     with _one_line_errors(()):
         arguments = parser.instantiate(arguments)
     require("cv2")  # which loads lazily: --help works without, and a run fails before it begins
+    try:
+        _backend.native()  # likewise
+    except ImportError as error:
+        raise InputError(str(error)) from error
     return arguments
 
 

@@ -30,8 +30,8 @@ def native() -> ModuleType:
         module = importlib.import_module("deepcrf_ext._C")
     except ImportError as error:
         raise ImportError(
-            f"the compiled extension deepcrf_ext._C cannot be loaded ({error}); "
-            "build it with 'pip install -e .' in the checkout"
+            f"the compiled extension deepcrf_ext._C cannot be loaded ({error}); build it with 'pip "
+            "install -e .' in the checkout, or leave the checkout's folder if 'pip install .' did"
         ) from error
     interface = getattr(module, "interface", 0)
     if interface != INTERFACE:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import deepcrf_ext
-from deepcrf_ext import env
+from deepcrf_ext import env, refine
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.records.environment import _loaded_openmp_runtimes
 
@@ -50,6 +50,20 @@ def test_missing_extension_is_said_and_fails(
     assert "MISSING" in output
     assert "pip install" in output
     assert torch.__version__ in output
+
+
+def test_commands_say_in_one_line_that_the_extension_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepcrf_ext._C", None)
+    _backend.native.cache_clear()
+    try:
+        assert refine.main(["photos", "masks", "--output", "sharpened"]) == 2
+    finally:
+        _backend.native.cache_clear()
+    output = capsys.readouterr().err
+    assert output.startswith("error: the compiled extension deepcrf_ext._C cannot be loaded (")
+    assert output.count("\n") == 1
 
 
 def test_unsupported_instruction_set_is_reported() -> None:

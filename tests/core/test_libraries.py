@@ -17,7 +17,7 @@ ROOT = Path(deepcrf_ext.__file__).parents[1]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "deepcrf_ext").glob("*.py")
-    if '__name__ == "__main__"' in path.read_text() and path.stem != "env"
+    if '__name__ == "__main__"' in path.read_text() and path.stem not in ("__main__", "env")
 )
 
 # A finder that meets imports first. A broken module is there, but does not load.
