@@ -84,13 +84,13 @@ def without_unary(module: Any) -> Any:
     return d
 
 
-def changed_later(module: Any) -> Any:
-    """Arrays are copied: what is done to them later changes nothing."""
+def changed_later(module: Any, taken: Callable[[np.ndarray], Any] = np.asarray) -> Any:
+    """Arrays are copied: what is done to them later changes nothing. `taken` shares their memory."""
     u, image, features, compat = U.copy(), IMAGE.copy(), FEATURES.copy(), DIAGONAL.copy()
     d = module.DenseCRF2D(W, H, K)
-    d.setUnaryEnergy(u)
-    d.addPairwiseBilateral(40, 20, image, 4)
-    d.addPairwiseEnergy(features, compat)
+    d.setUnaryEnergy(taken(u))
+    d.addPairwiseBilateral(40, 20, taken(image), 4)
+    d.addPairwiseEnergy(taken(features), taken(compat))
     for array in (u, image, features, compat):
         array[:] = 0
     return d.inference(2)

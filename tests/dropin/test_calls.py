@@ -282,6 +282,11 @@ def test_takes_arrays_of_any_kind(name: str) -> None:
     np.testing.assert_allclose(TAKEN[name](OURS), crf(OURS).inference(2), atol=1e-6)
 
 
+def test_tensors_are_copied() -> None:
+    wanted = changed_later(OURS)
+    np.testing.assert_array_equal(changed_later(OURS, torch.from_numpy), wanted)
+
+
 def test_read_only_arrays() -> None:
     image = IMAGE.copy()
     image.flags.writeable = False

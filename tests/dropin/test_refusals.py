@@ -62,6 +62,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (TypeError, after(lambda m, d: d.setUnaryEnergy(None))),
         (TypeError, after(lambda m, d: d.setUnaryEnergy("abc"))),
         (TypeError, after(lambda m, d: d.setUnaryEnergy(U.astype(np.complex64)))),
+        (TypeError, after(lambda m, d: d.setUnaryEnergy(torch.zeros(K, N, dtype=torch.cfloat)))),
         (ValueError, after(lambda m, d: d.setUnaryEnergy(U.reshape(K, H, W)))),
         (ValueError, after(lambda m, d: d.setUnaryEnergy(U[:2]))),
         (ValueError, after(lambda m, d: d.setUnaryEnergy([[1, 2], [3]]))),
