@@ -85,7 +85,10 @@ def without_unary(module: Any) -> Any:
 
 
 def changed_later(module: Any, taken: Callable[[np.ndarray], Any] = np.asarray) -> Any:
-    """Arrays are copied: what is done to them later changes nothing. `taken` shares their memory."""
+    """Arrays are copied: what is done to them later changes nothing.
+
+    taken: what the calls are given of an array, with its memory.
+    """
     u, image, features, compat = U.copy(), IMAGE.copy(), FEATURES.copy(), DIAGONAL.copy()
     d = module.DenseCRF2D(W, H, K)
     d.setUnaryEnergy(taken(u))

@@ -282,6 +282,11 @@ def test_takes_arrays_of_any_kind(name: str) -> None:
     np.testing.assert_allclose(TAKEN[name](OURS), crf(OURS).inference(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [np.array(3.0), torch.tensor(3), torch.tensor([3.0, 3, 9])])
+def test_takes_widths_of_any_kind(width: Any) -> None:
+    np.testing.assert_array_equal(gaussian(width, 3)(OURS), gaussian(3, 3)(OURS))
+
+
 def test_tensors_are_copied() -> None:
     wanted = changed_later(OURS)
     np.testing.assert_array_equal(changed_later(OURS, torch.from_numpy), wanted)

@@ -47,7 +47,10 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (ValueError, lambda m: crf(m, compat=3).inference(-1)),
         (ValueError, lambda m: crf(m, compat=3).inference(2**40)),
     ],
-    "nvar": [(TypeError, lambda m: m.DenseCRF(None, K))],
+    "nvar": [
+        (TypeError, lambda m: m.DenseCRF(None, K)),
+        (ValueError, lambda m: m.DenseCRF(2**31, K)),
+    ],
     "w": [
         (ValueError, lambda m: m.DenseCRF2D(0, H, K)),
         (ValueError, lambda m: m.DenseCRF2D(-3, H, K)),
@@ -85,6 +88,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
     "sxy": [
         (TypeError, gaussian(None, 3)),
         (TypeError, gaussian("34", 3)),
+        (TypeError, gaussian(b"34", 3)),
         (TypeError, gaussian(("3", "4"), 3)),
         (TypeError, gaussian(3 + 0j, 3)),
         (TypeError, gaussian(np.array([[3, 4]]), 3)),
@@ -94,6 +98,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (ValueError, gaussian(np.nan, 3)),
         (ValueError, gaussian(1e-6, 3)),
         (ValueError, gaussian(torch.tensor([3.0]), 3)),
+        (ValueError, gaussian(torch.ones(2, 2), 3)),
     ],
     "srgb": [
         (ValueError, bilateral(40, (20, 10), IMAGE, 4)),
@@ -210,6 +215,14 @@ def test_refusals_name_the_argument(argument: str) -> None:
     for kind, call in REFUSED[argument]:
         with pytest.raises(kind, match=rf"^{argument}(:| must)"):
             call(OURS)
+
+
+def test_refusals_say_what_must_be() -> None:
+    with pytest.raises(ValueError, match=rf"u: got shape \[2, {N}\], must be \[{K}, {N}\]"):
+        crf(OURS).setUnaryEnergy(U[:2])
+    with pytest.raises(ValueError, match=rf"got shape \[2, 5\], must be \[any, {N}\]"):
+        crf(OURS).addPairwiseEnergy(FEATURES[:, :5], 3)
+    OURS.DenseCRF(2**31 - 1, 1)
 
 
 def test_images_in_other_units_warn(monkeypatch: pytest.MonkeyPatch) -> None:
