@@ -28,8 +28,17 @@ from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.variants import VARIANTS, Variant, variants_of, whole_crf
 from deepcrf_ext.nn.grid_graphs import relation_graph
-from deepcrf_ext.nn.node_losses import edge_nll, edge_weights, node_labels, node_nll, node_weights
+from deepcrf_ext.nn.node_losses import (
+    checked_node_labels,
+    edge_nll,
+    edge_weights,
+    node_labels,
+    node_nll,
+    node_weights,
+)
 from deepcrf_ext.nn.pairwise_crf import log_marginals
+from deepcrf_ext.ops._argument_checks import checked_iterations
+from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 _NO_WEIGHT = 1e-30  # stands for the weight 0, which has no logarithm
@@ -85,7 +94,9 @@ class DeepCRF(nn.Module):
         self, config: ModelConfig, num_classes: int, backbone: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if not 1 <= num_classes <= IGNORE_INDEX:
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"config: got {type(config).__name__}, must be a ModelConfig")
+        if not 1 <= checked_int("num_classes", num_classes) <= IGNORE_INDEX:
             raise ValueError(f"num_classes: got {num_classes}, must be 1 to {IGNORE_INDEX}")
         self.config = config
         self.num_classes = num_classes
@@ -210,8 +221,13 @@ class DeepCRF(nn.Module):
 
     @torch.no_grad()
     def set_relation_weights(self, weights: Mapping[str, float]) -> None:
-        """Sets some or all of `relation_weights`, each at least 0."""
+        """Sets some or all of `relation_weights`, each finite and at least 0."""
+        known = self.default_variant().relations
         for name, weight in weights.items():
+            if name not in known:
+                raise ValueError(f"weights: got {name!r}, must be of {', '.join(known)}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"weights: got {weight} of {name}, must be finite, at least 0")
             self._relation(name).log_weight.fill_(max(weight, _NO_WEIGHT)).log_()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -233,7 +249,8 @@ class DeepCRF(nn.Module):
 
         Args:
             images: [B, 3, H, W].
-            labels: int64 [B, H, W], 255 = ignore; resized to the node grid by nearest neighbour.
+            labels: [B, H, W] of any integer dtype, 0..K-1 or 255 = ignore; resized to the node
+                grid by nearest neighbour.
 
         Each is the mean over valid nodes or edges, weighted by `class_weights`; 0 where there is
         none.
@@ -259,7 +276,7 @@ class DeepCRF(nn.Module):
     def loss(self, name: str, inputs: list[Tensor], labels: Tensor) -> Tensor:
         """One of `losses`, from what `self.inputs` returned."""
         unary, potential, grid = self._evaluate(name, inputs)
-        nodes = node_labels(labels, grid[1:])
+        nodes = checked_node_labels(labels, grid, self.num_classes, IGNORE_INDEX, self.device)
         if potential is None:
             assert unary is not None
             return node_nll(unary, nodes, self.class_weights, IGNORE_INDEX, self.label_smoothing)
@@ -362,7 +379,7 @@ class DeepCRF(nn.Module):
         """
         unary, potentials = self.crf(energies, variant)
         batch, height, width = energies.grid
-        steps = self.config.iterations if iterations is None else iterations
+        steps = self.config.iterations if iterations is None else checked_iterations(iterations)
         nodes = log_marginals(unary, potentials, steps).exp()
         grids = nodes.view(batch, height, width, self.num_classes).permute(0, 3, 1, 2)
         return grids.contiguous()  # as channels-last maps they break the gradient of `interpolate`

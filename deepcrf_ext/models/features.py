@@ -18,6 +18,7 @@ from deepcrf_ext.models.pyramid_backbone import (
     named_backbone,
 )
 from deepcrf_ext.models.vgg import Block6, VGGBlocks
+from deepcrf_ext.ops._tensor_checks import check_device
 
 
 def make_blocks(config: ModelConfig, num_scales: int) -> VGGBlocks | PyramidBackbone:
@@ -46,6 +47,7 @@ class ImagePyramid(FixedBuffers):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         check_images(images)
+        check_device("images", images.device, self.mean.device, "the model")
         height, width = images.shape[2:]
         normal = ((images.float() - self.mean) / self.std).to(self.mean.dtype)  # of the networks
         normal = normal.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.models.features import BackboneFeatures, FeatureNet
-from deepcrf_ext.nn.pairwise_potential import PairwisePotential
+from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 Features = FeatureNet | BackboneFeatures
@@ -27,7 +27,9 @@ class UnaryNet(nn.Module):
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Energies [B, h, w, K], float32."""
-        hidden = self.hidden(self.features(scales)).relu()
+        features = self.features(scales)
+        check_features("features", features, self.hidden.weight)
+        hidden = self.hidden(features).relu()
         with torch.autocast(hidden.device.type, enabled=False):
             energies: Tensor = self.output(hidden.to(self.output.weight.dtype))
         return energies

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deepcrf_ext.ops._argument_checks import checked_labels
+from deepcrf_ext.ops._tensor_checks import check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
 from deepcrf_ext.ops.pairwise_nll import pairwise_nll
 from deepcrf_ext.ops.potentials import Potential
@@ -23,6 +25,19 @@ def node_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
             centres = 2 * torch.arange(count, device=labels.device) + 1
             labels = labels.index_select(axis, centres * labels.shape[axis] // max(2 * count, 1))
     return labels.flatten()
+
+
+def checked_node_labels(
+    labels: Tensor,
+    grid: tuple[int, int, int],
+    num_classes: int,
+    ignore_index: int,
+    device: torch.device,
+) -> Tensor:
+    """`node_labels` for grids (B, h, w), int64: B label images, 0..num_classes-1 or ignored."""
+    check_tensor("labels", labels, "B H W", {"B": grid[0]})
+    nodes = node_labels(labels, grid[1:])
+    return checked_labels(nodes, nodes.shape[0], num_classes, ignore_index, device)[0]
 
 
 def node_weights(nodes: Tensor, class_weights: Tensor | None, ignore_index: int = 255) -> Tensor:

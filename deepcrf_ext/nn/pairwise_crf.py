@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from deepcrf_ext.nn.calibration import Calibration, fit_weights
 from deepcrf_ext.nn.grid_graphs import relation_graph
 from deepcrf_ext.nn.node_losses import (
+    checked_node_labels,
     edge_nll,
-    node_labels,
     node_nll,
     node_weights,
     weighted_mean,
 )
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
-from deepcrf_ext.ops._argument_checks import checked_labels
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
 from deepcrf_ext.ops._number_checks import checked_int
@@ -294,10 +293,8 @@ class PairwiseCRF(nn.Module):
 
     def _nodes(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Labels at the nodes, int64 [N]."""
-        check_tensor("labels", labels, "B H W", {"B": logits.shape[0]})
-        nodes = node_labels(labels, (logits.shape[2], logits.shape[3]))
-        count = nodes.shape[0]
-        return checked_labels(nodes, count, self.num_classes, self.ignore_index, logits.device)[0]
+        grid = (logits.shape[0], *logits.shape[2:])
+        return checked_node_labels(labels, grid, self.num_classes, self.ignore_index, logits.device)
 
     def _class_weights(
         self, weights: Tensor | Sequence[float] | None, device: torch.device
@@ -320,7 +317,7 @@ class PairwiseCRF(nn.Module):
 
 
 def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: int) -> Tensor:
-    """Logarithms of `mean_field`'s marginals, [N, K] in the dtype of the unary energies.
+    """Logarithms of `mean_field`'s marginals, [N, K], float64 for float64 energies, else float32.
 
     The last update stays in log space: a marginal may be 0, its logarithm is finite all the same.
     The potentials share a dtype, which may be another than that of the unary energies.
@@ -332,7 +329,7 @@ def log_marginals(unary: Tensor, potentials: Sequence[Potential], iterations: in
         for potential in potentials:
             own = potential_tensors(potential)
             energies = energies + messages(graph_tensors(potential.graph), own, marginals, False)
-    return (-energies).log_softmax(1).to(unary.dtype)
+    return (-energies).log_softmax(1).to(accumulate_dtype(unary.dtype))
 
 
 def _beside(unary: Tensor, potentials: Sequence[Potential]) -> tuple[Tensor, torch.autocast]:

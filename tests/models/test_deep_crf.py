@@ -52,6 +52,69 @@ def test_images_have_three_channels(model):
             model(torch.zeros(size))
 
 
+def test_images_lie_where_the_model_does(model):
+    with pytest.raises(ValueError, match="images: got device meta, must be cpu as the model"):
+        model(torch.zeros(2, 3, 30, 26, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(model, images, dtype):
+    labels = torch.randint(K, (2, 30, 26))
+    labels[:, :9] = 255 if dtype == torch.uint8 else 0
+    assert model.losses(images, labels.to(dtype)) == model.losses(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "match"),
+    [
+        (torch.zeros(2, 30, 26), TypeError, "labels: got dtype torch.float32"),
+        (torch.zeros(1, 30, 26).long(), ValueError, r"labels: got shape .* with B = 2"),
+        (torch.zeros(2, 1, 30, 26).long(), ValueError, r"labels: got shape"),
+        (torch.full((2, 30, 26), K), ValueError, "labels: got 4 at node 0, must be in 0..3 or"),
+        (torch.full((2, 30, 26), -1), ValueError, "labels: got -1 at node 0"),
+        (None, TypeError, "labels: got NoneType"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(model, images, labels, error, match):
+    with pytest.raises(error, match=match):
+        model.losses(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((None, K), TypeError, "config: got NoneType, must be a ModelConfig"),
+        ((TINY, 0), ValueError, "num_classes: got 0, must be 1 to 255"),
+        ((TINY, 256), ValueError, "num_classes: got 256, must be 1 to 255"),
+        ((TINY, 2.5), TypeError, "num_classes: got float, must be an int"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(arguments, error, match):
+    with pytest.raises(error, match=match):
+        DeepCRF(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        ({"unary": 1.0}, "weights: got 'unary', must be of surrounding, above_below"),
+        ({"surrounding": -0.1}, "weights: got -0.1 of surrounding, must be finite, at least 0"),
+        ({"surrounding": float("nan")}, "weights: got nan of surrounding"),
+        ({"above_below": float("inf")}, "weights: got inf of above_below"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(model, weights, match):
+    with pytest.raises(ValueError, match=match):
+        model.set_relation_weights(weights)
+
+
+def test_a_number_of_iterations_that_is_none_is_named(model, images):
+    energies = model.energies(images)
+    for variant in ("unary-3scales", "1unary+2pair"):
+        with pytest.raises(ValueError, match="iterations: got -1, must be at least 0"):
+            model.marginals(energies, variant, iterations=-1)
+
+
 def test_pairwise_network_is_a_perceptron_on_concatenated_features(model, images):
     pyramid = model.pyramid(images)
     network = model.potentials["above_below"]
@@ -153,7 +216,7 @@ def test_potentials_are_those_of_a_prediction_unless_others_are_named():
     model = DeepCRF(replace(TINY, potentials=None), K)
     assert tuple(model.potentials) == ("unary", "surrounding", "above_below")
     assert list(model.variants()) == [name for name in VARIANTS if name != "unary-1scale"]
-    with pytest.raises(InputError, match="none; must be the word all, or a list of some of unary"):
+    with pytest.raises(InputError, match="got none, must be the word all, or a list of some"):
         ModelConfig(potentials=())
 
 

@@ -190,6 +190,20 @@ def test_what_is_no_backbone_is_named(backbone: Any, error: type[Exception], nam
         make(backbone)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_features_of_another_dtype_are_named(dtype: torch.dtype) -> None:
+    class Other(Backbone):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).to(dtype)
+
+    model = make(Other())
+    with pytest.raises(TypeError, match=f"features: got dtype {dtype}, must be"):
+        model(images())
+    if dtype == torch.float16:
+        with torch.autocast("cpu", dtype):
+            assert model(images()).dtype == torch.float32
+
+
 @every_kind
 def test_a_folder_keeps_the_model(kind: str, tmp_path: Path) -> None:
     model = make(**KINDS[kind](), potentials=("above_below", "unary"))
