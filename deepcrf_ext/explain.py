@@ -26,7 +26,7 @@ from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.records.checkpoint import load_model
-from deepcrf_ext.records.provenance import provenance
+from deepcrf_ext.records.provenance import made_by, provenance
 from deepcrf_ext.whole_files import write_json
 
 _DESCRIPTION = "What a trained deep CRF has learnt about its labels, and why it labels as it does."
@@ -158,7 +158,12 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     path = folder / f"{name}.png"
     names = (model.name_of(shown[0]), model.name_of(shown[1]))
     node_picture(explanation, image, before, after, names, (x, y), classes, palette, path)
-    record: dict[str, Any] = {"image": sample.name, "at": [x, y]}
+    record: dict[str, Any] = {
+        **made_by("explain", argv, device),
+        "checkpoint": str(arguments.checkpoint),
+        "image": sample.name,
+        "at": [x, y],
+    }
     if truth is not None and truth[y, x] != IGNORE_INDEX:
         record["truth"] = classes[truth[y, x]]
     record |= explanation.as_dict(classes, (height, width))

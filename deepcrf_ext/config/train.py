@@ -166,19 +166,16 @@ class TrainConfig:
             raise InputError(f"{name}: does not go with model.backbone {self.model.backbone}")
         if not 0 <= self.unary_loss < math.inf:
             raise InputError(f"unary_loss: got {self.unary_loss}, must be finite and not negative")
-        if not 0 <= self.warm_start < 1:
-            raise InputError(f"warm_start: got {self.warm_start}, must be at least 0 and below 1")
+        for name in ("warm_start", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: got {getattr(self, name)}, must be at least 0 and below 1"
+                )
         if self.warm_start and self.model.pairwise_hidden < 2 * self.model.hidden:
             raise InputError(
                 f"model.pairwise_hidden: got {self.model.pairwise_hidden}, must be at least twice "
                 f"model.hidden, {self.model.hidden}, for a warm start"
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(
-                f"label_smoothing: got {self.label_smoothing}, must be at least 0 and below 1"
-            )
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema: got {self.ema}, must be at least 0 and below 1")
         if self.seed < 0:
             raise InputError(f"seed: got {self.seed}, must not be negative")
         if not self.save_minutes > 0:

@@ -153,6 +153,7 @@ def test_image_command(run: Path, tmp_path: Path, capsys, source: str) -> None:
     assert main(["image", *chosen, *options]) == 0
     (file,) = output.glob("*.json")
     record = json.loads(file.read_text())
+    assert record["command"].startswith("python -m deepcrf_ext.explain image")
     assert file.stem == ("explain-photo-7-20" if source == "file" else "explain-1-7-20")
     assert ("truth" in record) == (source == "index" and dataset[1].labels[20, 7] != 255)
     odds = record["log_odds"]
