@@ -1,0 +1,153 @@
+"""Folders of results that a stopped run goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.result_folder import ResultFolder, Task
+
+SETTINGS = {"alpha": 0.5, "scales": (1.0, 2.0)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ResultFolder:
+    return ResultFolder(tmp_path / "out", "record.json")
+
+
+def task(root: Path, name: str, source: str | None = None) -> Task:
+    """What is made of a file of that name, or of another."""
+    path = root / (source or f"{name}.jpg")
+    path.touch()
+    return Task(name, (path,), (root / "out" / f"{name}.png", root / "out" / f"{name}.npz"))
+
+
+def finish(*tasks: Task) -> None:
+    for path in (path for task in tasks for path in task.results):
+        path.write_bytes(b"done")
+
+
+def age(path: Path, nanoseconds: int) -> None:
+    """Makes a file that much older (or, below 0, newer) than the clock says."""
+    changed = path.stat().st_mtime_ns - nanoseconds
+    os.utime(path, ns=(changed, changed))
+
+
+def test_what_is_finished_is_not_done_again(folder: ResultFolder, tmp_path: Path) -> None:
+    a, b = task(tmp_path, "a"), task(tmp_path, "b")
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == [a, b]
+    finish(a)
+    b.results[0].touch()  # one of two
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == [b]
+    finish(b)
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == []
+    age(a.sources[0], -1_000_000_000)
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == [a], "its source has changed since"
+    a.sources[0].unlink()
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == [], "there is no other to do it of"
+
+
+def test_a_result_as_old_as_its_source_is_finished(folder: ResultFolder, tmp_path: Path) -> None:
+    """On file systems whose clocks are coarse."""
+    a = task(tmp_path, "a")
+    folder.begin([a], SETTINGS, overwrite=False)
+    finish(a)
+    for path in (*a.sources, *a.results):
+        os.utime(path, ns=(10**18, 10**18))
+    assert folder.begin([a], SETTINGS, overwrite=False) == []
+
+
+def test_overwriting_begins_anew_and_goes_on(folder: ResultFolder, tmp_path: Path) -> None:
+    a, b = task(tmp_path, "a"), task(tmp_path, "b")
+    folder.begin([a, b], SETTINGS, overwrite=False)
+    finish(a, b)
+    for path in (*a.results, *b.results):
+        age(path, 1_000_000_000)
+    other = {**SETTINGS, "alpha": 0.75}
+    assert folder.begin([a, b], other, overwrite=True) == [a, b]
+    finish(a)
+    assert folder.begin([a, b], other, overwrite=False) == [b], "b is of other settings still"
+    finish(b)
+    assert folder.begin([a, b], other, overwrite=False) == []
+    assert folder.begin([a, b], other, overwrite=True) == [a, b]
+
+
+def test_results_of_other_settings_are_refused(folder: ResultFolder, tmp_path: Path) -> None:
+    a = task(tmp_path, "a")
+    folder.begin([a], SETTINGS, overwrite=False)
+    for settings, message in (
+        ({**SETTINGS, "alpha": 0.75}, "alpha was 0.5, is 0.75"),
+        ({**SETTINGS, "flip": True}, "flip was None, is True"),
+        ({"scales": (1.0, 2.0)}, "alpha was 0.5, is None"),
+    ):
+        with pytest.raises(InputError, match=f"--output: .*out holds results of .*{message}"):
+            folder.begin([a], settings, overwrite=False)
+    folder.begin([a], SETTINGS, overwrite=False)
+
+
+def test_results_of_other_files_are_refused(folder: ResultFolder, tmp_path: Path) -> None:
+    a = task(tmp_path, "a")
+    folder.path.mkdir()
+    finish(a)
+    with pytest.raises(InputError, match="a.png exists; choose another folder, or give --overwr"):
+        folder.begin([a], SETTINGS, overwrite=False)
+    folder.begin([a], SETTINGS, overwrite=True)
+    finish(a)
+    with pytest.raises(InputError, match=rf"a.png, of {tmp_path}/a.jpg, exists"):
+        folder.begin([task(tmp_path, "a", "x.jpg")], SETTINGS, overwrite=False)
+    b = task(tmp_path, "b")
+    assert folder.begin([a, b], SETTINGS, overwrite=False) == [b]
+    both = Task("c", (tmp_path / "a.jpg", tmp_path / "b.jpg"), (folder.path / "c.png",))
+    folder.begin([both], SETTINGS, overwrite=False)
+    both.results[0].touch()
+    with pytest.raises(InputError, match=rf"of {tmp_path}/a.jpg and {tmp_path}/b.jpg, exists"):
+        folder.begin([task(tmp_path, "c")], SETTINGS, overwrite=False)
+
+
+def test_results_of_which_no_sources_are_noted_are_taken_for_theirs(
+    folder: ResultFolder, tmp_path: Path
+) -> None:
+    """As an earlier version left them."""
+    a = task(tmp_path, "a")
+    folder.path.mkdir()
+    folder.record.write_text(json.dumps({**SETTINGS, "scales": [1.0, 2.0]}))
+    finish(a)
+    assert folder.begin([a], SETTINGS, overwrite=False) == []
+
+
+def test_inputs_are_never_replaced(folder: ResultFolder, tmp_path: Path) -> None:
+    a = task(tmp_path, "a")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for result, inputs in (
+        (tmp_path / "link" / "a.jpg", []),
+        (tmp_path / "truth.png", [tmp_path / "link" / "truth.png"]),
+    ):
+        with pytest.raises(InputError, match=f"--output: {result} is an input; choose another"):
+            folder.begin([Task("a", a.sources, (result,))], SETTINGS, True, inputs)
+    assert not folder.path.exists(), "nothing is noted"
+
+
+def test_names_are_those_of_one_file_each(folder: ResultFolder, tmp_path: Path) -> None:
+    assert folder.names() == {}
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    a, b = task(tmp_path, "a", "link.jpg"), task(tmp_path, "b")
+    pair = Task("pair", (tmp_path / "x", tmp_path / "y"), ())
+    folder.begin([a, b, pair], SETTINGS, overwrite=False)
+    assert folder.names() == {f"{tmp_path}/a.jpg": "a", f"{tmp_path}/b.jpg": "b"}
+    folder.begin([Task("again", b.sources, ())], SETTINGS, overwrite=False)
+    assert folder.names() == {f"{tmp_path}/a.jpg": "a"}, "b.jpg has two"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "record.json is damaged"), ("[3]", "is of something else")]
+)
+def test_a_damaged_record_is_named(folder: ResultFolder, content: str, message: str) -> None:
+    folder.path.mkdir()
+    folder.record.write_text(content)
+    for use in (folder.names, lambda: folder.begin([], SETTINGS, overwrite=False)):
+        with pytest.raises(InputError, match=f"--output: .*{message}"):
+            use()
