@@ -79,14 +79,15 @@ def _run_compatibility(arguments: Namespace, argv: Sequence[str]) -> None:
             "pairs_labelled": table.labelled.tolist(),
         }
         affinity = table.affinity
-        rows, columns = np.unravel_index(affinity.flatten().argsort().numpy(), affinity.shape)
-        print(f"{name}: {ends[0]} ... and {ends[1]} ...")
-        for title, chosen in (("together", slice(-1, -6, -1)), ("apart", slice(0, 5))):
-            pairs = [
+        ranked = [divmod(k, len(affinity)) for k in affinity.flatten().argsort().tolist()]
+        print(f"{name}: {ends[0]} ... and {ends[1]} ... (affinity, nats)")
+        for title, pairs, sign in (("together", ranked[::-1], 1), ("apart", ranked, -1)):
+            shown = [
                 f"{dataset.classes[i]}/{dataset.classes[j]} {affinity[i, j]:+.1f}"
-                for i, j in zip(rows[chosen], columns[chosen], strict=True)
+                for i, j in pairs[:5]
+                if sign * affinity[i, j] > 0
             ]
-            print(f"  {title}: {', '.join(pairs)}")
+            print(f"  {title}: {', '.join(shown)}")
     report = {
         **provenance("explain", argv, arguments, config, metadata, device, len(dataset)),
         "views": vars(views),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import pytest
 import torch
 from tiny_run import NUM_CLASSES, write_run
 
-from deepcrf_ext import EdgeGraph, FactoredPotential, reference
+from deepcrf_ext import EdgeGraph, FactoredPotential, explain, reference
 from deepcrf_ext.config import ModelConfig
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.explain import main
@@ -140,6 +142,23 @@ def test_compatibility_command(run: Path, tmp_path: Path, capsys) -> None:
     for name in report["relations"]:
         assert cv2.imread(str(tmp_path / f"compatibility-{name}.png")).shape[1] > 600
     assert "above is" in capsys.readouterr().out
+
+
+def test_pairs_go_together_or_apart(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def made_up(*arguments):
+        energies = torch.zeros(NUM_CLASSES, NUM_CLASSES)
+        energies[0, 1] = -2
+        tables = compatibility(*arguments)
+        return {name: replace(table, energies=energies) for name, table in tables.items()}
+
+    monkeypatch.setattr(explain, "compatibility", made_up)
+    assert main(["compatibility", "--checkpoint", str(run), "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for title, others in (("together", "-"), ("apart", r"\+")):
+        lists = re.findall(f"{title}: (.*)", printed)
+        assert len(lists) == 2
+        assert all(lists)
+        assert not any(re.search(f" {others}", pairs) for pairs in lists)
 
 
 @pytest.mark.parametrize("source", ["file", "index"])
