@@ -40,9 +40,8 @@ def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> No
             for letter in dict.fromkeys(letters)
             if not letter.isdigit()
         )
-        raise ValueError(
-            f"{name}: got shape {list(value.shape)}, must be [{', '.join(letters)}] with {known}"
-        )
+        rule = f"[{', '.join(letters)}]" + (f" with {known}" if known else "")
+        raise ValueError(f"{name}: got shape {list(value.shape)}, must be {rule}")
     sizes.update(found)
 
 
@@ -99,7 +98,11 @@ def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) ->
 
 def usable_device(device: torch.device | str) -> torch.device:
     """`device` with its index, checked to be usable."""
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"device: got {device!r}, must be a cpu or cuda device") from None
     if device.type not in (*DEVICE_TYPES, "meta"):
         raise ValueError(f"device: got '{device}', must be a cpu or cuda device")
     if device.type == "cuda":

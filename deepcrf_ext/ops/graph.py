@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._number_checks import checked_number
 from deepcrf_ext.ops._tensor_checks import usable_device
 from deepcrf_ext.ops.range_box_edges import (
     dilated_box_edges,
@@ -33,9 +34,12 @@ def _whole(value: int, name: str) -> int:
 
 def _fraction_of(side: int, fraction: float, name: str) -> int:
     """max(1, floor(fraction · side)), the floor with 1e-9 of slack, so that 0.2 · 5 is 1."""
-    if not (math.isfinite(fraction) and fraction > 0):
-        raise ValueError(f"{name}: got {fraction!r}, must be a positive number")
-    return max(1, math.floor(fraction * side + 1e-9))
+    return max(1, math.floor(checked_number(name, fraction, positive=True) * side + 1e-9))
+
+
+def _half_of(side: int, fraction: float, name: str) -> int:
+    """`_fraction_of`, of half the fraction."""
+    return _fraction_of(side, checked_number(name, fraction, positive=True) / 2, name)
 
 
 def _grid_size(height: int, width: int) -> tuple[int, int]:
@@ -95,7 +99,7 @@ class RangeBox:
             size: Side of the box, as a fraction of the grid's short side.
         """
         height, width = _grid_size(height, width)
-        half = _fraction_of(min(height, width), size / 2, "size")
+        half = _half_of(min(height, width), size, "size")
         return cls(-half, half, -half, half)
 
     @classmethod
@@ -115,7 +119,7 @@ class RangeBox:
         """
         height, width = _grid_size(height, width)
         short_side = min(height, width)
-        half = _fraction_of(short_side, box_width / 2, "box_width")
+        half = _half_of(short_side, box_width, "box_width")
         rows = _fraction_of(short_side, box_height, "box_height")
         return cls(1, rows, -half, half)
 
@@ -249,12 +253,17 @@ class EdgeGraph:
         """The disjoint union: the nodes (and edges) of each graph follow those of the one before.
 
         Raises:
+            TypeError: `graphs` is no sequence of graphs.
             ValueError: No graph is given, or their devices differ, or they have 2³¹ nodes or more.
         """
+        if not isinstance(graphs, Iterable):
+            raise TypeError(f"graphs: got {type(graphs).__name__}, must be a sequence of graphs")
         graphs = list(graphs)
         if not graphs:
             raise ValueError("graphs: got none, must hold at least one graph")
         for i, graph in enumerate(graphs):
+            if not isinstance(graph, EdgeGraph):
+                raise TypeError(f"graphs[{i}]: got {type(graph).__name__}, must be an EdgeGraph")
             if graph.device != graphs[0].device:
                 raise ValueError(
                     f"graphs[{i}]: got {graph.device}, must be on {graphs[0].device}, the device "

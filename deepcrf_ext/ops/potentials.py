@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import autocast_dtype
+from deepcrf_ext.ops._number_checks import is_number
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
 
@@ -88,7 +89,14 @@ class FactoredPotential:
         """The potential with all its energies times a weight [], differentiable in both.
 
         K² · D products, whatever the number of edges.
+
+        Raises:
+            TypeError, ValueError: the weight is no number and no tensor of one.
         """
+        if isinstance(weight, Tensor):
+            check_tensor("weight", weight, "", {})
+        elif not is_number(weight):
+            raise TypeError(f"weight: got {type(weight).__name__}, must be a number or a tensor []")
         return FactoredPotential(
             self.graph, self.source, self.target, self.weight * weight, self.bias * weight
         )

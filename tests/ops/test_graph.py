@@ -122,6 +122,13 @@ def box_graph(height: int, width: int) -> EdgeGraph:
     return EdgeGraph.from_range_box(height, width, RangeBox(-1, 2, -1, 1))
 
 
+def empty_graph(num_nodes: int) -> EdgeGraph:
+    """Nodes without an edge, and without data."""
+    offsets = torch.empty(num_nodes + 1, dtype=torch.int64, device="meta")
+    nodes = torch.empty(0, dtype=torch.int32, device="meta")
+    return EdgeGraph(offsets, nodes, offsets, nodes, nodes.long(), nodes)
+
+
 @given(st.lists(edge_lists(), min_size=1, max_size=4))
 def test_batch_of_edge_lists(cases: list[tuple[list[tuple[int, int]], int]]) -> None:
     graph = EdgeGraph.batch([from_list(*case) for case in cases])
@@ -201,12 +208,12 @@ ONE = torch.tensor([0])
         (
             lambda: RangeBox.surrounding(4, 4, size=0),
             ValueError,
-            "size: got .*, must be a positive number",
+            "size: got .*, must be positive and finite",
         ),
         (
             lambda: RangeBox.above_below(4, 4, box_height=float("nan")),
             ValueError,
-            "box_height: got nan, must be a positive number",
+            "box_height: got nan, must be positive and finite",
         ),
         (lambda: box_graph(-1, 3), ValueError, "height: got -1, must be at least 0"),
         (lambda: box_graph(3, 2.5), TypeError, "width: got 2.5, must be an integer"),
@@ -267,6 +274,34 @@ ONE = torch.tensor([0])
             ValueError,
             r"graphs\[1\]: got meta, must be on cpu, the device of graphs\[0\]",
         ),
+        (lambda: EdgeGraph.batch(3), TypeError, "graphs: got int, must be a sequence of graphs"),
+        (
+            lambda: EdgeGraph.batch([box_graph(2, 2), 3]),
+            TypeError,
+            r"graphs\[1\]: got int, must be an EdgeGraph",
+        ),
+        (
+            lambda: EdgeGraph.batch([empty_graph(2**30), empty_graph(2**30)]),
+            ValueError,
+            "graphs: got 2147483648, must have at most 2147483647 nodes together",
+        ),
+        (
+            lambda: EdgeGraph.from_edges(ONE[:0], ONE[:0].to("meta"), 3),
+            ValueError,
+            "target_index: got meta, must be on cpu, the device of source_index",
+        ),
+        (lambda: box_graph(2, 2).to("disk"), ValueError, "device: got 'disk', must be a cpu or"),
+        (lambda: box_graph(2, 2).to(None), TypeError, "device: got None, must be a cpu or cuda"),
+        (
+            lambda: RangeBox.surrounding(4, 5, size=-1),
+            ValueError,
+            "size: got -1, must be positive and finite",
+        ),
+        (
+            lambda: RangeBox.above_below(4, 5, box_width="a"),
+            TypeError,
+            "box_width: got str, must be a number",
+        ),
     ],
 )
 def test_errors_name_the_argument(
@@ -274,6 +309,28 @@ def test_errors_name_the_argument(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_largest_and_smallest_boxes_and_grids() -> None:
+    assert RangeBox(1, 1, 0, 0).num_edges(1, 2**31 - 1) == 0
+    assert RangeBox(0, 0, 1, 1).num_edges(1, 2**31 - 1) == 2**31 - 2
+    with pytest.raises(ValueError, match="height · width: got 2 · 1073741824, must be at most"):
+        RangeBox(0, 0, 1, 1).num_edges(2, 2**30)
+    half = EdgeGraph.batch([empty_graph(2**30), empty_graph(2**30 - 1)])
+    assert half.num_nodes == 2**31 - 1
+    assert RangeBox.left_right(20, 30) == RangeBox(-3, 3, 1, 8)
+
+
+def test_graphs_are_told_apart_by_what_they_are() -> None:
+    graph = box_graph(2, 3)
+    assert len({graph, box_graph(2, 3)}) == 2
+    assert EdgeGraph.batch([graph]) is graph
+    assert graph.num_self_loops == 0
+    assert graph.edge_index().dtype == torch.int64
+    with pytest.raises(AttributeError):
+        graph.num_self_loops = 1  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        RangeBox(0, 1, 0, 1).top = 1  # type: ignore[misc]
 
 
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

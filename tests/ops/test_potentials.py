@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import oracle
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -135,3 +136,19 @@ def test_table_is_checked(changed: dict[str, Any], error: type[Exception], named
     arguments = {"graph": random_graph(4, 6, 1), "energies": torch.zeros(6, 3, 3), **changed}
     with pytest.raises(error, match=rf"^{named}: got .*must be"):
         TablePotential(**arguments)
+
+
+@pytest.mark.parametrize("weight", [0.5, -2, np.float32(0.5), torch.tensor(0.5)])
+def test_scaled_energies(weight: Any) -> None:
+    potential = FactoredPotential(**factored_arguments())
+    scaled = potential.scaled(weight).energies()
+    torch.testing.assert_close(scaled, float(weight) * potential.energies())
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [("1", TypeError), (None, TypeError), (True, TypeError), (torch.ones(5), ValueError)],
+)
+def test_what_energies_are_scaled_by_is_checked(weight: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^weight: got .*must be .*\[\]"):
+        FactoredPotential(**factored_arguments()).scaled(weight)
