@@ -98,3 +98,21 @@ def test_the_default_backend_computes_the_same() -> None:
             results.append([value.detach(), *gradients])
         for result, wanted in zip(*results, strict=True):
             assert_close(result, wanted)
+
+
+def test_compiled_code_checks_labels() -> None:
+    problem = grid_problem(3, 4, TABLE, 3, 4)
+    compiled = torch.compile(
+        lambda labels: deepcrf_ext.pairwise_nll(problem.potentials[0], labels),
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    for label in (0, 2, 255):
+        labels = torch.full((12,), label)
+        assert torch.equal(
+            compiled(labels), deepcrf_ext.pairwise_nll(problem.potentials[0], labels)
+        )
+    for label in (3, 254, -1):
+        labels[4] = label
+        with pytest.raises(RuntimeError, match=r"labels: must be in 0\.\.2 or ignore_index = 255"):
+            compiled(labels)
