@@ -66,7 +66,7 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
         return _default_device
     checked = usable_device(device)
     if checked.type == "meta":
-        raise ValueError("device must be a cpu or cuda device, got 'meta'")
+        raise ValueError("device: got 'meta', must be a cpu or cuda device")
     return checked
 
 

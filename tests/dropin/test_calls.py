@@ -166,6 +166,8 @@ SAME: Calls = {
     "tensors": lambda m: m.DenseCRF2D(torch.tensor(W), H, K).inference(1),
     "keywords": lambda m: m.DenseCRF(nvar=N, nlabels=K).inference(1),
     "further arguments": lambda m: m.DenseCRF2D(W, H, K, 5, "x").inference(1),
+    "one variable": lambda m: m.DenseCRF(1, K).inference(1),
+    "one pixel": lambda m: m.DenseCRF2D(1, 1, K).inference(1),
     "one label": lambda m: [
         d := m.DenseCRF2D(W, H, 1),
         d.addPairwiseGaussian(3, 3),

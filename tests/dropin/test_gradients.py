@@ -92,6 +92,10 @@ def test_softmax_keeps_gradients() -> None:
     assert softmax.grad.abs().sum() > 0
 
 
+def test_a_device_that_is_named() -> None:
+    np.testing.assert_array_equal(marginals(device="cpu"), marginals())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda() -> None:
     wanted = marginals()
