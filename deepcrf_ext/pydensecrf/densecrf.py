@@ -231,7 +231,7 @@ class DenseCRF:
     def _compatibility(self, compat: Any) -> Tensor:
         if not isinstance(compat, Tensor):
             compat = as_array("compat", compat)
-            if compat.shape == () and compat.dtype.kind == "O":  # such as a Fraction
+            if compat.shape == ():  # a number of any kind, such as a Fraction
                 compat = np.asarray(as_number("compat", compat.item()))
         if compat.ndim > 2:
             raise ValueError(f"compat: got {compat.ndim} dimensions, must be 0, 1 or 2")

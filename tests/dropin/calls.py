@@ -84,6 +84,21 @@ def without_unary(module: Any) -> Any:
     return d
 
 
+def few_points(count: int, seed: int) -> Callable[[Any], Any]:
+    """Points near the origin, where the filter has further ones if they are no multiple of four."""
+    rng = np.random.default_rng(seed)
+    features = 0.8 + 3 * rng.random((2, count), np.float32)
+    energies = rng.random((K, count), np.float32)
+
+    def call(module: Any) -> Any:
+        d = module.DenseCRF(count, K)
+        d.setUnaryEnergy(energies)
+        d.addPairwiseEnergy(features, 3)
+        return d.inference(2)
+
+    return call
+
+
 def changed_later(module: Any, taken: Callable[[np.ndarray], Any] = np.asarray) -> Any:
     """Arrays are copied: what is done to them later changes nothing.
 

@@ -29,6 +29,7 @@ from calls import (
     changed_later,
     crf,
     energy,
+    few_points,
     gaussian,
     of,
     random,
@@ -59,6 +60,9 @@ SAME: Calls = {
     ][-1],
     # steps
     "startInference": lambda m: stepped(m, 0)[1],
+    "buffers of startInference": lambda m: [
+        np.asarray(buffer).shape for buffer in crf(m).startInference()[1:]
+    ],
     "startInference without unary": lambda m: stepped(m, 0, without_unary(m))[1],
     "stepInference": lambda m: stepped(m, 1)[1],
     "stepInference twice": lambda m: stepped(m, 2)[1],
@@ -159,6 +163,7 @@ SAME: Calls = {
     "features of keywords": energy(features=FEATURES, compat=3),
     "features of one dimension": energy(FEATURES[:1], 3),
     "features of any order": energy(FEATURES, DIAGONAL, 2, 2),
+    **{f"{count} points": few_points(count, seed) for count in range(4, 12) for seed in range(3)},
     "features alone": lambda m: without_unary(m).inference(2),
     # constructors
     "floats": lambda m: m.DenseCRF2D(9.0, 7.9, 3.0).inference(1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,8 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
     ],
     "Q": [
         (TypeError, lambda m: crf(m, compat=3).klDivergence(None)),
+        (TypeError, lambda m: crf(m, compat=3).klDivergence(U.tolist())),
+        (TypeError, lambda m: crf(m, compat=3).stepInference(U.tolist(), None, None)),
         (ValueError, lambda m: crf(m, compat=3).klDivergence(U[:2])),
         (ValueError, lambda m: crf(m, compat=3).stepInference(U[:, :5], None, None)),
     ],
@@ -130,6 +133,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (TypeError, gaussian(3, None)),
         (TypeError, gaussian(3, "3")),
         (TypeError, gaussian(3, {"a": 1})),
+        (TypeError, gaussian(3, [Fraction(1)] * K)),
         (TypeError, gaussian(3, 3 + 0j)),
         (ValueError, gaussian(3, np.nan)),
         (ValueError, gaussian(3, np.inf)),
