@@ -27,17 +27,23 @@ settings.load_profile("fixed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives all processes of a run a cache folder that ends with it; of the user's own, only what
-    is not this package's is in it, such as ccache's."""
+    """Gives all processes of a run a folder that ends with it, for what killed ones leave behind
+    and for caches: of the user's own, only what is not this package's is there, as ccache's."""
     if hasattr(config, "workerinput"):  # of pytest-xdist, which inherits the folder
         return
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = tempfile.TemporaryDirectory(prefix="deepcrf_ext-cache-")
+    folder = tempfile.TemporaryDirectory(prefix="deepcrf_ext-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    cache = Path(folder.name, "cache")
+    cache.mkdir()
     for path in own.iterdir() if own.is_dir() else ():
         if path.name != "deepcrf_ext":
-            Path(folder.name, path.name).symlink_to(path)
-    os.environ["XDG_CACHE_HOME"] = folder.name
-    config.add_cleanup(folder.cleanup)
+            (cache / path.name).symlink_to(path)
+    os.environ.update(
+        TMPDIR=folder.name,
+        XDG_CACHE_HOME=str(cache),
+        TORCHINDUCTOR_CACHE_DIR=str(cache / "torchinductor"),
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
