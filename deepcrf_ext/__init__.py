@@ -7,9 +7,12 @@ operators. `deepcrf_ext.reference` holds the same operators in plain PyTorch.
 
 from typing import TYPE_CHECKING, Any
 
+from deepcrf_ext.libraries import end_in_one_line
+
+end_in_one_line()  # before torch is loaded, which takes seconds in which Ctrl-C may come
+
 from deepcrf_ext import reference
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.libraries import report_missing_libraries
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices
 from deepcrf_ext.ops.dense_crf_loss import dense_crf_loss
@@ -30,8 +33,6 @@ from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 if TYPE_CHECKING:
     from deepcrf_ext import nn
     from deepcrf_ext.models import DeepCRF
-
-report_missing_libraries()
 
 __version__ = "0.1.0"
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from io import StringIO
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -27,7 +28,7 @@ from deepcrf_ext.parallel.world import World, join
 from deepcrf_ext.pictures.scores import class_plot, confusion_plot
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.records.provenance import provenance
-from deepcrf_ext.whole_files import write_json
+from deepcrf_ext.whole_files import write_json, write_whole
 
 _DESCRIPTION = """Measure a trained model on a split of a data set, before (unary only) and
 after the CRF. Prints a table and writes evaluation.json (all scores, confusion matrices, settings,
@@ -86,15 +87,17 @@ def _column(result: Evaluation, name: str) -> list[str]:
 
 def _write_per_image(path: Path, scores: Sequence[ImageScores]) -> None:
     """One line for each image and row; a cell is empty where a score is undefined."""
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(ImageScores)])
+    writer.writeheader()
+    for row in map(asdict, scores):
+        undefined = [
+            key for key, value in row.items() if isinstance(value, float) and math.isnan(value)
+        ]
+        writer.writerow({**row, **dict.fromkeys(undefined, "")})
     # Names that are no UTF-8, as of old archives, are written as the bytes they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(ImageScores)])
-        writer.writeheader()
-        for row in map(asdict, scores):
-            undefined = [
-                key for key, value in row.items() if isinstance(value, float) and math.isnan(value)
-            ]
-            writer.writerow({**row, **dict.fromkeys(undefined, "")})
+    with write_whole(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _parser() -> ArgumentParser:

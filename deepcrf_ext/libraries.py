@@ -64,8 +64,9 @@ cv2: Any = _Lazy("cv2")
 """OpenCV. Some of its wheels need libraries of a display (libGL), which slim machines lack."""
 
 
-def report_missing_libraries() -> None:
-    """Let a command, `python -m deepcrf_ext.NAME`, end in one line and code 2 where one is missing.
+def end_in_one_line() -> None:
+    """Let a command, `python -m deepcrf_ext.NAME`, end in one line where a library is missing, with
+    code 2, and on Ctrl-C while libraries load, with code 130.
 
     Its module imports them before it can catch anything, so the line is written by the
     interpreter's hook for uncaught errors. Does nothing in any other program.
@@ -77,6 +78,9 @@ def report_missing_libraries() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130)
         text = advice(error) if isinstance(error, ImportError) else None
         if text is None:
             sys.__excepthook__(kind, error, trace)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,11 @@ class RefinedFolder:
         """The refined labels of a name."""
         return self.path / "labels" / f"{name}.png"
 
+    @cached_property
+    def _folder(self) -> ResultFolder:
+        """The folder, with the notes of what is in it."""
+        return ResultFolder(self.path, RECORD)
+
     def earlier(self) -> tuple[Path, ...]:
         """The folders that an earlier run has written to; none if there was none."""
         folders = self.path / "labels", self.path / "probabilities"
@@ -68,9 +74,7 @@ class RefinedFolder:
         tasks = {file.name: self._task(file, masks) for file in files}
         truths = [file.truth for file in files if file.truth is not None]
         settings = {**asdict(masks), **crf.as_dict()}
-        todo = ResultFolder(self.path, RECORD).begin(
-            list(tasks.values()), settings, overwrite, truths
-        )
+        todo = self._folder.begin(list(tasks.values()), settings, overwrite, truths)
         names = {task.name for task in todo}
         return [file for file in files if file.name in names]
 

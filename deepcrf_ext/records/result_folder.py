@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.folder_lock import lock_folder
 from deepcrf_ext.whole_files import write_json
 
 _NOTES = ("sources", "begun")  # of a record, beside the settings
@@ -36,6 +39,8 @@ class Task:
 class ResultFolder:
     """Results that are written whole or not at all, with a record of the settings and the files
     that they are made of, so that a later run passes over what is finished, and over nothing else.
+
+    From `begin` on, no other process begins a run there as long as there is this object.
 
     Args:
         path: the folder.
@@ -64,7 +69,8 @@ class ResultFolder:
         settings: what the results depend on, plain values by name. overwrite: do all tasks again; a
         run that does and is stopped goes on as any other. inputs: further files to leave alone.
 
-        Raises InputError where a result would replace an input; and, unless these are to be
+        Raises InputError where a result would replace an input, and where another process writes to
+        the folder; and, unless these are to be
         overwritten, where the folder holds results of other settings, of other files under the name
         of a task, or files of which nothing is noted.
         """
@@ -79,6 +85,8 @@ class ResultFolder:
         begun = former.get("begun", 0)
         if not overwrite:
             self._refuse_others(tasks, settings, former)
+        self.path.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(self, os.close, lock_folder(self.path))
         record = {**settings, "sources": {**noted, **{task.name: task.places() for task in tasks}}}
         if overwrite:
             self._note(record)
@@ -123,5 +131,4 @@ class ResultFolder:
         return former
 
     def _note(self, record: Mapping[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.record, record)

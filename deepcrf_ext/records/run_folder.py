@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from deepcrf_ext.config import TrainConfig, to_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.environment import environment
+from deepcrf_ext.records.folder_lock import locked
 from deepcrf_ext.records.provenance import package_commit, process_command
 from deepcrf_ext.records.steps import read_json
 from deepcrf_ext.whole_files import write_json, write_text
@@ -39,14 +40,17 @@ def refuse_used(folder: Path) -> None:
 
 
 def create_run_folder(config: TrainConfig) -> Path:
-    """Makes the run's folder with config.yaml. Raises InputError as `refuse_used`."""
+    """Makes the run's folder with config.yaml. Raises InputError as `refuse_used`, also where two
+    processes make it at once."""
     folder = config.output
     if folder is None:
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.data.dataset}-{config.model.preset}"
         folder = Path("runs") / name
     refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
+    with locked(folder):
+        refuse_used(folder)
+        write_config(folder, config)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import Sample, SegmentationDataset, TrainTransform
@@ -85,11 +86,13 @@ def epoch_batches(
     first: int = 0,
     world: World = ALONE,
     transform: Transform | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches of an epoch from number `first` on: images [B, 3, h, w], labels [B, h, w].
 
     `transform` stands in for the settings' `TrainTransform`. Of every batch, a process gets its
     part (`World.split`); all together get what one alone would.
+
+    Its processes end when the generator is closed.
 
     Raises InputError when an image cannot be read or images of several sizes meet in a batch.
     """
@@ -107,9 +110,9 @@ def epoch_batches(
         worker_init_fn=_outlive_stop_request,
         generator=torch.Generator().manual_seed(config.seed),
     )
+    with torch.device("cpu"):  # of the generator, where another device is torch's default
+        loaded = iter(loader)
     try:
-        with torch.device("cpu"):  # of the generator, where another device is torch's default
-            loaded = iter(loader)
         yield from loaded
     except InputError as error:
         # A worker's error arrives with its traceback as text; the last line is the error itself.
@@ -117,6 +120,10 @@ def epoch_batches(
         raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from error
     except (ConnectionError, EOFError) as error:  # while a worker handed a batch over
         raise LostProcessError(f"a process that loads images ended ({error})") from error
+    finally:
+        if isinstance(loaded, _MultiProcessingDataLoaderIter):
+            # Errors hold on to it, and at its end this process would wait for these workers.
+            loaded._shutdown_workers()
 
 
 @contextmanager

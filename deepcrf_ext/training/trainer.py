@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
@@ -21,6 +22,7 @@ from deepcrf_ext.parallel.batch_norm import share_batches
 from deepcrf_ext.parallel.device import autocast, choose_device
 from deepcrf_ext.parallel.world import ALONE, GradientSum, World
 from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
+from deepcrf_ext.records.folder_lock import locked
 from deepcrf_ext.records.run_folder import MetricsLog, record_start, write_config
 from deepcrf_ext.training.class_balance import median_frequency_weights
 from deepcrf_ext.training.data_checks import check_data
@@ -164,29 +166,30 @@ class Trainer:
         folder: where `records.run_folder` writes, made where it is missing. stop: None asks never.
 
         Raises TrainingError when a loss is not finite, LostProcessError when another process of
-        the run ends, OSError when a checkpoint cannot be written; the newest checkpoint stays whole
-        in any case.
+        the run ends, InputError when another writes to the folder, OSError when a checkpoint cannot
+        be written; the newest checkpoint stays whole in any case.
         """
         progress, config = self.progress, self.config
         self.folder = folder = Path(folder)
         stop = stop or StopRequest()
-        if self.world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_config(folder, config)
-            record_start(folder, progress.step, device=str(self.device), processes=self.world.size)
-        if progress.step == 0:
-            self.save("last.pt")
-        if config.class_balance == "median_frequency" and self.model.class_weights is None:
-            weights = median_frequency_weights(self.train_set, self.world)
-            self.model.class_weights = weights.to(self.device)
-            self.save("last.pt")
-        log = MetricsLog(folder, progress.step) if self.world.is_main else None
-        with loaders_needed():
-            try:
+        with ExitStack() as held:
+            if self.world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder))
+                write_config(folder, config)
+                facts = {"device": str(self.device), "processes": self.world.size}
+                record_start(folder, progress.step, **facts)
+            if progress.step == 0:
+                self.save("last.pt")
+            if config.class_balance == "median_frequency" and self.model.class_weights is None:
+                weights = median_frequency_weights(self.train_set, self.world)
+                self.model.class_weights = weights.to(self.device)
+                self.save("last.pt")
+            log = MetricsLog(folder, progress.step) if self.world.is_main else None
+            if log is not None:
+                held.callback(log.close)
+            with loaders_needed():
                 return self._finish_epochs(log, stop)
-            finally:
-                if log is not None:
-                    log.close()
 
     def save(self, name: str) -> None:
         """Writes a checkpoint that training can go on from into the run folder, and the weights
@@ -240,18 +243,19 @@ class Trainer:
         batches = epoch_batches(
             self.train_set, config, progress.epoch, progress.batch, self.world, self.transform
         )
-        for images, labels in batches:
-            losses = self.step(images, labels)
-            lr = self.optimiser.param_groups[0]["lr"]
-            if log is not None:
-                log.write("train", progress.step, {"loss": losses, "lr": lr})
-            bar.step(losses, lr)
-            overdue = time.monotonic() - self.last_saved > 60 * config.save_minutes
-            stopping, saving = self.world.any(stop.signal is not None, overdue)
-            if stopping:
-                return False
-            if saving:
-                self.save("last.pt")
+        with closing(batches):
+            for images, labels in batches:
+                losses = self.step(images, labels)
+                lr = self.optimiser.param_groups[0]["lr"]
+                if log is not None:
+                    log.write("train", progress.step, {"loss": losses, "lr": lr})
+                bar.step(losses, lr)
+                overdue = time.monotonic() - self.last_saved > 60 * config.save_minutes
+                stopping, saving = self.world.any(stop.signal is not None, overdue)
+                if stopping:
+                    return False
+                if saving:
+                    self.save("last.pt")
         due = (progress.epoch + 1) % config.validate_every == 0
         improved = False
         if due or progress.epoch + 1 == config.epochs:

@@ -81,6 +81,12 @@ assert train.main(["--output", {str(tmp_path / "run")!r}]) == 2
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_while_libraries_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "jsonargparse.py").write_text("raise KeyboardInterrupt")
+    result = run(tmp_path, "-m", "deepcrf_ext.train", "--help")
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
 def test_other_failures_keep_their_traceback(tmp_path: Path) -> None:
     result = run(tmp_path, "-m", "deepcrf_ext.train", missing="shlex")
     assert result.returncode == 1
