@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops._number_checks import checked_int, is_number
 from deepcrf_ext.ops.graph import RangeBox
+
+Kind = Literal["surrounding", "above_below", "left_right", "offsets"]
 
 
 @dataclass(frozen=True)
@@ -30,35 +33,40 @@ class RelationConfig:
             of it.
     """
 
-    kind: Literal["surrounding", "above_below", "left_right", "offsets"]
+    kind: Kind
     width: float = 0.4
     height: float = 0.4
     offsets: tuple[int, int, int, int] | None = None
     step: int = 1
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(
+                f"relation.kind: got {self.kind!r}, must be one of {', '.join(get_args(Kind))}"
+            )
         if (self.kind == "offsets") != (self.offsets is not None):
             raise InputError(
                 f"relation.offsets: got {self.offsets} beside the kind {self.kind!r}, must be "
                 "given for 'offsets' alone"
             )
         if self.offsets is not None:
+            if not isinstance(self.offsets, (list, tuple)) or len(self.offsets) != 4:
+                raise InputError(f"relation.offsets: got {self.offsets!r}, must be four integers")
             top, bottom, left, right = self.offsets
             if top > bottom or left > right:
                 raise InputError(
                     f"relation.offsets: got {self.offsets}, must be top <= bottom, left <= right"
                 )
         for name in ("width", "height"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(
-                    f"relation.{name}: got {getattr(self, name)}, must be positive and finite"
-                )
+            value = getattr(self, name)
+            if not (is_number(value) and 0 < value < math.inf):
+                raise InputError(f"relation.{name}: got {value!r}, must be positive and finite")
         if self.kind == "surrounding" and self.width != self.height:
             raise InputError(
                 f"relation.width: got {self.width} for a surrounding square, must be its height, "
                 f"{self.height}"
             )
-        if self.step < 1:
+        if checked_int("relation.step", self.step) < 1:
             raise InputError(f"relation.step: got {self.step}, must be at least 1")
 
     def box(self, height: int, width: int) -> RangeBox:

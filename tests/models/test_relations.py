@@ -92,6 +92,9 @@ def test_relations_become_boxes_of_the_grid() -> None:
         ({"kind": "left_right", "width": -1.0}, "width: got -1.0, must be positive and finite"),
         ({"kind": "left_right", "height": 0.0}, "height: got 0.0, must be positive and finite"),
         ({"kind": "above_below", "height": float("inf")}, "height: got inf, must be"),
+        ({"kind": "above_below", "width": "wide"}, "width: got 'wide', must be positive"),
+        ({"kind": "around"}, "kind: got 'around', must be one of surrounding, above_below"),
+        ({"kind": "offsets", "offsets": (0, 1, 0)}, r"offsets: got \(0, 1, 0\), must be four"),
     ],
 )
 def test_bad_relations_are_named(settings: dict, named: str) -> None:

@@ -134,6 +134,8 @@ def test_calibration_takes_what_can_be_read_once_and_is_never_worse(
     assert again.after <= again.before
     images = [(x, f, y.repeat_interleave(4, 1).repeat_interleave(4, 2)) for x, f, y in held_out()]
     assert restarted(piecewise).calibrate(images) == result
+    without = PairwiseCRF(CHANNELS, NUM_CLASSES, relations=()).calibrate(held_out())
+    assert without.before == without.after > 0
 
 
 def test_calibration_without_labels_is_refused(piecewise: PairwiseCRF) -> None:
