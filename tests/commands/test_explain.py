@@ -147,18 +147,16 @@ def test_compatibility_command(run: Path, tmp_path: Path, capsys) -> None:
 def test_pairs_go_together_or_apart(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     def made_up(*arguments):
         energies = torch.zeros(NUM_CLASSES, NUM_CLASSES)
-        energies[0, 1] = -2
+        energies[:2, :2] = torch.tensor([[-1, 1], [1, -1]])
         tables = compatibility(*arguments)
         return {name: replace(table, energies=energies) for name, table in tables.items()}
 
     monkeypatch.setattr(explain, "compatibility", made_up)
     assert main(["compatibility", "--checkpoint", str(run), "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for title, others in (("together", "-"), ("apart", r"\+")):
+    for title, gain in (("together", "+1.0"), ("apart", "-1.0")):
         lists = re.findall(f"{title}: (.*)", printed)
-        assert len(lists) == 2
-        assert all(lists)
-        assert not any(re.search(f" {others}", pairs) for pairs in lists)
+        assert [re.findall(r"[+-][\d.]+", pairs) for pairs in lists] == [[gain, gain]] * 2
 
 
 @pytest.mark.parametrize("source", ["file", "index"])
