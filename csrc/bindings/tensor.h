@@ -88,20 +88,19 @@ class Tensor {
  public:
   Tensor(const py::handle& tensor, const char* name) : name_(name) {
     const TensorAttributes& names = TensorAttributes::names();
-    DEEPCRF_CHECK(PyObject_HasAttr(tensor.ptr(), names.data_ptr) == 1, name_,
-                  " must be a torch.Tensor, got ",
-                  std::string(py::str(py::type::handle_of(tensor))));
+    DEEPCRF_CHECK(PyObject_HasAttr(tensor.ptr(), names.data_ptr) == 1, name_, ": got ",
+                  std::string(py::str(py::type::handle_of(tensor))), ", must be a torch.Tensor");
     const bool is_cuda = TensorAttributes::get(tensor, names.is_cuda).ptr() == Py_True;
     DEEPCRF_CHECK(is_cuda || TensorAttributes::get(tensor, names.is_cpu).ptr() == Py_True, name_,
-                  " must be on a cpu or cuda device, got ",
-                  std::string(py::str(tensor.attr("device"))));
+                  ": got ", std::string(py::str(tensor.attr("device"))),
+                  ", must be on a cpu or cuda device");
     device_ = {is_cuda, is_cuda ? TensorAttributes::call(tensor, names.get_device).cast<int>() : 0};
     dtype_object_ = TensorAttributes::get(tensor, names.dtype);
     const py::tuple shape = TensorAttributes::get(tensor, names.shape);
     shape_.reserve(shape.size());
     for (const py::handle size : shape) shape_.push_back(PyLong_AsLongLong(size.ptr()));
     DEEPCRF_CHECK(TensorAttributes::call(tensor, names.is_contiguous).ptr() == Py_True, name_,
-                  " must be contiguous, got other strides");
+                  ": got other strides, must be contiguous");
     data_ = PyLong_AsVoidPtr(TensorAttributes::call(tensor, names.data_ptr).ptr());
   }
 
@@ -111,13 +110,13 @@ class Tensor {
   DType dtype() const {
     DType dtype;
     if (find_dtype(dtype_object_, &dtype)) return dtype;
-    throw Error(concatenate(name_, " must have a supported dtype, got ",
-                            std::string(py::str(dtype_object_))));
+    throw Error(concatenate(name_, ": got ", std::string(py::str(dtype_object_)),
+                            ", must have a supported dtype"));
   }
 
   const Tensor& expect_device(const Device& device) const {
-    DEEPCRF_CHECK(device_ == device, name_, " must be on ", device.name(), ", got ",
-                  device_.name());
+    DEEPCRF_CHECK(device_ == device, name_, ": got ", device_.name(), ", must be on ",
+                  device.name());
     return *this;
   }
 
@@ -129,14 +128,14 @@ class Tensor {
       same = same && (size < 0 || size == shape_[dimension]);
       ++dimension;
     }
-    DEEPCRF_CHECK(same, name_, " must have shape ", format_shape(sizes), ", got ",
-                  format_shape(shape_));
+    DEEPCRF_CHECK(same, name_, ": got shape ", format_shape(shape_), ", must be ",
+                  format_shape(sizes));
     return *this;
   }
 
   const Tensor& expect_dtype(DType wanted) const {
-    DEEPCRF_CHECK(dtype() == wanted, name_, " must have dtype ", dtype_name(wanted), ", got ",
-                  std::string(py::str(dtype_object_)));
+    DEEPCRF_CHECK(dtype() == wanted, name_, ": got ", std::string(py::str(dtype_object_)),
+                  ", must be ", dtype_name(wanted));
     return *this;
   }
 
@@ -166,7 +165,7 @@ class Tensor {
 };
 
 inline ExecutionContext execution_context(int num_threads, uintptr_t stream) {
-  DEEPCRF_CHECK(num_threads > 0, "num_threads must be positive, got ", num_threads);
+  DEEPCRF_CHECK(num_threads > 0, "num_threads: got ", num_threads, ", must be positive");
   return {num_threads, reinterpret_cast<void*>(stream), nullptr, 0};
 }
 

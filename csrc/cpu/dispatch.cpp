@@ -68,8 +68,8 @@ Isa choose_isa() {
     if (wanted == std::string(isa_name(isa))) return isa;
     names += names.empty() ? isa_name(isa) : concatenate(", ", isa_name(isa));
   }
-  throw Error(concatenate("DEEPCRF_CPU_ISA must be one that this machine and build support (",
-                          names, "), got '", wanted, "'"));
+  throw Error(concatenate("DEEPCRF_CPU_ISA: got '", wanted,
+                          "', must be one that this machine and build support: ", names));
 }
 
 }  // namespace
