@@ -69,17 +69,21 @@ def test_run_folder(finished, data):
     warm = [line["loss"].keys() for line in steps[:STEPS_PER_EPOCH]]
     assert warm == [{"unary"}] * STEPS_PER_EPOCH
     assert all(line["loss"].keys() == POTENTIALS for line in steps[STEPS_PER_EPOCH:])
+    rates = [0.02 * (1 - done / len(steps)) ** 0.9 for done in range(len(steps))]
+    assert [line["lr"] for line in steps] == pytest.approx(rates)
     measured = lines(finished, "val")
     assert [line["epoch"] for line in measured] == [1, 2, 3]
+    for index, line in enumerate(measured):
+        epoch = steps[index * STEPS_PER_EPOCH :][:STEPS_PER_EPOCH]
+        means = {name: np.mean([step["loss"][name] for step in epoch]) for name in epoch[0]["loss"]}
+        assert line["train_loss"] == pytest.approx(means)
     assert [set(line["mean_iou"]) for line in measured] == [{UNARY}, *[{UNARY, CRF}] * 2]
     for name in POTENTIALS:
         first = next(line["loss"][name] for line in steps if name in line["loss"])
         assert measured[-1]["train_loss"][name] < first
     best = max((1, 2), key=lambda i: measured[i]["mean_iou"][CRF])
-    assert (
-        load_checkpoint(finished / "best.pt")["progress"]["best"]
-        == (measured[best]["mean_iou"][CRF])
-    )
+    kept = load_checkpoint(finished / "best.pt")["progress"]["best"]
+    assert kept == measured[best]["mean_iou"][CRF]
     assert load_model(finished)[2]["epoch"] == best + 1
     assert list(finished.glob("events.out.tfevents.*"))
     (start,) = json.loads((finished / "run.json").read_text())["starts"]
@@ -116,12 +120,20 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "step": stop_after + 1}) + '\n{"kind": "tr')
     assert command.main(["--resume", str(run), "--data.workers", "1"]) == 0
+    assert f", step {stop_after + 1}/{3 * STEPS_PER_EPOCH}: loss" in capsys.readouterr().err
     assert lines(run, "train") == lines(finished, "train")
     assert lines(run, "val") == lines(finished, "val")
     assert same_weights(run, finished)
     starts = json.loads((run / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, stop_after]
     same_as_checkpoint(run, "best.pt")
+
+
+def test_epochs_are_measured_now_and_then_and_in_the_end(data, tmp_path):
+    run = tmp_path / "run"
+    arguments = training_options(tmp_path, data, run, "--validate-every", "2")
+    assert command.main(arguments) == 0
+    assert [line["epoch"] for line in lines(run, "val")] == [2, 3]
 
 
 def test_run_of_an_earlier_version_goes_on(tmp_path, data):
@@ -148,9 +160,8 @@ def test_a_run_cannot_be_made_shorter_than_it_is(finished, capsys):
 
 def test_longer_run_goes_on_from_a_finished_one(finished, tmp_path, data):
     run = tmp_path / "run"
-    assert (
-        command.main(training_options(tmp_path, data, run, "--optim.schedule", "exponential")) == 0
-    )
+    arguments = training_options(tmp_path, data, run, "--optim.schedule", "exponential")
+    assert command.main(arguments) == 0
     assert command.main(["--resume", str(run / "last.pt"), "--epochs", "4"]) == 0
     assert [line["epoch"] for line in lines(run, "val")] == [1, 2, 3, 4]
 
