@@ -99,3 +99,23 @@ def test_what_cannot_be_merged(data, tmp_path, capsys):
     assert merge(unary, unary) == 2
     assert "exists already" in capsys.readouterr().err
     assert merge(tmp_path / "merged", tmp_path / "nothing") == 2
+
+
+def test_checkpoints_that_cannot_be_merged_are_named(data, tmp_path, capsys):
+    unary = run(tmp_path / "unary", data, ("unary",), "--warm_start", "0", "--epochs", "1")
+    for change, reason in (
+        (lambda state: state["progress"].pop("stage"), "is of a version whose runs cannot be"),
+        (lambda state: state["optimiser"]["param_groups"].clear(), "is of a version whose runs"),
+        (lambda state: state["config"]["model"].update(share_blocks=True), "share blocks, and"),
+        (lambda state: state["config"].update(ema=0.5), "other averages of the weights (ema): "),
+        (lambda state: state["classes"].reverse(), "other classes: "),
+    ):
+        state = load_checkpoint(unary / "last.pt")
+        change(state)
+        save_checkpoint(tmp_path / "changed.pt", state)
+        capsys.readouterr()
+        assert merge(tmp_path / "merged", unary, tmp_path / "changed.pt") == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert str(tmp_path / "changed.pt") in error
+        assert reason in error
+        assert not (tmp_path / "merged").exists()
