@@ -185,6 +185,7 @@ SAME: Calls = {
     "VectorXf": lambda m: np.array(m.VectorXf()),
     # unary_from_labels
     "labels": of("unary_from_labels", LABELS, K, 0.7),
+    "two labels": of("unary_from_labels", LABELS % 3, 2, 0.7),
     "labels without unsure": of("unary_from_labels", LABELS, K + 1, 0.7, False),
     "labels of keywords": of(
         "unary_from_labels", labels=LABELS, n_labels=K + 1, gt_prob=0.7, zero_unsure=0
@@ -316,6 +317,12 @@ def test_divergence_where_labels_are_forbidden() -> None:
         divergences.append(d.klDivergence(d.inference(3)))
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-6)
     assert np.isnan(d.klDivergence(np.full((K, N), np.nan, np.float32)))
+
+
+def test_a_single_label() -> None:
+    """A division by zero there."""
+    energies = ours.unary_from_labels([0, 1, 1], 1, 0.7)
+    np.testing.assert_allclose(energies, [[0, -np.log(0.7), -np.log(0.7)]], rtol=1e-6)
 
 
 def test_labels_of_any_kind() -> None:

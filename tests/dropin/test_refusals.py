@@ -163,6 +163,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
     "labels": [
         (TypeError, labelled(LABELS + 0.5)),
         (TypeError, labelled(np.where(LABELS == 1, np.nan, LABELS))),
+        (TypeError, labelled([1, 2, 2.5])),
         (TypeError, labelled(LABELS + 0j)),
         (TypeError, labelled(None)),
         (ValueError, labelled(LABELS, 2)),
@@ -180,6 +181,7 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (ValueError, of("unary_from_softmax", np.array(0.5))),
         (ValueError, of("unary_from_softmax", np.zeros((0, 3)))),
         (TypeError, of("unary_from_softmax", None)),
+        (TypeError, of("unary_from_softmax", torch.zeros(2, 3, dtype=torch.cfloat))),
     ],
     "scale": [
         (ValueError, of("unary_from_softmax", SOFTMAX, 0)),
