@@ -342,6 +342,14 @@ def test_softmax_of_half_precision_is_computed_in_single() -> None:
     assert ours.unary_from_softmax(brain).dtype == np.float32
 
 
+def test_softmax_of_double_precision_is_computed_in_double() -> None:
+    sure = torch.tensor([[1 - 1e-9], [1e-9]], dtype=torch.float64)
+    wanted = [[1e-9], [-np.log(1e-9)]]
+    for softmax in (sure, sure.numpy(), sure.clone().requires_grad_()):
+        energies = torch.as_tensor(ours.unary_from_softmax(softmax, clip=None)).detach()
+        np.testing.assert_allclose(energies, wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("default", ["dtype", "device"])
 def test_defaults_of_torch_do_not_matter(default: str) -> None:
     wanted = SAME["bilateral"](OURS), SAME["stepInference"](OURS), SAME["channels"](OURS)
