@@ -23,6 +23,17 @@ inline Vec<float> load_up_to<float>(const float* from, int64_t count) {
   const auto mask = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
   return (Vec<float>)_mm512_maskz_loadu_ps(mask, from);
 }
+#elif defined(__AVX2__)
+// Lanes below count, as the instructions of masks want them.
+inline __m256i lanes_below(int64_t count) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<int64_t>(count, 8))),
+                            lanes);
+}
+template <>
+inline Vec<float> load_up_to<float>(const float* from, int64_t count) {
+  return (Vec<float>)_mm256_maskload_ps(from, lanes_below(count));
+}
 #endif
 
 inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
@@ -65,6 +76,18 @@ inline void store_up_to(T* to, int64_t count, Vec<T> v) {
   store(lanes, v);
   std::copy_n(lanes, count, to);
 }
+#if defined(__AVX512F__)
+template <>
+inline void store_up_to<float>(float* to, int64_t count, Vec<float> v) {
+  const auto mask = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
+  _mm512_mask_storeu_ps(to, mask, (__m512)v);
+}
+#elif defined(__AVX2__)
+template <>
+inline void store_up_to<float>(float* to, int64_t count, Vec<float> v) {
+  _mm256_maskstore_ps(to, lanes_below(count), (__m256)v);
+}
+#endif
 
 // Bit i tells whether lane i is not zero; NaN is not.
 template <typename T>

@@ -1,56 +1,13 @@
 #include "ops/pairwise_nll.h"
 
-#include <cmath>
-
 #include "cpu/bfloat_operands.h"
 #include "cpu/dispatch.h"
 #include "cpu/factored_loss.h"
+#include "cpu/table_loss.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
 namespace {
-
-// Loss of one edge from its K * K energies; with grad_energies, its gradient times weight.
-template <typename T>
-T table_loss(const T* energies, int64_t pairs, int64_t truth, T weight, T* grad_energies) {
-  T lowest = energies[0];
-  for (int64_t n = 1; n < pairs; ++n) lowest = energies[n] < lowest ? energies[n] : lowest;
-  T sum = 0;
-  for (int64_t n = 0; n < pairs; ++n) sum += std::exp(lowest - energies[n]);
-  if (grad_energies != nullptr) {
-    for (int64_t n = 0; n < pairs; ++n) {
-      grad_energies[n] = -weight * std::exp(lowest - energies[n]) / sum;
-    }
-    grad_energies[truth] += weight;
-  }
-  return energies[truth] - lowest + std::log(sum);
-}
-
-template <typename T>
-void table_losses(const GraphView& graph, int64_t num_labels,
-                  const T* energies,  // [E, K, K]
-                  const EdgeLabels& labels,
-                  const T* edge_weight,  // [E] or null
-                  T* losses,             // [E]
-                  T* grad_energies,      // [E, K, K] or null
-                  int num_threads) {
-  const int64_t pairs = num_labels * num_labels;
-#pragma omp parallel for schedule(dynamic, 64) num_threads(num_threads)
-  for (int64_t p = 0; p < graph.num_nodes; ++p) {
-    for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
-      T* gradient = grad_energies == nullptr ? nullptr : grad_energies + e * pairs;
-      const int64_t first = labels.labels[p];
-      const int64_t second = labels.labels[graph.targets[e]];
-      if (first == labels.ignore_index || second == labels.ignore_index) {
-        losses[e] = 0;
-        if (gradient != nullptr) std::fill_n(gradient, pairs, T(0));
-      } else {
-        losses[e] = table_loss(energies + e * pairs, pairs, first * num_labels + second,
-                               edge_weight == nullptr ? T(1) : edge_weight[e], gradient);
-      }
-    }
-  }
-}
 
 // The loss for potentials of dtype In: bfloat16 is multiplied as it is where the processor can, and
 // widened to float elsewhere.

@@ -1,7 +1,8 @@
 """Operator `pairwise_nll`: the piecewise loss of the edges, a softmax over K² label pairs each.
 
-Where a gradient is wanted of a sum or mean, it is formed in the pass that computes the loss, while
-the energies of a tile of edges are at hand; backward then only scales it. Second derivatives are
+Where a gradient of a factored potential is wanted of a sum or mean, it is formed in the pass that
+computes the loss, while the energies of a tile of edges are at hand; backward then only scales it.
+That of a table is as large as the table: backward forms it, already scaled. Second derivatives are
 not implemented.
 """
 
@@ -66,7 +67,7 @@ def pairwise_nll(
 
 
 class _Losses(torch.autograd.Function):
-    """The loss of every edge, or a reduction together with its gradients."""
+    """The loss of every edge, or a reduction of them."""
 
     @staticmethod
     def forward(
@@ -75,48 +76,46 @@ class _Losses(torch.autograd.Function):
         labels: Tensor,
         ignore_index: int,
         reduction: str,
-        origin: Tensor | None,
         *potential: Tensor,
     ) -> Tensor:
-        ctx.graph, ctx.ignore_index, ctx.reduction = graph, ignore_index, reduction
-        ctx.dtype, ctx.num_tensors = potential[0].dtype, len(potential)
+        ctx.graph, ctx.ignore_index, ctx.num_tensors = graph, ignore_index, len(potential)
         with below_autograd():
             if reduction == "none":
-                ctx.save_for_backward(labels, *potential)
-                return edge_losses(graph, list(potential), labels, ignore_index, reduction)
-            value, *gradients = edge_losses_forward_backward(
-                graph, list(potential), labels, ignore_index, reduction
-            )
-        origins = potential if origin is None else (origin,)
-        ctx.save_for_backward(*gradients, *origins)
+                value = edge_losses(graph, list(potential), labels, ignore_index, reduction)
+                factor_and_gradients = []
+            else:
+                value, *factor_and_gradients = edge_losses_forward_backward(
+                    graph, list(potential), labels, ignore_index, reduction
+                )
+        ctx.save_for_backward(labels, *potential, *factor_and_gradients)
         return value
 
     @staticmethod
     def backward(ctx: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
         (gradient,) = grad_losses
+        labels, *tensors = ctx.saved_tensors
+        potential, rest = tensors[: ctx.num_tensors], tensors[ctx.num_tensors :]
+        factor, unscaled = rest[:1], rest[1:]
         with torch.no_grad():
-            if ctx.reduction == "none":
-                labels, *origins = ctx.saved_tensors
-                gradients = edge_losses_backward(
-                    ctx.graph, origins, labels, ctx.ignore_index, gradient
-                )
-                gradients = rounded(gradients, origins)
+            weight = gradient * factor[0] if factor else gradient
+            if unscaled:
+                gradients = scale_all(unscaled, weight, potential[0].dtype)
             else:
-                factor, *tensors = ctx.saved_tensors
-                unscaled, origins = tensors[: ctx.num_tensors], tensors[ctx.num_tensors :]
-                gradients = scale_all(unscaled, gradient * factor, ctx.dtype)
+                weight = weight.expand(ctx.graph[1].shape)
+                gradients = edge_losses_backward(
+                    ctx.graph, potential, labels, ctx.ignore_index, weight
+                )
+                gradients = rounded(gradients, potential)
         refusing = once(
-            "deepcrf_ext: the backward pass of pairwise_nll", gradients, [gradient, *origins]
+            "deepcrf_ext: the backward pass of pairwise_nll", gradients, [gradient, *potential]
         )
-        return None, None, None, None, None, *refusing
+        return None, None, None, None, *refusing
 
 
 def _differentiable(
     graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
 ) -> Tensor:
-    # Stands for a table, whose values backward has no need of.
-    origin = potential[0][:0].clone() if len(potential) == 1 else None
-    result: Tensor = _Losses.apply(graph, labels, ignore_index, reduction, origin, *potential)
+    result: Tensor = _Losses.apply(graph, labels, ignore_index, reduction, *potential)
     return result
 
 
@@ -145,19 +144,21 @@ def _fake_forward_backward(
     graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
 ) -> list[Tensor]:
     value = empty_values(potential[0])
-    return [value, torch.empty_like(value), *empty_gradients(potential)]
+    gradients = empty_gradients(potential) if len(potential) == 4 else []
+    return [value, torch.empty_like(value), *gradients]
 
 
 @operator(fake=_fake_forward_backward)
 def edge_losses_forward_backward(
     graph: list[Tensor], potential: list[Tensor], labels: Tensor, ignore_index: int, reduction: str
 ) -> list[Tensor]:
-    """The sum or mean, in one pass with the gradients of the sum in the tensors of the potential.
+    """The sum or mean, in one pass with the gradients of the sum in a factored potential.
 
     Returns:
         The sum or mean; the factor that makes its gradients of those of the sum; these.
     """
-    losses, gradients = _losses(graph, potential, labels, ignore_index, None, differentiate=True)
+    factored = len(potential) == 4
+    losses, gradients = _losses(graph, potential, labels, ignore_index, None, factored)
     return [*_reduced(graph, labels, ignore_index, losses, reduction), *gradients]
 
 
