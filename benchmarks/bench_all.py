@@ -14,6 +14,7 @@ import bench_end_to_end
 import bench_meanfield
 import bench_pairwise_loss
 import bench_scaling
+import bench_tables
 import bench_weak_losses
 import goals
 from harness import run_command
@@ -40,6 +41,7 @@ def main(device: str = "cpu", seconds: float = 1.0) -> None:
             bench_meanfield.main(device, [*sizes, *largest], contenders, seconds, False, precision)
             bench_meanfield.main(device, sizes, contenders, seconds, True, precision)
             bench_pairwise_loss.main(device, sizes, contenders, seconds, precision)
+    bench_tables.main(device=device, seconds=seconds)
     bench_densecrf.main(device=device, seconds=seconds)
     bench_weak_losses.main(device=device, seconds=seconds)
     bench_end_to_end.main(device=device, seconds=seconds)

@@ -65,10 +65,12 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const int64_t N = view.num_nodes, K = table.num_labels;
+  const int64_t M = Tensor(marginals, "marginals").expect_shape({-1, N, K}).size(0);
   const DType dtype = accumulator_dtype(table.dtype);
   const MessageGradientArguments arguments = {
-      untyped(marginals, "marginals", dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", dtype, device, {N, K}), MatmulPrecision::highest};
+      untyped(marginals, "marginals", dtype, device, {M, N, K}),
+      untyped(grad_messages, "grad_messages", dtype, device, {M, N, K}), MatmulPrecision::highest,
+      M};
   void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
   DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
                  execution_context(num_threads, stream));

@@ -44,7 +44,8 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
                                       void* grad_energies, const ExecutionContext& ctx) {
   dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    table_messages_backward(graph, potential.num_labels, static_cast<const T*>(arguments.marginals),
+    table_messages_backward(graph, potential.num_labels, arguments.num_messages,
+                            static_cast<const T*>(arguments.marginals),
                             static_cast<const T*>(arguments.grad_messages),
                             static_cast<T*>(grad_energies), ctx.num_threads);
   });

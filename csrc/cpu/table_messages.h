@@ -42,8 +42,8 @@ inline void edge_messages(const T* table,  // [K, columns], rows K apart
   store_up_to(to_target + kLast, tail, sum[Vectors - 1]);
 }
 
-// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j] of some columns of an edge.
-template <int Vectors, typename T>
+// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j] of some columns of an edge, set or added.
+template <int Vectors, bool Add, typename T>
 inline void edge_gradient(int64_t num_labels, int64_t columns,
                           const T* source,       // [K], marginals
                           const T* grad_source,  // [K]
@@ -63,8 +63,10 @@ inline void edge_gradient(int64_t num_labels, int64_t columns,
     const Vec<T> of_source = broadcast(source[k]), grad = broadcast(grad_source[k]);
 #pragma GCC unroll 4
     for (int i = 0; i < Vectors; ++i) {
-      const Vec<T> value = grad * of_target[i] + of_source * of_gradient[i];
-      i < Vectors - 1 ? store(gradient + i * V, value) : store_up_to(gradient + kLast, tail, value);
+      const int64_t count = i < Vectors - 1 ? V : tail;
+      Vec<T> value = grad * of_target[i] + of_source * of_gradient[i];
+      if constexpr (Add) value += load_up_to(gradient + i * V, count);
+      store_up_to(gradient + i * V, count, value);
     }
   }
 }
@@ -125,21 +127,29 @@ void table_messages(const GraphView& graph, int64_t num_labels,
   }
 }
 
+// Summed over messages, an edge at a time.
 template <typename T>
-void table_messages_backward(const GraphView& graph, int64_t num_labels, const T* marginals,
-                             const T* grad_messages,
-                             T* grad_energies,  // [E, K, K]
+void table_messages_backward(const GraphView& graph, int64_t num_labels, int64_t num_messages,
+                             const T* marginals,      // [M, N, K]
+                             const T* grad_messages,  // [M, N, K]
+                             T* grad_energies,        // [E, K, K]
                              int num_threads) {
   const int64_t K = num_labels;
 #pragma omp parallel for schedule(dynamic, 8) num_threads(num_threads)
   for (int64_t p = 0; p < graph.num_nodes; ++p) {
     for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
       const int64_t q = graph.targets[e];
-      for_row_pieces<T>(K, [&](auto vectors, int64_t first, int64_t columns) {
-        edge_gradient<vectors>(K, columns, marginals + p * K, grad_messages + p * K,
-                               marginals + q * K + first, grad_messages + q * K + first,
-                               grad_energies + e * K * K + first);
-      });
+      T* gradient = grad_energies + e * K * K;
+      for (int64_t m = 0; m < num_messages; ++m) {
+        const T* Q = marginals + m * graph.num_nodes * K;
+        const T* grad = grad_messages + m * graph.num_nodes * K;
+        for_row_pieces<T>(K, [&](auto vectors, int64_t first, int64_t columns) {
+          const auto run =
+              m == 0 ? edge_gradient<vectors, false, T> : edge_gradient<vectors, true, T>;
+          run(K, columns, Q + p * K, grad + p * K, Q + q * K + first, grad + q * K + first,
+              gradient + first);
+        });
+      }
     }
   }
 }

@@ -87,11 +87,11 @@ __global__ void table_messages_kernel(GraphView graph,
   }
 }
 
-// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j]. One warp an edge.
+// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], summed over messages. One warp an edge.
 template <class T>
-__global__ void table_gradient_kernel(GraphView graph, int num_labels,
-                                      const Accumulator<T>* marginals,      // [N, K]
-                                      const Accumulator<T>* grad_messages,  // [N, K]
+__global__ void table_gradient_kernel(GraphView graph, int num_labels, int64_t num_messages,
+                                      const Accumulator<T>* marginals,      // [M, N, K]
+                                      const Accumulator<T>* grad_messages,  // [M, N, K]
                                       T* grad_energies) {                   // [E, K, K]
   const int K = num_labels;
   const int pairs = K * K;
@@ -99,10 +99,13 @@ __global__ void table_gradient_kernel(GraphView graph, int num_labels,
     const int64_t p = static_cast<int64_t>(graph.sources[e]) * K;
     const int64_t q = static_cast<int64_t>(graph.targets[e]) * K;
     for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      const int k = pair / K;
-      const int j = pair % K;
-      grad_energies[e * pairs + pair] =
-          T(grad_messages[p + k] * marginals[q + j] + marginals[p + k] * grad_messages[q + j]);
+      Accumulator<T> sum = 0;
+      for (int64_t m = 0; m < num_messages; ++m) {
+        const int64_t k = m * graph.num_nodes * K + p + pair / K;
+        const int64_t j = m * graph.num_nodes * K + q + pair % K;
+        sum += grad_messages[k] * marginals[j] + marginals[k] * grad_messages[j];
+      }
+      grad_energies[e * pairs + pair] = T(sum);
     }
   }
 }
@@ -147,7 +150,7 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
     using T = decltype(tag);
     launch("table_gradient", table_gradient_kernel<T>, grid_size(graph.num_edges, kWarpsPerBlock),
            kThreadsPerBlock, 0, ctx.stream, graph, static_cast<int>(potential.num_labels),
-           static_cast<const Accumulator<T>*>(arguments.marginals),
+           arguments.num_messages, static_cast<const Accumulator<T>*>(arguments.marginals),
            static_cast<const Accumulator<T>*>(arguments.grad_messages),
            static_cast<T*>(grad_energies));
   });

@@ -19,9 +19,10 @@ struct MessageArguments {
 
 // dL/dmarginals is not here: it is pairwise_messages of grad_messages.
 struct MessageGradientArguments {
-  const void* marginals;      // [N, K]
-  const void* grad_messages;  // [N, K]
+  const void* marginals;      // [N, K]; of a table [M, N, K]
+  const void* grad_messages;  // likewise
   MatmulPrecision precision;  // of the CPU's products
+  int64_t num_messages = 1;   // M: the gradient is the sum over so many messages
 };
 
 namespace cpu {

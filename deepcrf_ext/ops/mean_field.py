@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,20 @@ from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
 from deepcrf_ext.ops._flat_tensors import (
-    HALVES,
     empty_values,
     graph_tensors,
     potential_tensors,
     prepare,
     prepare_products,
-    tiles_read,
+    rounded,
 )
 from deepcrf_ext.ops._func_transforms import wants_gradient
-from deepcrf_ext.ops._registration import operator
-from deepcrf_ext.ops.pairwise_messages import messages
+from deepcrf_ext.ops._registration import below_autograd, once, operator
+from deepcrf_ext.ops.pairwise_messages import (
+    gradient_of_marginals,
+    messages,
+    messages_backward,
+)
 from deepcrf_ext.ops.potentials import Potential
 
 _GRAPH_TENSORS = 6
@@ -65,27 +69,13 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
             iterations,
         )
         return marginals.to(dtype)
-    marginals = (-wide_unary).softmax(1)
-    if iterations and not unary.is_cuda:
-        tensors = [_widened(potential) for potential in tensors]  # once, and not an iteration each
-    for _ in range(iterations):
-        energies = wide_unary
-        for graph, potential in zip(graphs, tensors, strict=True):
-            # The gradient is taken at the marginals, so that errors of theirs add to its own.
-            energies = energies + messages(graph, potential, marginals, True)
-        marginals = (-energies).softmax(1)
-    return marginals.to(dtype)
-
-
-def _widened(potential: list[Tensor]) -> list[Tensor]:
-    dtype = potential[0].dtype
-    if dtype not in HALVES:
-        return potential
-    # A compiled graph does not ask for the kernels of the machine that it is traced on.
-    compiling = torch.compiler.is_compiling()
-    if len(potential) == _POTENTIAL_TENSORS and not compiling and tiles_read(dtype):
-        return potential
-    return [tensor.to(torch.float32) for tensor in potential]
+    history = mean_field_unrolled(
+        [tensor for graph in graphs for tensor in graph],
+        [tensor for potential in tensors for tensor in potential],
+        wide_unary,
+        iterations,
+    )
+    return history[iterations].to(dtype)
 
 
 def _fake(graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int) -> Tensor:
@@ -114,6 +104,123 @@ def mean_field_factored(
         *arguments, _backend.allocator(unary), *_backend.launch_args(unary)
     )
     return marginals
+
+
+class _MeanField(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, graphs: list[Tensor], iterations: int, unary: Tensor, *potentials: Tensor
+    ) -> Tensor:
+        ctx.graphs = graphs
+        with below_autograd():
+            history = mean_field_unrolled(graphs, list(potentials), unary, iterations)
+        ctx.save_for_backward(history, *potentials)
+        return history
+
+    @staticmethod
+    def backward(ctx: Any, *grad_results: Tensor) -> tuple[Any, ...]:
+        (grad_history,) = grad_results
+        history, *potentials = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        gradients: list[Tensor | None] = []
+        with torch.no_grad():
+            grad_energies = mean_field_unrolled_backward(
+                ctx.graphs, potentials, history, grad_history
+            )
+            for graph, potential in _relations(ctx.graphs, potentials):
+                own, needed = needed[: len(potential)], needed[len(potential) :]
+                if any(own) and len(history) > 1:
+                    of_potential = messages_backward(
+                        graph, potential, history[:-1], grad_energies[1:]
+                    )
+                    gradients += rounded(of_potential, potential)
+                else:
+                    gradients += [None] * len(potential)
+        results = [grad_energies.sum(0), *gradients]
+        origins = [grad_history, history, *potentials]
+        return (
+            None,
+            None,
+            *once("deepcrf_ext: the backward pass of mean_field", results, origins),
+        )
+
+
+def _differentiable(
+    graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int
+) -> Tensor:
+    result: Tensor = _MeanField.apply(graphs, iterations, unary, *potentials)
+    return result
+
+
+def _fake_unrolled(
+    graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int
+) -> Tensor:
+    return unary.new_empty(iterations + 1, *unary.shape)
+
+
+@operator(fake=_fake_unrolled, differentiable=_differentiable)
+def mean_field_unrolled(
+    graphs: list[Tensor], potentials: list[Tensor], unary: Tensor, iterations: int
+) -> Tensor:
+    """The marginals before, between and after the updates, [iterations + 1, N, K].
+
+    Arguments are as those of `mean_field_factored`; potentials may be tables too.
+    """
+    history = [(-unary).softmax(1)]
+    relations = _prepared(graphs, potentials)
+    for _ in range(iterations):
+        energies = unary
+        for graph, potential in relations:
+            # The gradient is taken at the marginals, so that errors of theirs add to its own.
+            energies = energies + messages(graph, potential, history[-1], True)
+        history.append((-energies).softmax(1))
+    return torch.stack(history)
+
+
+def _fake_unrolled_backward(
+    graphs: list[Tensor], potentials: list[Tensor], history: Tensor, grad_history: Tensor
+) -> Tensor:
+    return torch.empty_like(history)
+
+
+@operator(fake=_fake_unrolled_backward)
+def mean_field_unrolled_backward(
+    graphs: list[Tensor], potentials: list[Tensor], history: Tensor, grad_history: Tensor
+) -> Tensor:
+    """Gradients of the energies whose negative softmax `history` holds, [iterations + 1, N, K]."""
+    relations = _prepared(graphs, potentials)
+    grad_energies = torch.empty_like(history)
+    gradient = grad_history[-1]
+    for i in range(len(history) - 1, -1, -1):
+        marginals = history[i]
+        mean = (marginals * gradient).sum(1, keepdim=True)
+        torch.mul(marginals, mean - gradient, out=grad_energies[i])
+        if i > 0:
+            gradient = grad_history[i - 1]
+            for graph, potential in relations:
+                gradient = gradient + gradient_of_marginals(graph, potential, grad_energies[i])
+    return grad_energies
+
+
+def _prepared(
+    graphs: list[Tensor], potentials: list[Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The relations as kernels read them: prepared once, and not an iteration each."""
+    return [
+        (graph, list(prepare_products(potential)))
+        for graph, potential in _relations(graphs, potentials)
+    ]
+
+
+def _relations(
+    graphs: list[Tensor], potentials: list[Tensor]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The tensors of each graph with those of its potential: a table alone, [E, K, K], or four."""
+    first = 0
+    for graph in _in_groups(graphs, _GRAPH_TENSORS):
+        size = 1 if potentials[first].ndim == 3 else _POTENTIAL_TENSORS
+        yield graph, potentials[first : first + size]
+        first += size
 
 
 def _in_groups(tensors: list[Tensor], size: int) -> list[list[Tensor]]:

@@ -82,10 +82,12 @@ class _Messages(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * (1 + len(potential))
         with torch.no_grad():
             if ctx.needs_input_grad[2]:
-                of_marginals = _gradient_of_marginals(ctx.graph, potential, gradient)
+                of_marginals = gradient_of_marginals(ctx.graph, potential, gradient)
                 gradients[0] = of_marginals.to(marginals.dtype)
             if any(ctx.needs_input_grad[3:]):
-                of_potential = messages_backward(ctx.graph, potential, marginals, gradient)
+                of_potential = messages_backward(
+                    ctx.graph, potential, marginals[None], gradient[None]
+                )
                 gradients[1:] = rounded(of_potential, potential)
         origins = [gradient, marginals, *potential]
         return (
@@ -95,9 +97,8 @@ class _Messages(torch.autograd.Function):
         )
 
 
-def _gradient_of_marginals(
-    graph: list[Tensor], potential: list[Tensor], gradient: Tensor
-) -> Tensor:
+def gradient_of_marginals(graph: list[Tensor], potential: list[Tensor], gradient: Tensor) -> Tensor:
+    """That of the marginals, given that of the messages: messages are symmetric in their ends."""
     # Gradients may be larger than float16 holds, or smaller.
     if potential[0].dtype == torch.float16 and _backend.uses_cuda_kernels(gradient):
         potential = [tensor.to(torch.float32) for tensor in potential]
@@ -153,25 +154,46 @@ def _fake_backward(
 def messages_backward(
     graph: list[Tensor], potential: list[Tensor], marginals: Tensor, grad_messages: Tensor
 ) -> list[Tensor]:
-    """Gradients of the tensors of the potential, given that of the messages, [N, K]."""
+    """Gradients of the tensors of the potential, summed over M >= 1 messages.
+
+    Args:
+        graph: the tensors of the graph.
+        potential: the tensors of the potential.
+        marginals: [M, N, K].
+        grad_messages: [M, N, K], the gradients of the messages that these gave.
+    """
     graph_operand, operand = prepare(graph), prepare_products(potential)
     values, gradient = prepare_values(marginals), prepare_values(grad_messages)
-    if len(potential) != 1 and _backend.uses_cuda_kernels(values):
-        return potential_gradients(graph_operand, operand, values, gradient)
-    gradients = empty_gradients(potential)
-    native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:
-        native.pairwise_messages_table_backward(
-            graph_operand, *operand, values, gradient, *gradients, *launch_args
+        gradients = empty_gradients(potential)
+        _backend.native().pairwise_messages_table_backward(
+            graph_operand, *operand, values, gradient, *gradients, *_backend.launch_args(values)
         )
-    else:
-        native.pairwise_messages_factored_backward(
-            graph_operand,
-            operand,
-            values,
-            gradient,
-            tuple(gradients),
-            _backend.product_precision(operand[0]),
-            *launch_args,
+        return gradients
+    gradients = _factored_gradients(graph_operand, operand, values[0], gradient[0])
+    for i in range(1, len(values)):
+        torch._foreach_add_(
+            gradients, _factored_gradients(graph_operand, operand, values[i], gradient[i])
         )
+    return gradients
+
+
+def _factored_gradients(
+    graph: tuple[Tensor, ...],
+    potential: tuple[Tensor, ...],
+    marginals: Tensor,
+    grad_messages: Tensor,
+) -> list[Tensor]:
+    if _backend.uses_cuda_kernels(marginals):
+        return potential_gradients(graph, potential, marginals, grad_messages)
+    gradients = empty_gradients(potential)
+    _backend.native().pairwise_messages_factored_backward(
+        graph,
+        potential,
+        marginals,
+        grad_messages,
+        tuple(gradients),
+        _backend.product_precision(potential[0]),
+        *_backend.launch_args(marginals),
+    )
     return gradients

@@ -77,6 +77,30 @@ def test_benchmark_writes_its_record(
     assert CASE in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("work", ["mean_field", "mean_field+gradient", "loss"])
+def test_contenders_of_tables_agree(work: str) -> None:
+    import bench_tables
+
+    case = bench_tables.TableCase.parse(f"{work} 5x6 K=3")
+    ours, eager = (
+        bench_tables.make_call(case, name, torch.device("cpu")) for name in ("deepcrf_ext", "eager")
+    )
+    torch.testing.assert_close(ours(), eager(), rtol=1e-4, atol=1e-6)
+
+
+def test_record_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_tables
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_tables, "ceilings", lambda device: {})
+    bench_tables.main(cases=["loss 4x5 K=3"], contenders=["deepcrf_ext"], seconds=0.0)
+    record = json.loads(only_file(tmp_path, "tables-*.json").read_text())
+    assert [m["case"] for m in record["measurements"]] == ["loss 4x5 K=3"]
+    edges = bench_tables.Case(4, 5, 3).num_edges()
+    assert record["table_bytes"] == {"loss 4x5 K=3": 4 * 9 * edges}
+
+
 def test_contenders_of_weak_losses_agree() -> None:
     import bench_weak_losses
 

@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from problems import FACTORED, TABLE, Problem, make_problem, random_graph
 from strategies import problems
 from targets import Target
+from threads import torch_threads
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import deepcrf_ext as dc
 from deepcrf_ext import EdgeGraph, TablePotential
 
 
@@ -31,6 +35,44 @@ def mixed_problem() -> Problem:
     """Three potentials of both kinds on seven nodes."""
     graphs = [random_graph(7, 12, seed) for seed in range(3)]
     return make_problem(graphs, [FACTORED, TABLE, FACTORED], 4, 6)
+
+
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
+def test_gradients_are_the_same_on_any_number_of_threads(kind: str) -> None:
+    problem = make_problem([random_graph(700, 3000, 4)], [kind], 21, 40)
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        with torch_threads(threads):
+            leaves = problem.map(lambda tensor: tensor.detach().requires_grad_())
+            marginals = dc.mean_field(leaves.tensors["unary"], leaves.potentials, 3)
+            marginals[:, 0].sum().backward()
+            found = [tensor.grad for tensor in leaves.tensors.values() if tensor.grad is not None]
+            return [marginals, *found]
+
+    alone = gradients(1)
+    assert len(alone) == {FACTORED: 6, TABLE: 3}[kind]
+    for threads in (2, 3):
+        assert all(map(torch.equal, alone, gradients(threads)))
+
+
+def test_tables_keep_one_gradient_however_many_iterations() -> None:
+    """That of the sum, and none of each iteration."""
+    graph = random_graph(40, 200, 4)
+    table = torch.randn(200, 9, 9).requires_grad_()
+    formed = []
+
+    class Formed(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            formed.extend(leaf for leaf in tree_leaves(result) if leaf.shape == table.shape)
+            return result
+
+    marginals = dc.mean_field(torch.randn(40, 9), [TablePotential(graph, table)], 5)
+    with Formed():
+        torch.autograd.grad(marginals[:, 0].sum(), table)
+    assert len({gradient.data_ptr() for gradient in formed}) == 1
 
 
 def test_two_iterations_are_the_default(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_self_loop_and_duplicates_count_each_time(target: Target) -> None:
     in_message = [0.25 * 1 + 0.75 * 3, 0.25 * 2 + 0.75 * 4]
     wanted = [2 * (out + into) for out, into in zip(out_message, in_message, strict=True)]
     assert messages.tolist() == [wanted]
+
+
+def test_an_infinite_energy_stays_with_its_labels(target: Target) -> None:
+    graph = EdgeGraph.from_edges(torch.tensor([0]), torch.tensor([1]), 2).to(target.device)
+    energies = torch.zeros(1, 5, 5, device=target.device)
+    energies[0, 1, 4] = math.inf
+    marginals = torch.full((2, 5), 0.2, device=target.device)
+    messages = target.functions.pairwise_messages(TablePotential(graph, energies), marginals)
+    assert messages.tolist() == [[0, math.inf, 0, 0, 0], [0, 0, 0, 0, math.inf]]
 
 
 @pytest.mark.parametrize("kind", [FACTORED, TABLE])

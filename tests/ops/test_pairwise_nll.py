@@ -241,3 +241,23 @@ def test_energies_of_many_labels_fit_a_gigabyte() -> None:
     """However many threads there are: 128 edges for each of 8 would take four."""
     result = subprocess.run([sys.executable, "-c", MANY_LABELS], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("labels", [2, 5, 21])
+def test_infinite_energies_forbid_pairs(target: Target, labels: int) -> None:
+    graph = random_graph(6, 14, 8).to(target.device)
+    torch.manual_seed(labels)
+    table = torch.randn(14, labels, labels)
+    table[:, -1, -1] = table[:, 0, 1] = math.inf
+    table = table.to(target.device).requires_grad_()
+    truth = torch.tensor([0, 0, 0, 0, 0, 255], device=target.device)
+    value = target.functions.pairwise_nll(TablePotential(graph, table), truth)
+    (gradient,) = torch.autograd.grad(value, table)
+    ends = graph.edge_index()
+    valid = (truth[ends] != 255).all(0)
+    wanted = table.detach()[valid, 0, 0] + (-table.detach()[valid]).flatten(1).logsumexp(1)
+    torch.testing.assert_close(value.detach(), wanted.mean())
+    assert (gradient[:, 0, 1] == 0).all()
+    assert (gradient[:, -1, -1] == 0).all()
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient.sum(), torch.zeros_like(gradient.sum()), atol=1e-5, rtol=0)

@@ -234,7 +234,7 @@ def test_registered_operators_pass_opcheck(operands: Operands) -> None:
     labelled = (graph, tensors, problem.labels, problem.ignore_index)
     with precision_of(operands):
         opcheck(messages, (graph, tensors, marginals, False))
-        opcheck(messages_backward, (graph, tensors, marginals, unary))
+        opcheck(messages_backward, (graph, tensors, marginals[None], unary[None]))
         opcheck(mean_field_factored, (graph, tensors, unary, 2))
         opcheck(edge_losses, (*labelled, "none"))
         opcheck(edge_losses_forward_backward, (*labelled, "mean"))
