@@ -118,6 +118,13 @@ def test_bad_files_of_settings_are_told_plainly(content: bytes, message: str, tm
     assert len(str(caught.value)) < 300
 
 
+def test_a_file_of_settings_names_others_beside_it(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("model: m.yaml\nepochs: 3")
+    (tmp_path / "m.yaml").write_text("{hidden: 7, iterations: 5}")
+    config = parse_new_run(["--config", str(tmp_path / "c.yaml")])
+    assert (config.epochs, config.model.hidden, config.model.iterations) == (3, 7, 5)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("option", ["--config", "--data"])
 def test_files_of_settings_are_utf8_whatever_the_locale(option: str, encoding: str, tmp_path: Path):
@@ -165,6 +172,14 @@ def test_paths_begin_at_home(tmp_path: Path, monkeypatch):
     assert config.output == tmp_path / "runs" / "x"
     assert config.init_from == f"{tmp_path}/runs/y"
     assert config.data.root == tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [("--resume run", True), ("--device cpu --resume=run", True), ("--resumed x resume", False)],
+)
+def test_what_is_to_go_on(arguments: str, expected: bool):
+    assert parsing.is_resume(arguments.split()) == expected
 
 
 def test_what_is_missing_is_named_as_it_is_typed():
