@@ -139,7 +139,7 @@ def test_table_is_checked(changed: dict[str, Any], error: type[Exception], named
 
 @pytest.mark.parametrize("weight", [0.5, -2, np.float32(0.5), torch.tensor(0.5)])
 def test_scaled_energies(weight: Any) -> None:
-    potential = FactoredPotential(**factored_arguments())
+    potential = make_problem([random_graph(4, 6, 1)], [FACTORED], 3, 5).potentials[0]
     scaled = potential.scaled(weight).energies()
     torch.testing.assert_close(scaled, float(weight) * potential.energies())
 
