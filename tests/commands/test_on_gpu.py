@@ -61,7 +61,7 @@ def test_dry_run_runs_every_part(tmp_path: Path) -> None:
     assert f"PyTorch version: {torch.__version__}" in log
     assert log.count("==== ") == len(results)
     assert log.count(" passed") == 7
-    assert "memcheck" in done.stdout.splitlines()[-8]
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[-17:]] == list(results)
 
 
 def test_without_time_every_part_is_left_out(tmp_path: Path) -> None:
@@ -150,12 +150,46 @@ def test_command_past_its_limit_is_stopped(
         "print('begun', flush=True); time.sleep(60)\n"
     )
     part = on_gpu.Part("sleeper", 1.0, [sys.executable, "-c", program])
-    outcome = on_gpu.run(part, 100.0, tmp_path, False)
+    (outcome,) = on_gpu.run([part], 100.0, tmp_path, False)
     assert (outcome.result, outcome.summary) == ("out of time", "1 failed, 3 passed in 2s")
     assert outcome.seconds < 30
     assert "begun" in capsys.readouterr().out
     absent = on_gpu.Part("absent", 1.0, ["true"], tool=("no-such-tool",))
-    assert on_gpu.run(absent, 100.0, tmp_path, False).result == "left out: no no-such-tool here"
+    (outcome,) = on_gpu.run([absent], 100.0, tmp_path, False)
+    assert outcome.result == "left out: no no-such-tool here"
+
+
+def test_parts_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each can only end while the other runs; a third, which does not, is killed."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    import on_gpu
+
+    monkeypatch.setattr(on_gpu, "LEAST", 0.0)
+    monkeypatch.setattr(on_gpu, "GRACE", 1.0)
+    meet = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "own, other = (Path(name) for name in sys.argv[1:])\n"
+        "own.touch()\nwhile not other.exists(): time.sleep(0.01)\nprint(own.name, 'met')\n"
+    )
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    names = [str(tmp_path / name) for name in ("first", "second")]
+    group = [
+        on_gpu.Part("first", 30.0, [sys.executable, "-c", meet, *names]),
+        on_gpu.Part("second", 30.0, [sys.executable, "-c", meet, *names[::-1]], beside=True),
+        on_gpu.Part("deaf", 1.0, [sys.executable, "-c", deaf], beside=True),
+        on_gpu.Part("behind", 1.0, ["true"]),
+    ]
+    assert [[part.name for part in parts] for parts in on_gpu.together(group)] == [
+        ["first", "second", "deaf"],
+        ["behind"],
+    ]
+    found = {outcome.part: outcome for outcome in on_gpu.run(group[:3], 100.0, tmp_path, False)}
+    results = {name: outcome.result for name, outcome in found.items()}
+    assert results == {"first": "ok", "second": "ok", "deaf": "out of time"}
+    assert found["deaf"].seconds < 30
+    log = (tmp_path / "on_gpu.log").read_text()
+    assert "first met" in log.partition("==== first")[2].partition("====")[0]
+    assert "second met" in log.partition("==== second")[2].partition("====")[0]
 
 
 def test_a_file_that_cannot_be_collected_is_not_all(tmp_path: Path) -> None:
