@@ -53,26 +53,22 @@ void chunk_losses(const py::tuple& graph, const py::object& labels, int64_t igno
                            execution_context(num_threads, stream));
 }
 
-void reduce_edges(const py::tuple& graph, int64_t first_edge, const py::object& hidden,
+void reduce_edges(const py::tuple& graph, const py::tuple& potential, int64_t first_edge,
                   const py::object& grad_hidden, const py::object& grad_source,
                   const py::object& grad_target, int num_threads, uintptr_t stream) {
-  const Tensor values(hidden, "hidden");
+  const Tensor values(grad_hidden, "grad_hidden");
   const Device device = values.device();
-  const DType dtype = values.dtype();
   const GraphView view = graph_view(graph, device);
-  const Tensor sums_of_source(grad_source, "grad_source");
-  const int64_t N = view.num_nodes;
-  sums_of_source.expect_shape({N, -1});
-  const int64_t D = sums_of_source.size(1);
-  const int64_t pitch = row_pitch(values, "hidden", D);
+  const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
+  const int64_t N = view.num_nodes, D = factored.num_features;
+  const int64_t pitch = row_pitch(values, "grad_hidden", D);
   const EdgeChunk chunk = edge_chunk(first_edge, values.size(0), view.num_edges);
-  const DType sums = accumulator_dtype(dtype);
-  const void* of_hidden = untyped(grad_hidden, "grad_hidden", dtype, device, {chunk.count, pitch});
+  const DType sums = accumulator_dtype(factored.dtype);
+  const void* of_hidden = untyped(values, factored.dtype, device, {chunk.count, pitch});
   void* of_source = untyped(grad_source, "grad_source", sums, device, {N, D});
   void* of_target = untyped(grad_target, "grad_target", sums, device, {N, D});
-  DEEPCRF_LAUNCH_CUDA_ONLY(device, reduce_edges, view, dtype, D, pitch, chunk,
-                           values.untyped_data(), of_hidden, of_source, of_target,
-                           execution_context(num_threads, stream));
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, reduce_edges, view, factored, chunk, pitch, of_hidden, of_source,
+                           of_target, execution_context(num_threads, stream));
 }
 
 }  // namespace
@@ -84,8 +80,8 @@ void bind_pairwise_nll_chunk(py::module_& module) {
              py::arg("ignore_index"), py::arg("num_labels"), py::arg("first_edge"),
              py::arg("edge_weight"), py::arg("energies"), py::arg("losses"),
              py::arg("differentiate"), py::arg("num_threads"), py::arg("stream"));
-  module.def("reduce_edges", &reduce_edges, py::arg("graph"), py::arg("first_edge"),
-             py::arg("hidden"), py::arg("grad_hidden"), py::arg("grad_source"),
+  module.def("reduce_edges", &reduce_edges, py::arg("graph"), py::arg("potential"),
+             py::arg("first_edge"), py::arg("grad_hidden"), py::arg("grad_source"),
              py::arg("grad_target"), py::arg("num_threads"), py::arg("stream"));
 }
 

@@ -18,6 +18,14 @@ namespace {
 template <class T>
 constexpr int kRowVector = 16 / sizeof(T);
 
+// Whether the projections of nodes may be read by vectors.
+template <class T>
+bool rows_are_vectors(const FactoredPotential<T>& potential) {
+  constexpr int V = kRowVector<T>;
+  return potential.num_features % V == 0 && is_aligned(potential.source, V) &&
+         is_aligned(potential.target, V);
+}
+
 // Losses of a chunk of edges and, where `gradient` is given, dL/denergies,
 // zeros past K * K. One warp an edge, each lane kCount energies at a time: as
 // many begin at a multiple of their size.
@@ -134,8 +142,10 @@ __global__ void hidden_kernel(GraphView graph, EdgeChunk chunk,
   }
 }
 
-// The first of count ascending values that is not below `bound`.
+// The first of count ascending values that is not below `bound`; most are all on one side of it.
 __device__ int64_t lower_bound(const int64_t* values, int64_t count, int64_t bound) {
+  if (count == 0 || values[0] >= bound) return 0;
+  if (values[count - 1] < bound) return count;
   int64_t low = 0;
   while (low < count) {
     const int64_t middle = (low + count) / 2;
@@ -157,61 +167,86 @@ constexpr int kReduceThreads = kReduceWarps * kWarpSize;
 template <class T>
 constexpr int kReduceSlice = kWarpSize * kRowVector<T>;
 
-// Adds edge gradients, where the hidden vector is positive, to the sources
-// (`along`), or to the targets. One block a node and slice of the features; the
-// order of its sums is fixed.
-template <class T>
-__global__ void __launch_bounds__(kReduceThreads)
-    reduce_kernel(GraphView graph, bool along, EdgeChunk chunk, int64_t num_features,
-                  int64_t pitch,               // a multiple of kRowVector
-                  const T* hidden,             // [C, pitch]
-                  const T* grad_hidden,        // [C, pitch]
-                  Accumulator<T>* gradient) {  // [N, D]
+// The sums of edge gradients, where the hidden vector is positive, at the sources (blockIdx.y = 0)
+// and at the targets; the first chunk sets them, others add. One block a node and slice of the
+// features; the order of its sums is fixed.
+template <bool kVectorised, class T>
+__global__ void __launch_bounds__(kReduceThreads, 3)
+    reduce_kernel(GraphView graph, EdgeChunk chunk,
+                  const T* source,  // [N, D]
+                  const T* target,  // [N, D]
+                  int64_t num_features,
+                  int64_t pitch,                  // a multiple of kRowVector
+                  const T* grad_hidden,           // [C, pitch]
+                  Accumulator<T>* grad_source,    // [N, D]
+                  Accumulator<T>* grad_target) {  // [N, D]
   using A = Accumulator<T>;
   constexpr int V = kRowVector<T>;
   using Vector = Packed<T, V>;
   __shared__ A partial[kReduceWarps][kReduceSlice<T>];
+  const bool along = blockIdx.y == 0;
+  const T* self = along ? source : target;
+  const T* other = along ? target : source;
+  A* gradient = along ? grad_source : grad_target;
+  const int64_t* row_offsets = along ? graph.row_offsets : graph.reverse_row_offsets;
+  const int32_t* neighbours = along ? graph.targets : graph.reverse_sources;
   const int warp = threadIdx.x / kWarpSize;
   const int64_t slices = ceil_div<int64_t>(num_features, kReduceSlice<T>);
   const int64_t chunk_end = chunk.first + chunk.count;
   for (int64_t task = blockIdx.x; task < graph.num_nodes * slices; task += gridDim.x) {
     const int64_t node = task / slices;
     const int64_t first_feature = task % slices * kReduceSlice<T>;
-    int64_t begin,
-        end;  // of the node's edges in the chunk, as positions in its row
+    // Of the node's edges in the chunk, as positions in its row.
+    int64_t begin = row_offsets[node];
+    int64_t end = row_offsets[node + 1];
     if (along) {
-      begin = max(graph.row_offsets[node], chunk.first);
-      end = min(graph.row_offsets[node + 1], chunk_end);
+      begin = max(begin, chunk.first);
+      end = min(end, chunk_end);
     } else {
-      const int64_t row = graph.reverse_row_offsets[node];
-      const int64_t count = graph.reverse_row_offsets[node + 1] - row;
-      begin = row + lower_bound(graph.reverse_edges + row, count, chunk.first);
-      end = row + lower_bound(graph.reverse_edges + row, count, chunk_end);
+      const int64_t* edges = graph.reverse_edges + begin;
+      const int64_t count = end - begin;
+      end = begin + lower_bound(edges, count, chunk_end);
+      begin += lower_bound(edges, count, chunk.first);
     }
-    if (begin >= end) continue;  // the whole block does
+    if (begin >= end && chunk.first > 0) continue;  // the whole block does
     const int64_t feature = first_feature + lane_index() * V;
+    const int64_t valid = num_features - feature;
+    const auto load_row = [&](const T* features) {
+      Vector row;
+      if constexpr (kVectorised) {
+        row = *reinterpret_cast<const Vector*>(features + feature);
+      } else {
+#pragma unroll
+        for (int v = 0; v < V; ++v) row.values[v] = v < valid ? features[feature + v] : T(0.0f);
+      }
+      return row;
+    };
     A sums[V] = {};
-    if (feature < num_features) {
+    if (valid > 0) {
+      const Vector own = load_row(self + node * num_features);
       for (int64_t i = begin + warp; i < end; i += kReduceWarps * kReduceBatch) {
-        int64_t elements[kReduceBatch];
-        Vector of_hidden[kReduceBatch], of_gradient[kReduceBatch];
+        int64_t edges[kReduceBatch];
+        int32_t nodes[kReduceBatch];
+        Vector of_other[kReduceBatch], of_gradient[kReduceBatch];
 #pragma unroll
         for (int b = 0; b < kReduceBatch; ++b) {
           const int64_t at = i + b * kReduceWarps < end ? i + b * kReduceWarps : i;
-          const int64_t edge = along ? at : graph.reverse_edges[at];
-          elements[b] = (edge - chunk.first) * pitch + feature;
+          edges[b] = along ? at : graph.reverse_edges[at];
+          nodes[b] = neighbours[at];
         }
 #pragma unroll
         for (int b = 0; b < kReduceBatch; ++b) {
-          of_hidden[b] = *reinterpret_cast<const Vector*>(hidden + elements[b]);
-          of_gradient[b] = *reinterpret_cast<const Vector*>(grad_hidden + elements[b]);
+          of_other[b] = load_row(other + nodes[b] * num_features);
+          of_gradient[b] = *reinterpret_cast<const Vector*>(
+              grad_hidden + (edges[b] - chunk.first) * pitch + feature);
         }
 #pragma unroll
         for (int b = 0; b < kReduceBatch; ++b) {
-          const bool valid = i + b * kReduceWarps < end;
+          const bool there = i + b * kReduceWarps < end;
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            sums[v] += valid && A(of_hidden[b].values[v]) > 0 ? A(of_gradient[b].values[v]) : A(0);
+            const bool positive = A(own.values[v]) + A(of_other[b].values[v]) > 0;
+            sums[v] += there && positive ? A(of_gradient[b].values[v]) : A(0);
           }
         }
       }
@@ -224,7 +259,8 @@ __global__ void __launch_bounds__(kReduceThreads)
       A sum = 0;
 #pragma unroll
       for (int w = 0; w < kReduceWarps; ++w) sum += partial[w][f];
-      gradient[node * num_features + first_feature + f] += sum;
+      A& total = gradient[node * num_features + first_feature + f];
+      total = chunk.first > 0 ? total + sum : sum;
     }
     __syncthreads();
   }
@@ -343,9 +379,7 @@ void edge_hidden(const GraphView& graph, const AnyFactoredPotential& potential,
     const FactoredPotential<T> factored = potential.as<T>();
     T* out = static_cast<T*>(hidden);
     constexpr int V = kRowVector<T>;
-    const bool vectorised = factored.num_features % V == 0 && pitch % V == 0 &&
-                            is_aligned(factored.source, V) && is_aligned(factored.target, V) &&
-                            is_aligned(out, V);
+    const bool vectorised = rows_are_vectors(factored) && pitch % V == 0 && is_aligned(out, V);
     launch("edge_hidden", vectorised ? hidden_kernel<true, T> : hidden_kernel<false, T>,
            grid_size(chunk.count, kWarpsPerBlock), kThreadsPerBlock, 0, ctx.stream, graph, chunk,
            factored.source, factored.target, factored.num_features, pitch, out);
@@ -361,20 +395,19 @@ void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels, int64
   });
 }
 
-void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features, int64_t pitch,
-                  const EdgeChunk& chunk, const void* hidden, const void* grad_hidden,
-                  void* grad_source, void* grad_target, const ExecutionContext& ctx) {
-  dispatch_floating(dtype, "hidden", [&](auto tag) {
+void reduce_edges(const GraphView& graph, const AnyFactoredPotential& potential,
+                  const EdgeChunk& chunk, int64_t pitch, const void* grad_hidden, void* grad_source,
+                  void* grad_target, const ExecutionContext& ctx) {
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    const int64_t slices = ceil_div<int64_t>(num_features, kReduceSlice<T>);
-    const auto reduce = [&](bool along, void* gradient) {
-      launch("reduce_edges", reduce_kernel<T>, grid_size(graph.num_nodes * slices, 1),
-             kReduceThreads, 0, ctx.stream, graph, along, chunk, num_features, pitch,
-             static_cast<const T*>(hidden), static_cast<const T*>(grad_hidden),
-             static_cast<Accumulator<T>*>(gradient));
-    };
-    reduce(true, grad_source);
-    reduce(false, grad_target);
+    const FactoredPotential<T> factored = potential.as<T>();
+    const int64_t slices = ceil_div<int64_t>(factored.num_features, kReduceSlice<T>);
+    launch("reduce_edges",
+           rows_are_vectors(factored) ? reduce_kernel<true, T> : reduce_kernel<false, T>,
+           dim3(grid_size(graph.num_nodes * slices, 1), 2), kReduceThreads, 0, ctx.stream, graph,
+           chunk, factored.source, factored.target, factored.num_features, pitch,
+           static_cast<const T*>(grad_hidden), static_cast<Accumulator<T>*>(grad_source),
+           static_cast<Accumulator<T>*>(grad_target));
   });
 }
 

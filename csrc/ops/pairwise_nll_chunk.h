@@ -30,11 +30,11 @@ void chunk_losses(const GraphView& graph, DType dtype, int64_t num_labels,
                   void* losses,             // [E], this chunk's are written
                   bool differentiate, const ExecutionContext& ctx);
 
-// Adds the gradient of the hidden vectors, where these are positive, to both ends of their edges.
-void reduce_edges(const GraphView& graph, DType dtype, int64_t num_features,
-                  int64_t pitch,  // at least D; rows begin at multiples of 16 bytes
+// Sums the gradient of the hidden vectors, where these are positive, at both ends of their edges:
+// the first chunk sets the sums, others add to them.
+void reduce_edges(const GraphView& graph, const AnyFactoredPotential& potential,
                   const EdgeChunk& chunk,
-                  const void* hidden,       // [C, pitch]
+                  int64_t pitch,            // at least D; rows begin at multiples of 16 bytes
                   const void* grad_hidden,  // [C, pitch]
                   void* grad_source,        // [N, D], float64 for float64, else float32
                   void* grad_target,        // [N, D], likewise

@@ -14,13 +14,15 @@ from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._products import padded, product, whole_sums
 
-CHUNK_BYTES = 32 << 20
-"""Size of what exists of a chunk at a time: most of it stays in the L2 cache of a large GPU."""
+CHUNK_BYTES = 64 << 20
+"""Size of what exists of a chunk at a time: much of it stays in the L2 cache of a large GPU, and
+its kernels run for longer than the host takes to launch them."""
 
 
 def chunk_edges(num_labels: int, dim: int, element_size: int) -> int:
-    """Edges of a chunk, whose energies, hidden vectors and their gradients fit CHUNK_BYTES."""
-    return max(64, CHUNK_BYTES // ((num_labels**2 + 2 * dim) * element_size) // 64 * 64)
+    """Edges of a chunk, whose energies and hidden vectors, or the gradient of these, fit
+    CHUNK_BYTES."""
+    return max(64, CHUNK_BYTES // ((num_labels**2 + dim) * element_size) // 64 * 64)
 
 
 def losses_and_gradients(
@@ -48,21 +50,25 @@ def losses_and_gradients(
         The losses, and the gradients of source, target, weight and bias, in the dtype of the sums:
         float32, or float64 for float64.
     """
-    source, target, weight, bias = potential
+    source, _, weight, bias = potential
     num_edges, num_labels, dim = graph[1].shape[0], bias.shape[0], source.shape[1]
     pairs = num_labels**2
+    sums = accumulate_dtype(source.dtype)
+    losses = source.new_empty(num_edges, dtype=sums)
+    if num_edges == 0:
+        gradients = [torch.zeros_like(tensor, dtype=sums) for tensor in potential]
+        return losses, gradients if differentiate else []
     rows = weight.new_zeros(padded(pairs), padded(dim + 1))
     rows[:pairs, :dim] = weight.view(pairs, dim)
     rows[:pairs, dim] = bias.view(pairs)
-    sums = accumulate_dtype(source.dtype)
-    losses = source.new_empty(num_edges, dtype=sums)
-    grad_source, grad_target, grad_rows = (
-        torch.zeros_like(tensor, dtype=sums) for tensor in (source, target, rows)
+    grad_source, grad_target, grad_weight, grad_bias = (
+        torch.empty_like(tensor, dtype=sums) for tensor in potential
     )
+    grad_rows: Tensor | None = None
     size = min(num_edges, chunk_edges(num_labels, dim, source.element_size()))
     native, launch_args = _backend.native(), _backend.launch_args(source)
     with whole_sums(source.device):
-        for first in range(0, num_edges, max(1, size)):
+        for first in range(0, num_edges, size):
             hidden = source.new_empty(min(size, num_edges - first), rows.shape[1])
             native.edge_hidden(graph, potential, first, hidden, *launch_args)
             energies = hidden @ rows.t()
@@ -71,13 +77,17 @@ def losses_and_gradients(
                 differentiate, *launch_args,
             )  # fmt: skip
             if differentiate:
-                grad_rows += product(energies.t(), hidden, sums)
+                term = product(energies.t(), hidden, sums)
+                grad_rows = term if grad_rows is None else grad_rows.add_(term)
+                del hidden  # its gradient takes its memory
+                grad_hidden = energies @ rows[:, : padded(dim)]
                 native.reduce_edges(
-                    graph, first, hidden, energies @ rows, grad_source, grad_target, *launch_args
+                    graph, potential, first, grad_hidden, grad_source, grad_target, *launch_args
                 )
-    if not differentiate:
+                del grad_hidden
+            del energies
+    if grad_rows is None:
         return losses, []
-    grad_weight, grad_bias = (torch.empty_like(t, dtype=sums) for t in (weight, bias))
     grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
     grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
     return losses, [grad_source, grad_target, grad_weight, grad_bias]
