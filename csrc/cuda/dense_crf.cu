@@ -17,9 +17,14 @@ struct SliceTask {
   int compatibility_dim;   // 0: Potts; 1: a diagonal; 2: a matrix, which the points have met
   const T* compatibility;  // [], [K] or [K, K]
 
-  __device__ T factor(int label) const {
-    if (compatibility_dim == 0) return scale * compatibility[0];
-    return compatibility_dim == 1 ? -scale * compatibility[label] : scale;
+  // Those of the labels from `first` on, of `count` in all.
+  __device__ void factors(int first, int count, T (&values)[kVector<T>]) const {
+    const T same = compatibility_dim == 0 ? scale * compatibility[0] : scale;
+#pragma unroll
+    for (int j = 0; j < kVector<T>; ++j) {
+      values[j] = same;
+      if (compatibility_dim == 1) values[j] *= -compatibility[min(first + j, count - 1)];
+    }
   }
 };
 template <class T>
@@ -71,10 +76,11 @@ __device__ void vector_of_logits(const SliceTasks<T>& tasks, const UpdateRows<T>
     T sum[kVector<T>] = {};
     slice_vector(task.values, n, v, shape.width(), sum);
     const T scale = task.slice_scale[n];
+    T factors[kVector<T>];
+    task.factors(first_label, shape.num_channels, factors);
 #pragma unroll
     for (int j = 0; j < kVector<T>; ++j) {
-      const int label = first_label + j;
-      if (label < shape.num_channels) logits[j] += scale * task.factor(label) * sum[j];
+      if (first_label + j < shape.num_channels) logits[j] += scale * factors[j] * sum[j];
     }
   }
 }

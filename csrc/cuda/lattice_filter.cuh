@@ -25,6 +25,8 @@ constexpr int64_t kPositionsPerPoint = 8;
 constexpr int kSplatTile = 32;
 // And how many of them at a time: their loads are under way together.
 constexpr int kSplatStep = 4;
+// The same of the corners of a position: all in two dimensions, half of them in five.
+constexpr int kSliceStep = 3;
 
 // A row of channels: vectors of kVector<T> values, the last one padded with zeros.
 template <class T>
@@ -114,34 +116,36 @@ __global__ void splat_kernel(const __grid_constant__ SplatTasks<T, Weight> tasks
                              PositionRows<T> rows, RowShape<T> shape) {
   wait_for_former_kernels();
   const SplatTask<T, Weight>& task = tasks.tasks[blockIdx.y];
-  const int32_t* points = task.values.lattice.splat_points;        // [P]
-  const int32_t* positions = task.values.lattice.splat_positions;  // [P]
   const int64_t count = task.values.lattice.num_pairs();
   const int64_t tiles = task.values.num_tiles();
   for (int64_t tile = shape.first_row(); tile < tiles; tile += shape.num_rows()) {
     const int64_t begin = tile * kSplatTile;
-    const int64_t end = begin + kSplatTile < count ? begin + kSplatTile : count;
+    const int corners = static_cast<int>(min(count - begin, int64_t{kSplatTile}));
+    const int32_t* points = task.values.lattice.splat_points + begin;        // [corners]
+    const int32_t* positions = task.values.lattice.splat_positions + begin;  // [corners]
+    const Weight* weights = task.weights + begin;                            // [corners]
     for (int v = shape.first_vector(); v < shape.vectors; v += shape.group_size()) {
-      const int64_t channel = v * kVector<T>;
-      int32_t point = points[begin];
-      T* to = begin > 0 && points[begin - 1] == point ? task.values.carries + tile * shape.width()
-                                                      : task.values.points + point * shape.width();
+      const int channel = v * kVector<T>;
+      const ByteRows<T> of_positions(rows.values + channel, rows.pitch);
+      int32_t point = points[0];
+      T* to = begin > 0 && points[-1] == point ? task.values.carries + tile * shape.width()
+                                               : task.values.points + point * shape.width();
       T sum[kVector<T>] = {};
-      for (int64_t first = begin; first < end; first += kSplatStep) {
+      for (int first = 0; first < corners; first += kSplatStep) {
         int32_t corner_points[kSplatStep];
         T weight[kSplatStep];
         T values[kSplatStep][kVector<T>];
 #pragma unroll
         for (int i = 0; i < kSplatStep; ++i) {
-          const int64_t corner = first + i < end ? first + i : end - 1;
+          const int corner = min(first + i, corners - 1);
           corner_points[i] = points[corner];
-          weight[i] = first + i < end ? T(task.weights[corner]) : T(0);
-          load_values(rows.values + positions[corner] * rows.pitch + channel,
-                      shape.num_channels - channel, rows.aligned, values[i]);
+          weight[i] = T(weights[corner]);
+          load_values(of_positions[positions[corner]], shape.num_channels - channel, rows.aligned,
+                      values[i]);
         }
 #pragma unroll
         for (int i = 0; i < kSplatStep; ++i) {
-          if (first + i >= end) break;
+          if (first + i >= corners) break;
           if (corner_points[i] != point) {
             store_vector(to, v, sum);
             point = corner_points[i];
@@ -289,13 +293,26 @@ __device__ void slice_vector(const LatticeValues<T>& values, int64_t position, i
   const int corners = static_cast<int>(values.lattice.num_dims) + 1;
   const int32_t* vertices = values.lattice.vertices + position * corners;
   const float* weights = values.lattice.weights + position * corners;
-#pragma unroll 3
-  for (int c = 0; c < corners; ++c) {
-    T point[kVector<T>];
-    load_vector(values.points + vertices[c] * width, v, point);
-    const T weight = static_cast<T>(weights[c]);
+  for (int first = 0; first < corners; first += kSliceStep) {
+    int32_t vertex[kSliceStep];
+    T weight[kSliceStep];
+    T point[kSliceStep][kVector<T>];
 #pragma unroll
-    for (int j = 0; j < kVector<T>; ++j) sum[j] += weight * point[j];
+    for (int i = 0; i < kSliceStep; ++i) {
+      const int c = min(first + i, corners - 1);
+      vertex[i] = vertices[c];
+      weight[i] = static_cast<T>(weights[c]);
+    }
+#pragma unroll
+    for (int i = 0; i < kSliceStep; ++i)
+      load_vector(values.points + vertex[i] * width, v, point[i]);
+#pragma unroll
+    for (int i = 0; i < kSliceStep; ++i) {
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) {
+        if (first + i < corners) sum[j] += weight[i] * point[i][j];
+      }
+    }
   }
 }
 
