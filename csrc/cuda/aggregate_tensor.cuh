@@ -16,11 +16,12 @@ constexpr int kSlots = kTiles <= 4 ? 4 : 8;
 // The neighbours of a node by the lanes of a warp: those of 32 edges at a time, 32 ahead.
 class NeighbourLanes {
  public:
+  __device__ NeighbourLanes(const int32_t* neighbours, int64_t begin, int64_t end)
+      : left_(end - begin), neighbours_(neighbours + begin), ahead_(left_ > 0 ? load(0) : 0) {}
   template <class Row>
   __device__ NeighbourLanes(const Direction<Row>& direction, int64_t node)
-      : left_(direction.row_offsets[node + 1] - direction.row_offsets[node]),
-        neighbours_(direction.neighbours + direction.row_offsets[node]),
-        ahead_(left_ > 0 ? load(0) : 0) {}
+      : NeighbourLanes(direction.neighbours, direction.row_offsets[node],
+                       direction.row_offsets[node + 1]) {}
 
   // Starts on the next 16 edges; false: there are none.
   __device__ bool next() {
@@ -55,12 +56,15 @@ class NeighbourLanes {
 };
 
 // sums = A of `node` for kTiles tiles of 8 labels, as for_each_label takes it; anything past the
-// end of the rows.
-template <class F, bool kVectorised, int kTiles, class Row>
+// end of the rows. Calls also(coefficients) with those of 4 edges of this lane, zeros past the
+// last.
+template <class F, bool kVectorised, int kTiles, class Row, class Also>
 __device__ void aggregate_on_tensor_cores(const Direction<Row>& direction, int64_t node,
-                                          int64_t feature,  // the first of this lane
+                                          NeighbourLanes neighbours,  // of the node
+                                          int64_t feature,            // the first of this lane
                                           const typename F::Element* coefficients,  // [N, columns]
-                                          int columns, float (&sums)[F::kProducts][kTiles][4]) {
+                                          int columns, float (&sums)[F::kProducts][kTiles][4],
+                                          const Also& also) {
   using Coefficients = typename F::template Coefficients<kSlots<kTiles>>;
   const int64_t valid_features = direction.num_features - feature;
   const int64_t first_read = valid_features > 0 ? feature : 0;
@@ -77,7 +81,7 @@ __device__ void aggregate_on_tensor_cores(const Direction<Row>& direction, int64
       for (int i = 0; i < 4; ++i) sums[p][tile][i] = 0;
     }
   }
-  for (NeighbourLanes neighbours(direction, node); neighbours.next();) {
+  while (neighbours.next()) {
     typename F::Features hidden[4];
     Coefficients of_edge[4];
 #pragma unroll
@@ -91,6 +95,7 @@ __device__ void aggregate_on_tensor_cores(const Direction<Row>& direction, int64
       if (F::edge(i) >= neighbours.count()) of_edge[i] = {};
       hidden[i] = F::hidden(self, hidden[i]);
     }
+    also(of_edge);
     F::add(sums, hidden, of_edge);
   }
 }

@@ -51,20 +51,18 @@ struct Stage {
 template <class T, int kLabels>
 constexpr int kStageBytes = 2 * sizeof(Stage<T, kLabels>);
 
-// Starts copying the rows and coefficients of a stage of edges, `count` of which exist.
-// `neighbours` are those of 32 edges, a lane each, the stage's from `first` on. Lanes past the end
-// of a row, not `valid`, get zeros.
+// Starts copying the rows and coefficients of a stage of edges. `neighbours` are those of 32 edges,
+// a lane each, the stage's from `first` on; any node where there is no edge. Lanes past the end of
+// a row, not `valid`, get zeros.
 template <int kLabels, class T>
 __device__ void copy_stage(const ByteRows<T>& rows,  // of this lane
                            bool valid, const ByteRows<Accumulator<T>>& coefficients,
-                           int32_t neighbours, int first, int64_t count, Stage<T, kLabels>& stage) {
+                           int32_t neighbours, int first, Stage<T, kLabels>& stage) {
   static_assert(sizeof(stage.rows[0][0]) == 16);
 #pragma unroll
   for (int i = 0; i < kStageEdges; ++i) {
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
-    if (i < count) {
-      cp_async_16(&stage.rows[i][lane_index()], rows[neighbour], valid);
-    }
+    cp_async_16(&stage.rows[i][lane_index()], rows[neighbour], valid);
   }
   constexpr int kPieces = sizeof(stage.coefficients[0]) / 16;  // of a row of coefficients
 #pragma unroll
@@ -73,7 +71,7 @@ __device__ void copy_stage(const ByteRows<T>& rows,  // of this lane
     const int i = piece / kPieces;
     const int offset = piece % kPieces * 16;
     const int32_t neighbour = __shfl_sync(kAllLanes, neighbours, first + i);
-    if (i < kStageEdges && i < count) {
+    if (i < kStageEdges) {
       char* to = reinterpret_cast<char*>(stage.coefficients[i]) + offset;
       cp_async_16(to, reinterpret_cast<const char*>(coefficients[neighbour]) + offset);
     }
@@ -106,13 +104,13 @@ __device__ void for_each_edge(const Direction<T>& direction, int64_t node,
     int32_t neighbours = 0;
     int32_t next_neighbours = load_neighbours(begin);
     const auto copy = [&](int64_t edge) {  // edge - begin is a multiple of kStageEdges
-      const int first = static_cast<int>((edge - begin) % kWarpSize);
+      const int first = static_cast<unsigned>(edge - begin) % kWarpSize;
       if (first == 0) {
         neighbours = next_neighbours;
         next_neighbours = load_neighbours(edge + kWarpSize);
       }
-      copy_stage<kLabels, T>(rows, valid, coefficient_rows, neighbours, first, end - edge,
-                             stages[(edge - begin) / kStageEdges % 2]);
+      copy_stage<kLabels, T>(rows, valid, coefficient_rows, neighbours, first,
+                             stages[static_cast<unsigned>(edge - begin) / kStageEdges % 2]);
     };
     const auto visit_staged = [&](const Stage<T, kLabels>& stage, int i) {
 #pragma unroll
@@ -128,7 +126,8 @@ __device__ void for_each_edge(const Direction<T>& direction, int64_t node,
         cp_async_wait<0>();
       }
       __syncwarp();  // what the other lanes copied
-      const Stage<T, kLabels>& stage = stages[(edge - begin) / kStageEdges % 2];
+      const Stage<T, kLabels>& stage =
+          stages[static_cast<unsigned>(edge - begin) / kStageEdges % 2];
       if (edge + kStageEdges <= end) {
 #pragma unroll 4
         for (int i = 0; i < kStageEdges; ++i) visit_staged(stage, i);

@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised&& kTerms<T> == 1
     }
     BlockElement<T>* of_node = aggregates + first_row * D + feature;
     float sums[F::kProducts][kTiles][4];
-    aggregate_on_tensor_cores<F, kVectorised>(task.direction, task.block.first + node, feature,
-                                              coefficients, task.columns, sums);
+    const int64_t p = task.block.first + node;
+    aggregate_on_tensor_cores<F, kVectorised>(task.direction, p, {task.direction, p}, feature,
+                                              coefficients, task.columns, sums, [](const auto&) {});
     for_each_label<F>(sums, [&](int tile, int label, const float (&values)[F::kVector]) {
       const int row = gradient_row<kTiles>(tile, label, first_label, task.num_labels);
       if (row < 0) return;

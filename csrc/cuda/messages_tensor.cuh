@@ -47,20 +47,24 @@ __device__ void contract_on_tensor_cores(const Direction<T>& direction, int64_t 
   const int first = threadIdx.x / kWarpSize;
   // All of this lane's weights first: they are in flight together.
   typename F::Features weights[kWarpLabels][kParts];
+  const T* weight =
+      direction.weight + direction.pair(receiver, first_label + first) * D + lane_feature;
+  const int64_t next_label = direction.pair(0, kWarpsPerBlock) * D;
 #pragma unroll
-  for (int i = 0; i < kWarpLabels; ++i) {
-    const int label = first_label + first + i * kWarpsPerBlock;
-    const bool is_pair = receiver < num_labels && label < num_labels;
-    const T* weight =
-        direction.weight + (is_pair ? direction.pair(receiver, label) * D : 0) + lane_feature;
+  for (int i = 0; i < kWarpLabels; ++i, weight += next_label) {
+    const bool is_pair =
+        receiver < num_labels && first_label + first + i * kWarpsPerBlock < num_labels;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int offset = part * 4 * F::kVector;
-      const int64_t valid = is_pair ? D - lane_feature - offset : 0;
+      const int64_t valid = D - lane_feature - offset;
       weights[i][part] = {};
-      if (valid > 0) weights[i][part] = F::template load<kVectorised>(weight + offset, valid);
+      if (is_pair && valid > 0) {
+        weights[i][part] = F::template load<kVectorised>(weight + offset, valid);
+      }
     }
   }
+  float part_sums[kParts][4] = {};  // apart: no product waits for that before it
 #pragma unroll
   for (int i = 0; i < kWarpLabels; ++i) {
     const int j = first + i * kWarpsPerBlock;
@@ -70,10 +74,16 @@ __device__ void contract_on_tensor_cores(const Direction<T>& direction, int64_t 
       const int place = group_place(part * 4 + lane_index() % 4, j);
       const T* row = aggregates + lane_index() / 4 * kNodePitch<T, kLabels> + j * kFeatures +
                      place * F::kVector;
-      F::add_row(sums, *reinterpret_cast<const uint4*>(row),
+      F::add_row(part_sums[part], *reinterpret_cast<const uint4*>(row),
                  *reinterpret_cast<const uint4*>(row + 8 * kNodePitch<T, kLabels>),
                  weights[i][part]);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    sums[i] = 0;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) sums[i] += part_sums[part][i];
   }
 }
 
@@ -104,22 +114,43 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
     const bool has_bias = split == splits.first_split[index];
     const int64_t first_feature =
         static_cast<int64_t>(split - splits.first_split[index]) * kFeatures;
+    // Where the edges of the nodes begin, a lane each.
+    const int64_t offsets = direction.row_offsets[min(first_node + lane_index(), num_nodes)];
+    const auto neighbours_of = [&](int n) {
+      return NeighbourLanes(direction.neighbours, __shfl_sync(kAllLanes, offsets, n),
+                            __shfl_sync(kAllLanes, offsets, n + 1));
+    };
     for (int first_label = 0; first_label < num_labels; first_label += kLabels) {
+      NeighbourLanes ahead = neighbours_of(warp);
       for (int n = warp; n < kTensorNodes; n += kWarpsPerBlock) {
+        const NeighbourLanes neighbours = ahead;
+        if (n + kWarpsPerBlock < kTensorNodes) ahead = neighbours_of(n + kWarpsPerBlock);
         T* of_node = aggregates + n * kNodePitch<T, kLabels>;
         if (first_node + n < num_nodes) {
-          if (has_bias) {
-            sum_coefficients<kTiles>(direction, first_node + n,
-                                     coefficients + layout.slot(first_label), layout.columns,
-                                     [&](int tile, int label, float sum) {
-                                       coefficient_sums[n][tile * 8 + label] = sum;
-                                     });
-          }
           float sums[F::kProducts][kTiles][4];
           const int64_t feature = first_feature + group * F::kVector;
-          aggregate_on_tensor_cores<F, kVectorised>(direction, first_node + n, feature,
-                                                    coefficients + layout.slot(first_label),
-                                                    layout.columns, sums);
+          const auto aggregate = [&](const auto& also) {
+            aggregate_on_tensor_cores<F, kVectorised>(
+                direction, first_node + n, neighbours, feature,
+                coefficients + layout.slot(first_label), layout.columns, sums, also);
+          };
+          if (has_bias) {
+            float of_labels[kTiles] = {};
+            aggregate([&](const auto(&of_edge)[4]) {
+#pragma unroll
+              for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) of_labels[tile] += F::coefficient(of_edge[i], tile);
+              }
+            });
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+              const float sum = warp_sum<4>(of_labels[tile]);
+              if (lane_index() % 4 == 0) coefficient_sums[n][tile * 8 + group] = sum;
+            }
+          } else {
+            aggregate([](const auto&) {});
+          }
           const float scale = aggregate_scale(direction, first_node + n);
           for_each_label<F>(sums, [&](int tile, int label, float (&values)[F::kVector]) {
 #pragma unroll
@@ -136,7 +167,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
       }
       __syncthreads();
       for (int first_receiver = 0; first_receiver < num_labels; first_receiver += 8) {
-        float sums[4] = {};
+        float sums[4];
         contract_on_tensor_cores<kLabels, kVectorised>(
             direction, first_feature, num_labels, first_label, first_receiver, aggregates, sums);
 #pragma unroll
@@ -148,9 +179,14 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kVectorised ? 4 : 3)
           float sum = 0;
           for (int w = 0; w < kWarpsPerBlock; ++w) sum += partial[w][n][threadIdx.x % 8];
           sum /= aggregate_scale(direction, first_node + n);
-          for (int j = 0; has_bias && j < kLabels && first_label + j < num_labels; ++j) {
-            sum += float(direction.bias[direction.pair(receiver, first_label + j)]) *
-                   coefficient_sums[n][j];
+          if (has_bias) {
+            const T* bias = direction.bias + direction.pair(receiver, first_label);
+            const int last = num_labels - 1 - first_label;
+#pragma unroll
+            for (int j = 0; j < kLabels; ++j) {  // loads do not wait for conditions
+              const float value = bias[min(j, last) * direction.label_step];
+              if (j <= last) sum += value * coefficient_sums[n][j];
+            }
           }
           float* message = messages + (split * num_nodes + first_node + n) * num_labels + receiver;
           *message = first_label == 0 ? sum : *message + sum;

@@ -37,6 +37,13 @@ struct HalfFragments {
   struct alignas(2 * kSlots) Coefficients {
     uint32_t pairs[kSlots / 2];
   };
+  // That of label `group` of a tile.
+  template <int kSlots>
+  __device__ static float coefficient(const Coefficients<kSlots>& of_edge, int tile) {
+    T half;
+    half.bits = static_cast<uint16_t>(of_edge.pairs[tile / 2] >> tile % 2 * 16);
+    return half;
+  }
   struct FragmentA {  // the operand of features, [16, 16]
     uint32_t words[4];
   };
@@ -179,6 +186,10 @@ struct Tf32Fragments {
   struct alignas(16) Coefficients {
     T values[kSlots];
   };
+  template <int kSlots>
+  __device__ static float coefficient(const Coefficients<kSlots>& of_edge, int tile) {
+    return of_edge.values[tile];
+  }
   struct FragmentA {
     uint32_t words[kTerms<T>][4];
   };
