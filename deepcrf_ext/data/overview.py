@@ -172,12 +172,16 @@ def _is_lossy(path: Path) -> bool:
 def describe(overview: Overview) -> str:
     """An overview as text of several lines."""
     dataset, count = overview.dataset, len(overview.good)
-    lines = [f"{overview.split}: {count} images with masks, {_describe_sizes(overview.sizes)}"]
+    labelled = not count or overview.pixels[: dataset.num_classes].any()
+    kind = "images with masks" if labelled else "images without a label"
+    lines = [f"{overview.split}: {count} {kind}, {_describe_sizes(overview.sizes)}"]
     total = max(int(overview.pixels.sum()), 1)
     names = [*dataset.classes, "(ignored)"]
     width = max(len("class"), *(len(name) for name in names))
     lines.append(f"  {'label':>5}  {'class':<{width}}  {'pixels':>8}  {'images':>7}")
     for index, name in enumerate(names):
+        if not labelled and index < dataset.num_classes:
+            continue
         label = index if index < dataset.num_classes else dataset.ignore_index
         share = f"{overview.pixels[index] / total:.2%}" if overview.pixels[index] else "never"
         lines.append(f"  {label:>5}  {name:<{width}}  {share:>8}  {overview.images[index]:>7}")
@@ -200,6 +204,11 @@ def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
     widths, heights = zip(*sizes, strict=True)
     (common_width, common_height), _ = sizes.most_common(1)[0]
     return (
-        f"{min(widths)}..{max(widths)} wide and {min(heights)}..{max(heights)} high in "
-        f"{len(sizes)} sizes, most often {common_width}x{common_height}"
+        f"{_range(widths)} wide and {_range(heights)} high in {len(sizes)} sizes, most often "
+        f"{common_width}x{common_height}"
     )
+
+
+def _range(sides: tuple[int, ...]) -> str:
+    low, high = min(sides), max(sides)
+    return f"{low}" if low == high else f"{low}..{high}"

@@ -123,8 +123,15 @@ def test_splits_are_those_of_either_pattern(place: Path, capsys) -> None:
 
 def test_a_split_without_a_label(place: Path, capsys) -> None:
     root = write_blobs(place / "data", 255, 255)
+    for kind in ("images", "masks"):
+        cv2.imwrite(str(root / kind / "train" / "higher.png"), np.full((44, 56), 255, np.uint8))
     assert main([str(root), "--data.classes", "[ground, ball]"]) == 2
-    assert "so that nothing would be learnt" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "so that nothing would be learnt" in printed
+    sizes = "56 wide and 40..44 high in 2 sizes, most often 56x40"
+    assert f"train: 7 images without a label, {sizes}\n" in printed
+    assert "ground  " not in printed
+    assert "(ignored)   100.00%" in printed
 
 
 def test_masks_of_0_and_255(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
