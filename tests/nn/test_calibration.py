@@ -53,6 +53,21 @@ def test_tries_each_relation_alone() -> None:
     assert calibration == (1.0, 0.5)
 
 
+def test_takes_up_again_what_alone_it_left_out() -> None:
+    measure, _ = counted(lambda first, second: abs(first - 0.3) + abs(second - 0.02))
+    weights, _ = fit_weights({"near": 1.0, "far": 1.0}, measure)
+    assert weights == pytest.approx({"near": 0.3, "far": 0.02}, rel=0.05)
+
+
+def test_leaves_out_what_it_took_in_where_that_comes_to_help() -> None:
+    def value(first: float, second: float) -> float:
+        distance = log_distance(first, 0.2)
+        return distance + (0.5 if second else 1.0 if distance > 0.1 else 0.0)
+
+    weights, _ = fit_weights({"near": 1.0, "far": 1.0}, counted(value)[0])
+    assert weights == {"near": pytest.approx(0.2, rel=0.05), "far": 0}
+
+
 def test_is_never_worse_than_the_start() -> None:
     def value(first: float, second: float) -> float:
         return 0.0 if (first, second) == (0.0123, 4.5) else math.nan if first else 1.0
