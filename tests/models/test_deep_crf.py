@@ -108,6 +108,11 @@ def test_weights_that_do_not_fit_are_named(model, weights, match):
         model.set_relation_weights(weights)
 
 
+@pytest.mark.parametrize("size", [(30, 26), (1, 7), (33, 64)])
+def test_the_grid_is_known_without_a_run(model, size):
+    assert model.energies(torch.zeros(1, 3, *size)).grid == (1, *model.grid_size(*size))
+
+
 def test_a_number_of_iterations_that_is_none_is_named(model, images):
     energies = model.energies(images)
     for variant in ("unary-3scales", "1unary+2pair"):
