@@ -94,6 +94,7 @@ GIVEN = {
     "README.md": [GRID, {}, {"width": 8, "height": 6, "n_labels": 3}, PHOTOS, GRAPH],
     "python.md": [
         {},
+        {},
         {"probabilities": random(1, 3, 6, 8).softmax(1), "images": PHOTOS["photos"][:1]},
         {
             "cross_entropy": torch.nn.functional.cross_entropy,
