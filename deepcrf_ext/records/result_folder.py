@@ -70,9 +70,8 @@ class ResultFolder:
         run that does and is stopped goes on as any other. inputs: further files to leave alone.
 
         Raises InputError where a result would replace an input, and where another process writes to
-        the folder; and, unless these are to be
-        overwritten, where the folder holds results of other settings, of other files under the name
-        of a task, or files of which nothing is noted.
+        the folder; and, unless these are to be overwritten, where the folder holds results of other
+        settings, of other files under the name of a task, or files of which nothing is noted.
         """
         kept = {path.resolve() for task in tasks for path in task.sources}
         kept.update(path.resolve() for path in inputs)

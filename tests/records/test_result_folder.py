@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,23 @@ SETTINGS = {"alpha": 0.5, "scales": (1.0, 2.0)}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ResultFolder:
-    return ResultFolder(tmp_path / "out", "record.json")
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def begin(
+    folder: Path,
+    tasks: Sequence[Task],
+    settings: Mapping[str, Any] = SETTINGS,
+    overwrite: bool = False,
+    inputs: Sequence[Path] = (),
+) -> list[Task]:
+    """What a run that ends at once has to do."""
+    return ResultFolder(folder, "record.json").begin(tasks, settings, overwrite, inputs)
+
+
+def names(folder: Path) -> dict[str, str]:
+    return ResultFolder(folder, "record.json").names()
 
 
 def task(root: Path, name: str, source: str | None = None) -> Task:
@@ -37,89 +54,89 @@ def age(path: Path, nanoseconds: int) -> None:
     os.utime(path, ns=(changed, changed))
 
 
-def test_what_is_finished_is_not_done_again(folder: ResultFolder, tmp_path: Path) -> None:
+def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path) -> None:
     a, b = task(tmp_path, "a"), task(tmp_path, "b")
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == [a, b]
+    assert begin(folder, [a, b]) == [a, b]
     finish(a)
     b.results[0].touch()  # one of two
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == [b]
+    assert begin(folder, [a, b]) == [b]
     finish(b)
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == []
+    assert begin(folder, [a, b]) == []
     age(a.sources[0], -1_000_000_000)
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == [a], "its source has changed since"
+    assert begin(folder, [a, b]) == [a], "its source has changed since"
     a.sources[0].unlink()
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == [], "there is no other to do it of"
+    assert begin(folder, [a, b]) == [], "there is no other to do it of"
 
 
-def test_a_result_as_old_as_its_source_is_finished(folder: ResultFolder, tmp_path: Path) -> None:
+def test_a_result_as_old_as_its_source_is_finished(folder: Path, tmp_path: Path) -> None:
     """On file systems whose clocks are coarse."""
     a = task(tmp_path, "a")
-    folder.begin([a], SETTINGS, overwrite=False)
+    begin(folder, [a])
     finish(a)
     for path in (*a.sources, *a.results):
         os.utime(path, ns=(10**18, 10**18))
-    assert folder.begin([a], SETTINGS, overwrite=False) == []
+    assert begin(folder, [a]) == []
 
 
-def test_overwriting_begins_anew_and_goes_on(folder: ResultFolder, tmp_path: Path) -> None:
+def test_overwriting_begins_anew_and_goes_on(folder: Path, tmp_path: Path) -> None:
     a, b = task(tmp_path, "a"), task(tmp_path, "b")
-    folder.begin([a, b], SETTINGS, overwrite=False)
+    begin(folder, [a, b])
     finish(a, b)
     for path in (*a.results, *b.results):
         age(path, 1_000_000_000)
     other = {**SETTINGS, "alpha": 0.75}
-    assert folder.begin([a, b], other, overwrite=True) == [a, b]
+    assert begin(folder, [a, b], other, overwrite=True) == [a, b]
     finish(a)
-    assert folder.begin([a, b], other, overwrite=False) == [b], "b is of other settings still"
+    assert begin(folder, [a, b], other) == [b], "b is of other settings still"
     finish(b)
-    assert folder.begin([a, b], other, overwrite=False) == []
-    assert folder.begin([a, b], other, overwrite=True) == [a, b]
+    assert begin(folder, [a, b], other) == []
+    assert begin(folder, [a, b], other, overwrite=True) == [a, b]
 
 
-def test_results_of_other_settings_are_refused(folder: ResultFolder, tmp_path: Path) -> None:
+def test_results_of_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
     a = task(tmp_path, "a")
-    folder.begin([a], SETTINGS, overwrite=False)
+    begin(folder, [a])
     for settings, message in (
         ({**SETTINGS, "alpha": 0.75}, "alpha was 0.5, is 0.75"),
         ({**SETTINGS, "flip": True}, "flip was None, is True"),
         ({"scales": (1.0, 2.0)}, "alpha was 0.5, is None"),
     ):
         with pytest.raises(InputError, match=f"--output: .*out holds results of .*{message}"):
-            folder.begin([a], settings, overwrite=False)
-    folder.begin([a], SETTINGS, overwrite=False)
+            begin(folder, [a], settings)
+    begin(folder, [a])
 
 
-def test_results_of_other_files_are_refused(folder: ResultFolder, tmp_path: Path) -> None:
+def test_results_of_other_files_are_refused(folder: Path, tmp_path: Path) -> None:
     a = task(tmp_path, "a")
-    folder.path.mkdir()
+    folder.mkdir()
     finish(a)
     with pytest.raises(InputError, match="a.png exists; choose another folder, or give --overwr"):
-        folder.begin([a], SETTINGS, overwrite=False)
-    folder.begin([a], SETTINGS, overwrite=True)
+        begin(folder, [a])
+    begin(folder, [a], SETTINGS, overwrite=True)
     finish(a)
     with pytest.raises(InputError, match=rf"a.png, of {tmp_path}/a.jpg, exists"):
-        folder.begin([task(tmp_path, "a", "x.jpg")], SETTINGS, overwrite=False)
+        begin(folder, [task(tmp_path, "a", "x.jpg")])
     b = task(tmp_path, "b")
-    assert folder.begin([a, b], SETTINGS, overwrite=False) == [b]
-    both = Task("c", (tmp_path / "a.jpg", tmp_path / "b.jpg"), (folder.path / "c.png",))
-    folder.begin([both], SETTINGS, overwrite=False)
+    assert begin(folder, [a, b]) == [b]
+    both = Task("c", (tmp_path / "a.jpg", tmp_path / "b.jpg"), (folder / "c.png",))
+    begin(folder, [both])
     both.results[0].touch()
     with pytest.raises(InputError, match=rf"of {tmp_path}/a.jpg and {tmp_path}/b.jpg, exists"):
-        folder.begin([task(tmp_path, "c")], SETTINGS, overwrite=False)
+        begin(folder, [task(tmp_path, "c")])
 
 
 def test_results_of_which_no_sources_are_noted_are_taken_for_theirs(
-    folder: ResultFolder, tmp_path: Path
+    folder: Path, tmp_path: Path
 ) -> None:
     """As an earlier version left them."""
     a = task(tmp_path, "a")
-    folder.path.mkdir()
-    folder.record.write_text(json.dumps({**SETTINGS, "scales": [1.0, 2.0]}))
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({**SETTINGS, "scales": [1.0, 2.0]}))
     finish(a)
-    assert folder.begin([a], SETTINGS, overwrite=False) == []
+    assert begin(folder, [a]) == []
 
 
-def test_inputs_are_never_replaced(folder: ResultFolder, tmp_path: Path) -> None:
+def test_inputs_are_never_replaced(folder: Path, tmp_path: Path) -> None:
     a = task(tmp_path, "a")
     (tmp_path / "link").symlink_to(tmp_path)
     for result, inputs in (
@@ -127,27 +144,37 @@ def test_inputs_are_never_replaced(folder: ResultFolder, tmp_path: Path) -> None
         (tmp_path / "truth.png", [tmp_path / "link" / "truth.png"]),
     ):
         with pytest.raises(InputError, match=f"--output: {result} is an input; choose another"):
-            folder.begin([Task("a", a.sources, (result,))], SETTINGS, True, inputs)
-    assert not folder.path.exists(), "nothing is noted"
+            begin(folder, [Task("a", a.sources, (result,))], SETTINGS, True, inputs)
+    assert not folder.exists(), "nothing is noted"
 
 
-def test_names_are_those_of_one_file_each(folder: ResultFolder, tmp_path: Path) -> None:
-    assert folder.names() == {}
+def test_names_are_those_of_one_file_each(folder: Path, tmp_path: Path) -> None:
+    assert names(folder) == {}
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
     a, b = task(tmp_path, "a", "link.jpg"), task(tmp_path, "b")
     pair = Task("pair", (tmp_path / "x", tmp_path / "y"), ())
-    folder.begin([a, b, pair], SETTINGS, overwrite=False)
-    assert folder.names() == {f"{tmp_path}/a.jpg": "a", f"{tmp_path}/b.jpg": "b"}
-    folder.begin([Task("again", b.sources, ())], SETTINGS, overwrite=False)
-    assert folder.names() == {f"{tmp_path}/a.jpg": "a"}, "b.jpg has two"
+    begin(folder, [a, b, pair])
+    assert names(folder) == {f"{tmp_path}/a.jpg": "a", f"{tmp_path}/b.jpg": "b"}
+    begin(folder, [Task("again", b.sources, ())])
+    assert names(folder) == {f"{tmp_path}/a.jpg": "a"}, "b.jpg has two"
 
 
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "record.json is damaged"), ("[3]", "is of something else")]
 )
-def test_a_damaged_record_is_named(folder: ResultFolder, content: str, message: str) -> None:
-    folder.path.mkdir()
-    folder.record.write_text(content)
-    for use in (folder.names, lambda: folder.begin([], SETTINGS, overwrite=False)):
+def test_a_damaged_record_is_named(folder: Path, content: str, message: str) -> None:
+    folder.mkdir()
+    (folder / "record.json").write_text(content)
+    for use in (names, lambda folder: begin(folder, [])):
         with pytest.raises(InputError, match=f"--output: .*{message}"):
-            use()
+            use(folder)
+
+
+def test_one_run_at_a_time_writes_to_a_folder(folder: Path, tmp_path: Path) -> None:
+    a = task(tmp_path, "a")
+    running = ResultFolder(folder, "record.json")
+    running.begin([a], SETTINGS, overwrite=False)
+    with pytest.raises(InputError, match="output: .*out is being written by another process"):
+        begin(folder, [a])
+    del running
+    assert begin(folder, [a]) == [a]
