@@ -48,10 +48,11 @@ def finish(*tasks: Task) -> None:
         path.write_bytes(b"done")
 
 
-def age(path: Path, nanoseconds: int) -> None:
-    """Makes a file that much older (or, below 0, newer) than the clock says."""
-    changed = path.stat().st_mtime_ns - nanoseconds
-    os.utime(path, ns=(changed, changed))
+def age(nanoseconds: int, *paths: Path) -> None:
+    """Makes files that much older (or, below 0, newer) than they are."""
+    for path in paths:
+        changed = path.stat().st_mtime_ns - nanoseconds
+        os.utime(path, ns=(changed, changed))
 
 
 def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path) -> Non
     assert begin(folder, [a, b]) == [b]
     finish(b)
     assert begin(folder, [a, b]) == []
-    age(a.sources[0], -1_000_000_000)
+    age(-1_000_000_000, a.sources[0])
     assert begin(folder, [a, b]) == [a], "its source has changed since"
     a.sources[0].unlink()
     assert begin(folder, [a, b]) == [], "there is no other to do it of"
@@ -82,14 +83,14 @@ def test_overwriting_begins_anew_and_goes_on(folder: Path, tmp_path: Path) -> No
     a, b = task(tmp_path, "a"), task(tmp_path, "b")
     begin(folder, [a, b])
     finish(a, b)
-    for path in (*a.results, *b.results):
-        age(path, 1_000_000_000)
+    age(1_000_000_000, *a.results, *b.results)
     other = {**SETTINGS, "alpha": 0.75}
     assert begin(folder, [a, b], other, overwrite=True) == [a, b]
     finish(a)
     assert begin(folder, [a, b], other) == [b], "b is of other settings still"
     finish(b)
     assert begin(folder, [a, b], other) == []
+    age(1_000_000_000, *a.results, *b.results)
     assert begin(folder, [a, b], other, overwrite=True) == [a, b]
 
 
