@@ -76,7 +76,7 @@ def test_options_are_judged_beside_those_of_their_preset():
         parse_new_run(["--model.pooled-blocks", "4"])
     with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
         parse_new_run(["--help"])
-    assert f"default: {preset('small').model.widths}" in " ".join(text.getvalue().split())
+    assert f"default: {[*preset('small').model.widths]}" in " ".join(text.getvalue().split())
 
 
 @pytest.mark.parametrize("name", PRESETS)
