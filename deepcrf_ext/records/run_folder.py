@@ -87,12 +87,13 @@ _METRICS = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, up to one that was cut short as the run was killed."""
+    """The lines of a run's metrics.jsonl, up to one that was cut short as the run was killed, or
+    that is noise as the machine went down."""
     lines: list[dict[str, Any]] = []
-    for line in (folder / _METRICS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / _METRICS).read_bytes().splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text
             break
     return lines
 

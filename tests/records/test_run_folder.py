@@ -42,9 +42,10 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path, value: float) -> None:
     }
 
 
-def test_goes_on_after_a_step_and_a_torn_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"kind": "tr', b'\0\0\0\xff\xfe{"a'])
+def test_goes_on_after_a_step_and_a_torn_line(tmp_path: Path, torn: bytes) -> None:
     lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 5)]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"kind": "tr')
+    (tmp_path / "metrics.jsonl").write_bytes("".join(lines).encode() + torn)
     log = MetricsLog(tmp_path, 2)
     log.write("train", 3, {"lr": 0.5})
     log.close()
