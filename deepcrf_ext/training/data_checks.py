@@ -18,8 +18,8 @@ def check_data(
     train_set: SegmentationDataset, val_set: SegmentationDataset, model: DeepCRF | None
 ) -> None:
     """Raises TypeError for what is no `SegmentationDataset`, ValueError for a model of another
-    number of classes, and InputError for data sets that are empty, of other classes than each
-    other, or whose labels are 0 and 255 alone."""
+    number of classes, and InputError for data sets that are empty, of one class, of other classes
+    than each other, or whose labels are 0 and 255 alone."""
     for name, dataset in (("train_set", train_set), ("val_set", val_set)):
         if not isinstance(dataset, SegmentationDataset):
             raise TypeError(
@@ -28,7 +28,11 @@ def check_data(
             )
         if len(dataset) == 0:
             raise InputError(f"{name}: got an empty data set, must hold at least one image")
-    ClassList(tuple(train_set.classes))
+    if len(ClassList(tuple(train_set.classes)).names) < 2:
+        name = train_set.classes[0]
+        raise InputError(
+            f"data.classes: got {name} alone, must be at least two, such as background and {name}"
+        )
     if model is not None and model.num_classes != train_set.num_classes:
         raise ValueError(
             f"model: has {model.num_classes} classes, must have those of train_set, "

@@ -214,3 +214,9 @@ def test_commands_on_registered_data_name_what_cannot_be_used(
     short = ["--epochs", "2", "--data.crop", "[24, 32]", "--batch-size", "1"]
     assert train.main(["--data.dataset", "mine", *options, *short]) == 2
     assert "error: item " in capsys.readouterr().err
+
+
+def test_one_class_alone_is_nothing_to_tell() -> None:
+    pairs = LabelledPairs([(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))], ("car",))
+    with pytest.raises(InputError, match=r"data\.classes: got car alone, must be at least two"):
+        Trainer(settings(), pairs, pairs)
