@@ -101,7 +101,7 @@ def _probabilities(sm: Any) -> Any:
 
 def softmax_to_unary(sm: ArrayLike | Tensor, GT_PROB: float = 1) -> Any:
     """The old name of `unary_from_softmax`, with `GT_PROB` as its scale and nothing clipped."""
-    return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
+    return unary_from_softmax(sm, GT_PROB, clip=None)
 
 
 def create_pairwise_gaussian(sdims: float | Sequence[float], shape: Iterable[int]) -> Array:

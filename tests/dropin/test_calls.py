@@ -230,6 +230,7 @@ SAME: Calls = {
         (3, 4), (size for size in (5, 6))
     ),
     "positions on one axis": of("create_pairwise_gaussian", (3,), (5,)),
+    "positions on axes of one": of("create_pairwise_gaussian", (3, 2), (1, 1)),
     "positions on three axes": of("create_pairwise_gaussian", (2, 3, 4), (5, 6, 7)),
     "positions of widths below 0": of("create_pairwise_gaussian", (-2, np.inf), (5, 6)),
     # features of positions and channels
@@ -295,6 +296,12 @@ def test_takes_widths_of_any_kind(width: Any) -> None:
     np.testing.assert_array_equal(gaussian(width, 3)(OURS), gaussian(3, 3)(OURS))
 
 
+@pytest.mark.parametrize("width", [3, np.array(3.0), torch.tensor(3)])
+def test_takes_one_width_for_all_axes(width: Any) -> None:
+    wanted = ours.create_pairwise_gaussian((3, 3), (5, 6))
+    np.testing.assert_array_equal(ours.create_pairwise_gaussian(width, (5, 6)), wanted)
+
+
 def test_tensors_are_copied() -> None:
     wanted = changed_later(OURS)
     np.testing.assert_array_equal(changed_later(OURS, torch.from_numpy), wanted)
@@ -331,6 +338,12 @@ def test_labels_of_any_kind() -> None:
         np.testing.assert_array_equal(ours.unary_from_labels(labels, K, 0.7), wanted)
     tensor = torch.from_numpy(LABELS)
     np.testing.assert_array_equal(ours.unary_from_labels(tensor, K, 0.7), wanted)
+
+
+def test_softmax_of_integers() -> None:
+    integers = (SOFTMAX > 0.5).astype(int)
+    energies = ours.unary_from_softmax(torch.from_numpy(integers))
+    np.testing.assert_allclose(energies, ours.unary_from_softmax(integers), rtol=1e-6)
 
 
 def test_softmax_of_half_precision_is_computed_in_single() -> None:
