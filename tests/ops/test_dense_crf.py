@@ -287,8 +287,10 @@ def test_unary_from_probabilities() -> None:
     probabilities = torch.tensor([0.0, 0.25, 1.0])
     wanted = torch.tensor([1e-5, 0.25, 1.0]).log().neg()
     assert_close(unary_from_probabilities(probabilities), wanted)
-    with pytest.raises(ValueError, match="minimum"):
-        unary_from_probabilities(probabilities, 0.0)
+    assert torch.equal(unary_from_probabilities(probabilities, 1), torch.zeros(3))
+    for minimum in (0.0, 1.5):
+        with pytest.raises(ValueError, match="minimum"):
+            unary_from_probabilities(probabilities, minimum)
 
 
 def test_unary_from_labels() -> None:
@@ -299,6 +301,15 @@ def test_unary_from_labels() -> None:
     assert_close(probabilities[0, :, 1, 1], torch.full((3,), 1 / 3))
     with pytest.raises(ValueError, match="labels: got 9"):
         unary_from_labels(labels, 3, 0.7)
+    with pytest.raises(ValueError, match=r"labels: got -1, must be in 0\.\.2 or unsure = 9"):
+        unary_from_labels(labels - 1, 3, 0.7, unsure=9)
+    with pytest.raises(ValueError, match="labels: got 3"):
+        unary_from_labels(labels + 1, 3, 0.7)
+    for confidence in (0, 1):
+        with pytest.raises(ValueError, match="confidence"):
+            unary_from_labels(labels, 3, confidence)
+    with pytest.raises(ValueError, match="num_labels"):
+        unary_from_labels(labels * 0, 1, 0.7)
 
 
 def test_fused_operator_passes_opcheck(operator_target: Target) -> None:

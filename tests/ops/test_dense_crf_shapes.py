@@ -249,6 +249,27 @@ def test_images_in_other_units_warn_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert warnings_of(image) == []
 
 
+@pytest.mark.parametrize(("srgb", "warns"), [(1.0, True), (0.99, False), ((5, 0.5, 5), False)])
+def test_units_at_the_border_of_what_warns(
+    monkeypatch: pytest.MonkeyPatch, srgb: float | tuple[float, ...], warns: bool
+) -> None:
+    """An image of 0 and 1 under kernels of about 1."""
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    image = (torch.arange(60) % 2).float().view(1, 3, 4, 5)
+    assert len(warnings_of(image, DenseCRFParams(bilateral_srgb=srgb))) == warns
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    assert warnings_of(1.01 * image, DenseCRFParams(bilateral_srgb=srgb)) == []
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 4), (2, 2, 3)])
+def test_as_many_channels_as_there_may_be(shape: tuple[int, ...]) -> None:
+    unary, image = volume(shape, 255 - len(shape), 2)
+    params = DenseCRFParams(bilateral_srgb=500)
+    assert_close(dense_crf(unary, image, params, 2).sum(1), torch.ones_like(unary[:, 0]))
+    with pytest.raises(ValueError, match=f"must be at most {255 - len(shape)} beside"):
+        dense_crf(unary, torch.cat([image, image[:, :1]], 1), params)
+
+
 @pytest.mark.parametrize("call", ["dense_crf", "DenseCRF", "DenseCRFLattices", "dense_crf_loss"])
 def test_warnings_name_the_line_of_the_caller(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     monkeypatch.setattr(_image_checks, "_warned", set())
