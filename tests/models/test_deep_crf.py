@@ -241,6 +241,8 @@ def test_rows_of_a_model_with_some_potentials(images):
         model.predict(images, "pairwise-9")
     with pytest.raises(ValueError, match="surrounding"):
         model.energies(images, ["surrounding"])
+    with pytest.raises(ValueError, match="names: got none, must be at least one potential"):
+        model.energies(images, [])
 
 
 def test_relations_become_boxes_of_the_grid():
