@@ -240,11 +240,13 @@ def test_strides_do_not_matter(operator_target: Target) -> None:
         assert_close(result[name], value)
 
 
-def test_image_is_a_constant(target: Target) -> None:
+def test_image_and_mask_are_constants(target: Target) -> None:
     problem = segmentation(1, 3, 3, (5, 6))
     probabilities, image = (tensor.to(target.device).requires_grad_() for tensor in problem[:2])
-    target.functions.dense_crf_loss(probabilities, image).backward()
+    mask = torch.ones(1, 5, 6, device=target.device, requires_grad=True)
+    target.functions.dense_crf_loss(probabilities, image, mask=mask).backward()
     assert image.grad is None
+    assert mask.grad is None
     assert probabilities.grad is not None
 
 
