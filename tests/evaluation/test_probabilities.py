@@ -59,6 +59,16 @@ def test_every_bin_is_one_of_its_own(number: int) -> None:
     assert meter.compute().calibration_error == pytest.approx(error)
 
 
+@pytest.mark.parametrize("pair", [(0.928, 0.93), (0.935, 0.94)])
+def test_there_are_as_many_bins_as_in_the_paper(pair: tuple[float, float]) -> None:
+    """Of 14 or 16 these would lie in different ones, and not make up for each other."""
+    confidence = torch.tensor([pair])
+    meter = Probabilities()
+    zeros = torch.zeros(1, 2, dtype=torch.uint8)
+    meter.update(zeros, confidence, confidence, torch.tensor([[0, 1]]))
+    assert meter.compute().calibration_error == pytest.approx((sum(pair) - 1) / 2)
+
+
 def test_a_certain_and_right_prediction_has_no_error_and_an_impossible_truth_a_finite_nll():
     labels, one = torch.zeros(2, 2, dtype=torch.uint8), torch.ones(2, 2)
     right, wrong = Probabilities(), Probabilities()

@@ -285,7 +285,26 @@ def test_warnings_name_the_line_of_the_caller(monkeypatch: pytest.MonkeyPatch, c
     assert [warning.filename for warning in caught] == [__file__]
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_negative_values_beyond_rounding_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.full((1, 3, 4, 5), 200.0)
+    for low, count in ((-1.9, 0), (-2.1, 1)):
+        monkeypatch.setattr(_image_checks, "_warned", set())
+        image[0, 0, 0, 0] = low
+        assert len(warnings_of(image)) == count
+
+
+def test_learnt_widths_warn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    learnt = torch.tensor(13.0, requires_grad=True)
+    assert len(warnings_of(torch.rand(1, 3, 4, 5), DenseCRFParams(bilateral_srgb=learnt))) == 1
+
+
+def test_no_images_of_floats() -> None:
+    unary, image = scene(6, 8, 3)
+    assert dense_crf(unary[:0], image[:0].float()).shape == (0, 3, 6, 8)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_images_that_are_not_finite(bad: float) -> None:
     unary, image = scene(6, 8, 3)
     floating = image.float()
