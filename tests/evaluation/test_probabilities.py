@@ -100,6 +100,12 @@ def test_pixels_after_a_dense_crf_are_of_its_marginals():
     assert (pixels.truth <= pixels.confidence).all()
 
 
+@pytest.mark.parametrize("variant", [Variant("unary"), FULL])
+def test_pixels_without_a_truth(variant: Variant) -> None:
+    marginals, image = torch.rand(3, 2, 2).softmax(0), 255 * torch.rand(3, 8, 6)
+    assert label_pixels(marginals, image, variant).truth is None
+
+
 def test_pixels_of_a_large_image_are_those_of_the_whole():
     """Marginals that round to 0 in its tiles count as the least that does not."""
     energies, image = scene(200, 300, 3)
