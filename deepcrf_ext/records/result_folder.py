@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from deepcrf_ext.records.folder_lock import lock_folder
 from deepcrf_ext.whole_files import write_json
 
 _NOTES = ("sources", "begun")  # of a record, beside the settings
+_LOCKS: dict[Path, int] = {}  # of the folders that this process writes to, until it ends
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ResultFolder:
     """Results that are written whole or not at all, with a record of the settings and the files
     that they are made of, so that a later run passes over what is finished, and over nothing else.
 
-    From `begin` on, no other process begins a run there as long as there is this object.
+    From `begin` on, no other process begins a run there until this one ends.
 
     Args:
         path: the folder.
@@ -85,7 +84,9 @@ class ResultFolder:
         if not overwrite:
             self._refuse_others(tasks, settings, former)
         self.path.mkdir(parents=True, exist_ok=True)
-        weakref.finalize(self, os.close, lock_folder(self.path))
+        place = self.path.resolve()
+        if place not in _LOCKS:
+            _LOCKS[place] = lock_folder(place)
         record = {**settings, "sources": {**noted, **{task.name: task.places() for task in tasks}}}
         if overwrite:
             self._note(record)

@@ -245,7 +245,7 @@ def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     params = ["--dense-crf-params", str(tmp_path / "out" / "dense_crf.json")]
     inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "fine")]
     assert refine_main([*inputs, *params, "--truth", str(tmp_path / "truth")]) == 0
-    assert f"{100 * record['best']['mean_iou']:.2f} after" in capsys.readouterr().out
+    assert f"{100 * record['best']['mean_iou']:.2f} % after" in capsys.readouterr().out
 
     kept = ["--certainty", "0.6", "--unsure", "null", "--mask-pattern", "{name}.png"]
     assert main([*folders, *kept, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0

@@ -157,7 +157,10 @@ def test_extreme_sizes(tmp_path: Path, shape: tuple[int, int]) -> None:
     [
         (None, "no such file"),
         (b"", "empty"),
-        (b"not an image at all", r"cannot be read as an image \(of an unknown format, or not of 1"),
+        (
+            b"not an image at all",
+            r"cannot be read as an image \(of an unknown format, or of other channels",
+        ),
         (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "cannot be read as an image"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.folder_lock import lock_folder, locked
 from deepcrf_ext.records.result_folder import ResultFolder, Task
 
 SETTINGS = {"alpha": 0.5, "scales": (1.0, 2.0)}
@@ -171,11 +172,11 @@ def test_a_damaged_record_is_named(folder: Path, content: str, message: str) -> 
             use(folder)
 
 
-def test_one_run_at_a_time_writes_to_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_one_process_at_a_time_writes_to_a_folder(folder: Path, tmp_path: Path) -> None:
     a = task(tmp_path, "a")
-    running = ResultFolder(folder, "record.json")
-    running.begin([a], SETTINGS, overwrite=False)
-    with pytest.raises(InputError, match="output: .*out is being written by another process"):
+    folder.mkdir()
+    with locked(folder), pytest.raises(InputError, match="output: .*out is being written by an"):
         begin(folder, [a])
-    del running
-    assert begin(folder, [a]) == [a]
+    assert begin(folder, [a]) == begin(folder, [a]) == [a], "one after another in this process"
+    with pytest.raises(InputError, match="is being written by another process"):
+        lock_folder(folder)
