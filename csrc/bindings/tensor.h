@@ -204,7 +204,7 @@ template <class... Arguments>
   throw BackendError(
       concatenate(op,
                   ": got CUDA tensors, but deepcrf_ext was built without CUDA; install nvcc "
-                  "and run 'DEEPCRF_CUDA=on pip install .' in the checkout"));
+                  "and run 'DEEPCRF_CUDA=on pip install -e .' in the checkout"));
 }
 
 }  // namespace deepcrf
