@@ -263,7 +263,7 @@ def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "c")]
     capsys.readouterr()
     assert refine_main([*inputs, "--truth", str(tmp_path / "truth")]) == 0
-    assert f"{100 * before['mean_iou']:.2f} before" in capsys.readouterr().out
+    assert f"{100 * before['mean_iou']:.2f} % before" in capsys.readouterr().out
 
     assert main(folders[:-2]) == 2
     assert "--output, must be given" in capsys.readouterr().err

@@ -176,7 +176,8 @@ def test_one_process_at_a_time_writes_to_a_folder(folder: Path, tmp_path: Path) 
     a = task(tmp_path, "a")
     folder.mkdir()
     with locked(folder), pytest.raises(InputError, match="output: .*out is being written by an"):
-        begin(folder, [a])
+        begin(folder, [a], overwrite=True)
+    assert [*folder.iterdir()] == []
     assert begin(folder, [a]) == begin(folder, [a]) == [a], "one after another in this process"
     with pytest.raises(InputError, match="is being written by another process"):
         lock_folder(folder)
