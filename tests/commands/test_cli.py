@@ -264,6 +264,11 @@ def test_errors_are_one_line_and_a_code(error, code, line, capsys):
     assert capsys.readouterr() == ("", line)
 
 
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_ends_with_the_code_that_it_returns(returned: int | None, code: int):
+    assert parsing.run_command(lambda: returned) == code
+
+
 def test_an_error_of_the_system_names_the_file(tmp_path: Path, capsys):
     file = tmp_path / "file"
     file.touch()
