@@ -122,12 +122,19 @@ def messages(
 ) -> Tensor:
     """`pairwise_messages` of the tensors of a graph and a potential, in the dtype of its sums.
 
-    exact: products by the CPU's matrix tiles are of sums of two bfloat16, where one might do.
+    exact: where operands of bfloat16 would do, those of the CPU's matrix tiles are sums of two, and
+    those on CUDA are TensorFloat32, which has three bits more.
     """
-    graph_operand, operand = prepare(graph), prepare_products(potential)
     values = prepare_values(marginals)
     received = empty_values(values, *values.shape)
-    exact = exact and not _backend.uses_cuda_kernels(values)
+    if _backend.uses_cuda_kernels(values):
+        wide = exact and len(potential) == 4 and potential[0].dtype == torch.bfloat16
+        operand = prepare([t.to(torch.float32) for t in potential] if wide else potential)
+        precision = "medium" if wide else _backend.product_precision(operand[0])
+    else:
+        operand = prepare_products(potential)
+        precision = _backend.product_precision(operand[0], exact)
+    graph_operand = prepare(graph)
     native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:
         native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
@@ -137,7 +144,7 @@ def messages(
             operand,
             values,
             received,
-            _backend.product_precision(operand[0], exact),
+            precision,
             _backend.allocator(values),
             *launch_args,
         )
