@@ -124,8 +124,9 @@ class _MeanField(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         gradients: list[Tensor | None] = []
         with torch.no_grad():
+            of_unary = ctx.needs_input_grad[2]
             grad_energies = mean_field_unrolled_backward(
-                ctx.graphs, potentials, history, grad_history
+                ctx.graphs, potentials, history, grad_history, of_unary
             )
             for graph, potential in _relations(ctx.graphs, potentials):
                 own, needed = needed[: len(potential)], needed[len(potential) :]
@@ -136,7 +137,7 @@ class _MeanField(torch.autograd.Function):
                     gradients += rounded(of_potential, potential)
                 else:
                     gradients += [None] * len(potential)
-        results = [grad_energies.sum(0), *gradients]
+        results = [grad_energies.sum(0) if of_unary else None, *gradients]
         origins = [grad_history, history, *potentials]
         return (
             None,
@@ -178,24 +179,36 @@ def mean_field_unrolled(
 
 
 def _fake_unrolled_backward(
-    graphs: list[Tensor], potentials: list[Tensor], history: Tensor, grad_history: Tensor
+    graphs: list[Tensor],
+    potentials: list[Tensor],
+    history: Tensor,
+    grad_history: Tensor,
+    of_unary: bool,
 ) -> Tensor:
     return torch.empty_like(history)
 
 
 @operator(fake=_fake_unrolled_backward)
 def mean_field_unrolled_backward(
-    graphs: list[Tensor], potentials: list[Tensor], history: Tensor, grad_history: Tensor
+    graphs: list[Tensor],
+    potentials: list[Tensor],
+    history: Tensor,
+    grad_history: Tensor,
+    of_unary: bool,
 ) -> Tensor:
-    """Gradients of the energies whose negative softmax `history` holds, [iterations + 1, N, K]."""
+    """Gradients of the energies whose negative softmax `history` holds, [iterations + 1, N, K].
+
+    of_unary: those of the first too, the unary energies alone; else zeros stand for them.
+    """
     relations = _prepared(graphs, potentials)
-    grad_energies = torch.empty_like(history)
+    grad_energies = torch.zeros_like(history)
     gradient = grad_history[-1]
-    for i in range(len(history) - 1, -1, -1):
+    last = 0 if of_unary else 1
+    for i in range(len(history) - 1, last - 1, -1):
         marginals = history[i]
         mean = (marginals * gradient).sum(1, keepdim=True)
         torch.mul(marginals, mean - gradient, out=grad_energies[i])
-        if i > 0:
+        if i > last:
             gradient = grad_history[i - 1]
             for graph, potential in relations:
                 gradient = gradient + gradient_of_marginals(graph, potential, grad_energies[i])

@@ -87,6 +87,21 @@ def test_tables_of_speed(head: str, name: str, peaks: str) -> None:
         assert [cell.removesuffix(" as long") for cell in cells] == expected, row
 
 
+def test_the_table_of_table_potentials() -> None:
+    measured = times("tables-amd")
+    (rows,) = tables("docs/speed.md", "table potentials")
+    assert rows.keys() == {case for case, _ in measured}
+    for case, cells in rows.items():
+        ours, eager, compiled = (
+            measured[case, who] for who in ("deepcrf_ext", "eager", "torch.compile")
+        )
+        assert [cell.removesuffix(" as long") for cell in cells] == [
+            duration(ours["median"]),
+            *(f"{other['median'] / ours['median']:.1f}×" for other in (eager, compiled)),
+            f"{megabytes(ours['peak_bytes'])} MB, eager {megabytes(eager['peak_bytes'])}",
+        ], case
+
+
 def test_the_table_of_the_dense_crf() -> None:
     measured = times("densecrf-amd")
     (rows,) = tables("docs/results.md", "image, labels, iterations")
