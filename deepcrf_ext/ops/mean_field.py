@@ -22,9 +22,10 @@ from deepcrf_ext.ops._flat_tensors import (
 from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._registration import below_autograd, once, operator
 from deepcrf_ext.ops.pairwise_messages import (
-    gradient_of_marginals,
-    messages,
+    gradient_potential,
+    message_operand,
     messages_backward,
+    receive,
 )
 from deepcrf_ext.ops.potentials import Potential
 
@@ -167,13 +168,17 @@ def mean_field_unrolled(
 
     Arguments are as those of `mean_field_factored`; potentials may be tables too.
     """
+    unary = unary.contiguous()
     history = [(-unary).softmax(1)]
-    relations = _prepared(graphs, potentials)
+    # The gradient is taken at the marginals, so that errors of theirs add to its own.
+    relations = [
+        (prepare(graph), *message_operand(potential, exact=True))
+        for graph, potential in _relations(graphs, potentials)
+    ]
     for _ in range(iterations):
         energies = unary
-        for graph, potential in relations:
-            # The gradient is taken at the marginals, so that errors of theirs add to its own.
-            energies = energies + messages(graph, potential, history[-1], True)
+        for relation in relations:
+            energies = energies + receive(*relation, history[-1])
         history.append((-energies).softmax(1))
     return torch.stack(history)
 
@@ -200,7 +205,11 @@ def mean_field_unrolled_backward(
 
     of_unary: those of the first too, the unary energies alone; else zeros stand for them.
     """
-    relations = _prepared(graphs, potentials)
+    relations = [
+        (prepare(graph), *message_operand(gradient_potential(potential), exact=False))
+        for graph, potential in _relations(graphs, potentials)
+    ]
+    history = history.contiguous()
     grad_energies = torch.zeros_like(history)
     gradient = grad_history[-1]
     last = 0 if of_unary else 1
@@ -210,19 +219,9 @@ def mean_field_unrolled_backward(
         torch.mul(marginals, mean - gradient, out=grad_energies[i])
         if i > last:
             gradient = grad_history[i - 1]
-            for graph, potential in relations:
-                gradient = gradient + gradient_of_marginals(graph, potential, grad_energies[i])
+            for relation in relations:
+                gradient = gradient + receive(*relation, grad_energies[i])
     return grad_energies
-
-
-def _prepared(
-    graphs: list[Tensor], potentials: list[Tensor]
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """The relations as kernels read them: prepared once, and not an iteration each."""
-    return [
-        (graph, list(prepare_products(potential)))
-        for graph, potential in _relations(graphs, potentials)
-    ]
 
 
 def _relations(

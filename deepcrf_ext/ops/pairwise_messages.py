@@ -82,7 +82,7 @@ class _Messages(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * (1 + len(potential))
         with torch.no_grad():
             if ctx.needs_input_grad[2]:
-                of_marginals = gradient_of_marginals(ctx.graph, potential, gradient)
+                of_marginals = messages(ctx.graph, gradient_potential(potential), gradient, False)
                 gradients[0] = of_marginals.to(marginals.dtype)
             if any(ctx.needs_input_grad[3:]):
                 of_potential = messages_backward(
@@ -97,12 +97,12 @@ class _Messages(torch.autograd.Function):
         )
 
 
-def gradient_of_marginals(graph: list[Tensor], potential: list[Tensor], gradient: Tensor) -> Tensor:
-    """That of the marginals, given that of the messages: messages are symmetric in their ends."""
+def gradient_potential(potential: list[Tensor]) -> list[Tensor]:
+    """The potential over which the gradient of messages is the gradient of the marginals."""
     # Gradients may be larger than float16 holds, or smaller.
-    if potential[0].dtype == torch.float16 and _backend.uses_cuda_kernels(gradient):
-        potential = [tensor.to(torch.float32) for tensor in potential]
-    return messages(graph, potential, gradient, False)
+    if potential[0].dtype == torch.float16 and _backend.uses_cuda_kernels(potential[0]):
+        return [tensor.to(torch.float32) for tensor in potential]
+    return potential
 
 
 def _differentiable(
@@ -125,27 +125,38 @@ def messages(
     exact: where operands of bfloat16 would do, those of the CPU's matrix tiles are sums of two, and
     those on CUDA are TensorFloat32, which has three bits more.
     """
-    values = prepare_values(marginals)
-    received = empty_values(values, *values.shape)
-    if _backend.uses_cuda_kernels(values):
-        wide = exact and len(potential) == 4 and potential[0].dtype == torch.bfloat16
-        operand = prepare([t.to(torch.float32) for t in potential] if wide else potential)
-        precision = "medium" if wide else _backend.product_precision(operand[0])
-    else:
-        operand = prepare_products(potential)
-        precision = _backend.product_precision(operand[0], exact)
-    graph_operand = prepare(graph)
-    native, launch_args = _backend.native(), _backend.launch_args(values)
+    operand, precision = message_operand(potential, exact)
+    return receive(prepare(graph), operand, precision, prepare_values(marginals))
+
+
+def message_operand(potential: list[Tensor], exact: bool) -> tuple[tuple[Tensor, ...], str]:
+    """A potential as `receive` takes it, and how exact its products are to be; see `messages`."""
     if len(potential) == 1:
-        native.pairwise_messages_table(graph_operand, *operand, values, received, *launch_args)
+        return prepare(potential), "highest"
+    if not _backend.uses_cuda_kernels(potential[0]):
+        operand = prepare_products(potential)
+        return operand, _backend.product_precision(operand[0], exact)
+    if exact and potential[0].dtype == torch.bfloat16:
+        return prepare([tensor.to(torch.float32) for tensor in potential]), "medium"
+    return prepare(potential), _backend.product_precision(potential[0])
+
+
+def receive(
+    graph: tuple[Tensor, ...], operand: tuple[Tensor, ...], precision: str, marginals: Tensor
+) -> Tensor:
+    """Messages [N, K], all tensors as kernels read them; for the kernels of operators."""
+    received = empty_values(marginals, *marginals.shape)
+    native, launch_args = _backend.native(), _backend.launch_args(marginals)
+    if len(operand) == 1:
+        native.pairwise_messages_table(graph, *operand, marginals, received, *launch_args)
     else:
         native.pairwise_messages_factored(
-            graph_operand,
+            graph,
             operand,
-            values,
+            marginals,
             received,
             precision,
-            _backend.allocator(values),
+            _backend.allocator(marginals),
             *launch_args,
         )
     return received
