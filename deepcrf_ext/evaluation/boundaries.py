@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX
-from deepcrf_ext.evaluation.regions import mean_defined
+from deepcrf_ext.evaluation.regions import mean_defined, none_if_nan
 from deepcrf_ext.libraries import cv2
 from deepcrf_ext.parallel.world import World
 
@@ -38,10 +38,9 @@ class BoundaryScores:
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, object]:
         """The scores as plain JSON types, None where undefined. `classes` names the K rows."""
-        values = [None if math.isnan(value) else float(value) for value in self.f1]
         return {
-            "mean_boundary_f1": None if math.isnan(self.mean_f1) else self.mean_f1,
-            "boundary_f1": dict(zip(classes, values, strict=True)),
+            "mean_boundary_f1": none_if_nan(self.mean_f1),
+            "boundary_f1": dict(zip(classes, map(none_if_nan, self.f1), strict=True)),
         }
 
 

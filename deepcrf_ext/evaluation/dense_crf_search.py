@@ -19,7 +19,7 @@ from deepcrf_ext.evaluation.boundaries import BoundaryF1
 from deepcrf_ext.evaluation.mask_files import MaskFiles
 from deepcrf_ext.evaluation.masks import MaskSettings, read_masked
 from deepcrf_ext.evaluation.prediction import upsample_labels
-from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
+from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined, none_if_nan
 from deepcrf_ext.evaluation.view_marginals import view_marginals
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
 from deepcrf_ext.models import DeepCRF, Variant
@@ -61,7 +61,7 @@ class TrialScores:
 
     def as_dict(self) -> dict[str, float | None]:
         """The scores by name, None where undefined."""
-        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+        return {name: none_if_nan(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.evaluation.regions import none_if_nan
 from deepcrf_ext.parallel.world import World
 
 BINS = 15
@@ -32,7 +33,7 @@ class ProbabilityScores:
 
     def as_dict(self) -> dict[str, float | None]:
         """The scores as plain JSON types, None where undefined."""
-        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+        return {name: none_if_nan(value) for name, value in vars(self).items()}
 
 
 class Probabilities:

@@ -62,12 +62,12 @@ class Scores:
         if len(classes) != len(self.iou):
             raise ValueError(f"classes: got {len(classes)} names, must be {len(self.iou)}")
         return {
-            "mean_iou": _none_if_nan(self.mean_iou),
-            "pixel_accuracy": _none_if_nan(self.pixel_accuracy),
-            "class_accuracy": _none_if_nan(self.class_accuracy),
-            "iou": {name: _none_if_nan(v) for name, v in zip(classes, self.iou, strict=True)},
+            "mean_iou": none_if_nan(self.mean_iou),
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
+            "class_accuracy": none_if_nan(self.class_accuracy),
+            "iou": {name: none_if_nan(v) for name, v in zip(classes, self.iou, strict=True)},
             "accuracy": {
-                name: _none_if_nan(v) for name, v in zip(classes, self.accuracy, strict=True)
+                name: none_if_nan(v) for name, v in zip(classes, self.accuracy, strict=True)
             },
             "confusion": self.confusion.tolist(),
         }
@@ -139,5 +139,6 @@ def mean_defined(values: npt.NDArray[np.float64]) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def _none_if_nan(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """The value as JSON has it, which knows no NaN."""
     return None if np.isnan(value) else float(value)
