@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
@@ -106,7 +105,6 @@ def evaluate(
     views: Views = ONE_VIEW,
     boundaries: bool = True,
     stop: Callable[[], bool] = lambda: False,
-    on_labels: Callable[[int, str, Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Scores of several variants in one pass: each network runs once an image, for all of them.
 
@@ -120,8 +118,6 @@ def evaluate(
         views: how the networks see each image; the marginals of all views are averaged.
         boundaries: measure outlines too, which takes longer than the rest of the scores.
         stop: asked before every image whether to go on.
-        on_labels: called with the index of the image, the name of the variant, its prediction and
-            the truth (uint8 and int64 [H, W]), for scores of each image; its time is not counted.
 
     Raises:
         InputError: a sample cannot be read.
@@ -154,8 +150,6 @@ def evaluate(
             probabilities[name].add(probability)
             if boundaries:
                 outlines[name].update(pixels.labels.cpu().numpy(), truth.cpu().numpy())
-            if on_labels is not None:
-                on_labels(index, name, pixels.labels, truth)
     if any(world.any(stop())):
         raise EvaluationStopped
     for meters in (regions, outlines, probabilities):

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.evaluation.evaluation import evaluate
 from deepcrf_ext.evaluation.prediction import predict_image
-from deepcrf_ext.evaluation.regions import SegmentationMetrics
+from deepcrf_ext.evaluation.regions import none_if_nan
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.pictures.labels import colour, write_picture
@@ -44,22 +43,14 @@ def measure(
     Keys: "scores" (of regions, outlines and probabilities), "image_iou" (mean IoU of each image,
     None for one without truth), "seconds_per_image" ("networks" and "inference").
     """
-    image_iou: list[float | None] = []
-
-    def on_labels(index: int, name: str, labels: torch.Tensor, truth: torch.Tensor) -> None:
-        metrics = SegmentationMetrics(dataset.num_classes)
-        metrics.update(labels, truth)
-        mean = metrics.compute().mean_iou
-        image_iou.append(None if np.isnan(mean) else mean)
-
-    result = evaluate(model, dataset, {name: variant}, amp, dense_crf, on_labels=on_labels)
+    result = evaluate(model, dataset, {name: variant}, amp, dense_crf)
     return {
         "scores": {
             **result.scores[name].as_dict(dataset.classes),
             **result.boundaries[name].as_dict(dataset.classes),
             **result.probabilities[name].as_dict(),
         },
-        "image_iou": image_iou,
+        "image_iou": [none_if_nan(image.mean_iou) for image in result.per_image],
         "seconds_per_image": {
             "networks": result.network_seconds,
             "inference": result.variant_seconds[name],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import write_run
 
-from deepcrf_ext.data import SegmentationDataset, open_dataset
+from deepcrf_ext.data import Sample, SegmentationDataset, open_dataset
 from deepcrf_ext.evaluation.calibration import fit_relation_weights
 from deepcrf_ext.evaluation.evaluation import EvaluationStopped, before_and_after, evaluate
 from deepcrf_ext.evaluation.prediction import label_large
@@ -56,24 +56,21 @@ def test_summary_and_likelihood(trained: tuple[DeepCRF, SegmentationDataset]) ->
         assert scores["nll"] == pytest.approx(total / pixels, rel=1e-4)
 
 
-def test_stops_when_asked(trained: tuple[DeepCRF, SegmentationDataset]) -> None:
+def test_stops_when_asked(
+    trained: tuple[DeepCRF, SegmentationDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, dataset = trained
     seen: list[int] = []
+    read = type(dataset).__getitem__
 
-    def on_labels(index: int, name: str, labels: torch.Tensor, truth: torch.Tensor) -> None:
-        assert labels.dtype == torch.uint8
-        assert labels.shape == truth.shape
+    def noted(self: SegmentationDataset, index: int) -> Sample:
         seen.append(index)
+        return read(self, index)
 
+    monkeypatch.setattr(type(dataset), "__getitem__", noted)
+    variants = {"u": before_and_after(model)["unary-3scales"]}
     with pytest.raises(EvaluationStopped):
-        evaluate(
-            model,
-            dataset,
-            {"u": before_and_after(model)["unary-3scales"]},
-            amp=False,
-            stop=lambda: len(seen) == 2,
-            on_labels=on_labels,
-        )
+        evaluate(model, dataset, variants, amp=False, stop=lambda: len(seen) == 2)
     assert seen == [0, 1]
 
 
