@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -25,6 +24,7 @@ from deepcrf_ext.cli.options import (
     output_folder,
 )
 from deepcrf_ext.cli.view_options import add_view_options, views_of
+from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.dense_crf_search import (
     MaskProblem,
@@ -161,7 +161,7 @@ def _model_problem(
     model, config, metadata = load_model(arguments.checkpoint, device)
     variant = named_variant(model, arguments.row)
     dataset = open_split(arguments, config, metadata)
-    indices = _spread(len(dataset), arguments.images)
+    indices = spread(len(dataset), arguments.images)
     views = views_of(arguments)
     problem = ModelProblem(model, variant, dataset, indices, config.amp, views)
     made = provenance("tune_dense_crf", argv, arguments, config, metadata, device, len(indices))
@@ -192,7 +192,7 @@ def _mask_problem(
     if not known:
         raise InputError(f"{folders[2]}: holds no truth of a name of the {len(pairs)} masks")
     masks = count_classes(known, mask_settings(arguments), workers=2)
-    files = [known[index] for index in _spread(len(known), arguments.images)]
+    files = [known[index] for index in spread(len(known), arguments.images)]
     record = {
         **made_by("tune_dense_crf", argv, device),
         "data": {
@@ -204,12 +204,6 @@ def _mask_problem(
     following = ["refine", *map(str, folders[:2]), "--output", "REFINED"]
     following += given_mask_options(arguments)
     return MaskProblem(files, masks, device), record, shlex.join(following)
-
-
-def _spread(size: int, wanted: int) -> list[int]:
-    """Indices of as many items as wanted, spread evenly."""
-    indices: list[int] = np.linspace(0, size - 1, min(wanted, size)).round().astype(int).tolist()
-    return indices
 
 
 def _run(argv: Sequence[str]) -> None:

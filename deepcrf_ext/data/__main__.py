@@ -15,6 +15,7 @@ from deepcrf_ext.cli import parsing
 from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
+from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
@@ -63,10 +64,10 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
             raise InputError(f"output: {path} is a file of the data set; choose another name")
     rows = []
     for overview in overviews:
-        dataset, count = overview.dataset, min(pictures, len(overview.good))
-        for number in range(count):
-            index = overview.good[(2 * number + 1) * len(overview.good) // (2 * count)]
-            image, labels = dataset[index].image, dataset[index].labels
+        dataset = overview.dataset
+        for place in spread(len(overview.good), pictures):
+            sample = dataset[overview.good[place]]
+            image, labels = sample.image, sample.labels
             rows.append(
                 [image, colour(labels, dataset.palette), overlay(image, labels, dataset.palette)]
             )

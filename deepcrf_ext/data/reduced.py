@@ -35,9 +35,7 @@ class Reduced(SegmentationDataset):
         self.dataset, self.max_side = dataset, max_side
         self.classes, self.palette = dataset.classes, dataset.palette
         self.ignore_index, self.source = dataset.ignore_index, dataset.source
-        total = len(dataset)
-        count = total if images is None else min(images, total)
-        self.indices = [(2 * index + 1) * total // (2 * count) for index in range(count)]
+        self.indices = spread(len(dataset), images)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,6 +48,12 @@ class Reduced(SegmentationDataset):
         size = (image.shape[1], image.shape[0])
         labels = cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return Sample(image, np.asarray(labels, np.uint8), sample.name)
+
+
+def spread(total: int, wanted: int | None) -> list[int]:
+    """Indices of as many of `total` items as are wanted, spread evenly; of all for None."""
+    count = total if wanted is None else min(wanted, total)
+    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
 
 
 def whole(dataset: Data) -> Data | SegmentationDataset:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset, to_tensors
+from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.view_marginals import view_energies
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
@@ -47,10 +48,10 @@ def fit_relation_weights(
     variant = model.default_variant()
     if not variant.relations:
         raise InputError("the model has no relation, so there is no weight to fit")
-    count = len(dataset) if max_images is None else min(max_images, len(dataset))
+    indices = spread(len(dataset), max_images)
     cases, labelled = [], 0
-    for position in progress(range(count), count, "networks", "image"):
-        sample = dataset[position * len(dataset) // count]
+    for index in progress(indices, len(indices), "networks", "image"):
+        sample = dataset[index]
         labels = to_tensors(sample)[1]
         for energies, nodes in view_energies(
             model, sample.image, labels, variant.potentials, views, amp

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from deepcrf_ext.constants import IGNORE_INDEX, Amp
 from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.evaluation.evaluation import evaluate
 from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.evaluation.regions import none_if_nan
@@ -76,8 +77,8 @@ def choose(
     losses = [index for index in order if change[index] < 0][:count]
     gains = [index for index in reversed(order) if change[index] > 0][:count]
     others = sorted(change.keys() - {*losses, *gains})
-    places = np.linspace(0, len(others) - 1, min(count, len(others))).round().astype(int)
-    return {"gains": gains, "typical": [others[place] for place in places], "losses": losses}
+    typical = [others[place] for place in spread(len(others), count)]
+    return {"gains": gains, "typical": typical, "losses": losses}
 
 
 def draw(

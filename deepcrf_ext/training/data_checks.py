@@ -7,7 +7,7 @@ import numpy as np
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import LabelledPairs, SegmentationDataset
 from deepcrf_ext.data.class_lists import ClassList
-from deepcrf_ext.data.reduced import whole
+from deepcrf_ext.data.reduced import spread, whole
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
 
@@ -53,8 +53,8 @@ def _refuse_255_beside_0(name: str, dataset: SegmentationDataset) -> None:
     if not isinstance(pairs, LabelledPairs) or pairs.ignore == IGNORE_INDEX:
         return
     seen: set[int] = set()
-    for index in np.linspace(0, len(dataset) - 1, min(PROBED, len(dataset))).astype(int):
-        seen.update(np.unique(dataset[int(index)].labels).tolist())
+    for index in spread(len(dataset), PROBED):
+        seen.update(np.unique(dataset[index].labels).tolist())
         if not seen <= {0, IGNORE_INDEX}:
             return
     if IGNORE_INDEX in seen:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset
+from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.evaluation.evaluation import before_and_after
 from deepcrf_ext.evaluation.prediction import predict_image
 from deepcrf_ext.evaluation.views import ONE_VIEW, Views
@@ -28,8 +27,8 @@ def write_picture_grid(
     model.eval()
     variants = before_and_after(model)
     pictures = []
-    for index in np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int):
-        sample = dataset[int(index)]
+    for index in spread(len(dataset), IMAGES):
+        sample = dataset[index]
         predictions = [
             predict_image(model, sample.image, variant, amp=amp, views=views).labels
             for variant in variants.values()

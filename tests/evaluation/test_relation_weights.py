@@ -47,7 +47,7 @@ def nll(model: DeepCRF, dataset: SegmentationDataset, indices: list[int]) -> flo
 def test_the_likelihood_of_some_of_the_images(potentials: tuple[str, ...] | None) -> None:
     torch.manual_seed(0)
     model = DeepCRF(replace(TINY_MODEL, potentials=potentials), 3).eval()
-    dataset, seen = images(5), [0, 2]  # spread over the data set
+    dataset, seen = images(5), [1, 3]  # spread over the data set
     before = nll(model, dataset, seen)
     result = fit_relation_weights(model, dataset, amp=False, max_images=2)
     assert result.before == pytest.approx(before, rel=1e-5)
