@@ -90,6 +90,12 @@ class FileReport:
     turned: bool = False
 
 
+def count_labels(labels: np.ndarray) -> dict[int, int]:
+    """How many pixels of a label map, uint8, have each label that is there."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+
+
 def labels_in(reports: Sequence[FileReport]) -> set[int]:
     """The labels that pixels of these files have, 255 among them."""
     return {label for report in reports for label in report.counts}

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from deepcrf_ext.data.base import (
@@ -18,6 +17,7 @@ from deepcrf_ext.data.base import (
     FileReport,
     LabelledFile,
     SegmentationDataset,
+    count_labels,
     listed,
 )
 from deepcrf_ext.data.reduced import Reduced, whole
@@ -103,10 +103,8 @@ def _report(dataset: FileDataset, file: LabelledFile, memory: _Memory) -> FileRe
         details = dataset.details(file)
     except InputError as error:
         return FileReport(file, str(error))
-    counts = np.bincount(sample.labels.ravel(), minlength=256)
-    found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    height, width = sample.labels.shape
-    return memory.keep(stamp, FileReport(file, None, (height, width), found, **details))
+    counts = count_labels(sample.labels)
+    return memory.keep(stamp, FileReport(file, None, sample.labels.shape, counts, **details))
 
 
 def _stamp(file: LabelledFile) -> Stamp | None:

@@ -17,6 +17,7 @@ from deepcrf_ext.data.base import (
     FileReport,
     LabelledFile,
     SegmentationDataset,
+    count_labels,
     turned_notice,
 )
 from deepcrf_ext.data.file_checks import problems_of, report_files
@@ -117,9 +118,7 @@ def _read_items(dataset: SegmentationDataset, progress: Progress | None) -> list
         except InputError as error:
             reports.append(FileReport(file, str(error)))
         else:
-            counts = np.bincount(labels.ravel(), minlength=256)
-            found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-            reports.append(FileReport(file, None, labels.shape, found))
+            reports.append(FileReport(file, None, labels.shape, count_labels(labels)))
         if progress is not None:
             progress(1)
     return reports
