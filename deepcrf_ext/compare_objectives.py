@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.config import OPTIMISERS, PRESETS, ObjectiveName, PhaseConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.objectives import MODES, NOT_SHARED, Comparison, Settings
@@ -66,15 +67,6 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def make_resume_parser() -> ArgumentParser:
-    """The one option of a comparison to go on with."""
-    parser = ArgumentParser(
-        prog="python -m deepcrf_ext.compare_objectives", exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--resume", type=Path, required=True)
-    return parser
-
-
 def parse_settings(argv: Sequence[str]) -> Settings:
     """The settings of a comparison. Raises InputError for options that do not fit."""
     parser = make_parser()
@@ -87,6 +79,22 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     if train.output is None:
         train.output = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-objectives"
     return Settings(train, values["modes"], values["seconds"], values["start_epochs"])
+
+
+def parse_resume(argv: Sequence[str]) -> Settings:
+    """The settings of a comparison to go on with. Raises InputError for what is none."""
+    parser = ArgumentParser(
+        prog="python -m deepcrf_ext.compare_objectives", exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--resume", type=Path, required=True)
+    try:
+        folder = parsing.parse(parser, argv).resume
+    except InputError as error:
+        raise InputError(f"{error}; --resume is given alone") from error
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise InputError(f"resume: {folder} is not the folder of a comparison")
+    return parse_settings(["--config", str(file), "--output", str(folder)])
 
 
 def compare(settings: Settings, command: str, new: bool) -> int:
@@ -123,28 +131,18 @@ def compare(settings: Settings, command: str, new: bool) -> int:
     return 0
 
 
+def _run(argv: Sequence[str]) -> int:
+    command = shlex.join(["python", "-m", "deepcrf_ext.compare_objectives", *argv])
+    if parsing.is_resume(argv):
+        return compare(parse_resume(argv), command, new=False)
+    settings = parse_settings(argv)
+    refuse_used(settings.folder)
+    return compare(settings, command, new=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = shlex.join(["python", "-m", "deepcrf_ext.compare_objectives", *arguments])
-
-    def body() -> int:
-        settings = parse_settings(arguments)
-        refuse_used(settings.folder)
-        return compare(settings, command, new=True)
-
-    def resumed() -> int:
-        try:
-            options = parsing.parse(make_resume_parser(), arguments)
-        except InputError as error:
-            raise InputError(f"{error}; --resume is given alone") from error
-        file = options.resume / "config.yaml"
-        if not file.is_file():
-            raise InputError(f"resume: {options.resume} is not the folder of a comparison")
-        settings = parse_settings(["--config", str(file), "--output", str(options.resume)])
-        return compare(settings, command, new=False)
-
-    return parsing.run_command(resumed if parsing.is_resume(arguments) else body)
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

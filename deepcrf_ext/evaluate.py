@@ -20,6 +20,7 @@ from deepcrf_ext.cli.options import (
     open_split,
     output_folder,
 )
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.evaluation.evaluation import Evaluation, ImageScores, choose_variants, evaluate
 from deepcrf_ext.models import VARIANTS
@@ -169,7 +170,7 @@ def _evaluate(arguments: Namespace, argv: Sequence[str], world: World) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

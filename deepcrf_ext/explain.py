@@ -15,6 +15,7 @@ from jsonargparse.typing import PositiveInt
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.help import HelpFormatter
 from deepcrf_ext.cli.options import add_measuring_options, add_row_option, open_split, output_folder
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.cli.view_options import MAX_SIZE, add_view_options, views_of
 from deepcrf_ext.config import RelationConfig
 from deepcrf_ext.constants import IGNORE_INDEX
@@ -219,7 +220,7 @@ def _run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

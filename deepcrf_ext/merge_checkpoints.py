@@ -21,6 +21,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.records.checkpoint import load_model, save_checkpoint
 from deepcrf_ext.records.run_folder import create_run_folder, record_start
 from deepcrf_ext.training.merging import merge
@@ -39,7 +40,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
     config, state = merge(arguments.runs)
     folder = create_run_folder(replace(config, output=arguments.output))
@@ -51,7 +52,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return parsing.run_command(lambda: _run(argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

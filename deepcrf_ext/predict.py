@@ -27,6 +27,7 @@ from deepcrf_ext.cli.options import (
     add_row_option,
     dense_crf_settings,
 )
+from deepcrf_ext.cli.running import EXIT_INPUT, run_command
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import read_image, write_labels
 from deepcrf_ext.data.file_patterns import visible, walk
@@ -245,7 +246,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     arguments = parsing.parse(_parser(), argv)
     views = views_of(arguments)
     images = find_images(arguments.inputs, arguments.output)
@@ -318,12 +319,12 @@ def _run(argv: Sequence[str] | None) -> int:
         f"{done} of {len(images)} images segmented into {output}"
         + (f" ({earlier} of them earlier)" if earlier else "")
     )
-    return 0 if not failed else 1 if failed < len(images) else parsing.EXIT_INPUT
+    return 0 if not failed else 1 if failed < len(images) else EXIT_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 (some images left out) or 2 (bad input)."""
-    return parsing.run_command(lambda: _run(argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

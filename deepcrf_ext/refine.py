@@ -19,6 +19,7 @@ from deepcrf_ext.cli.options import (
     dense_crf_settings,
     mask_settings,
 )
+from deepcrf_ext.cli.running import EXIT_INPUT, run_command
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.mask_files import pair_masks
 from deepcrf_ext.evaluation.masks import count_classes
@@ -89,7 +90,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     arguments = parsing.parse(_parser(), argv)
     device = choose_device(arguments.device)
     crf = dense_crf_settings(arguments, True, "")
@@ -129,7 +130,7 @@ def _run(argv: Sequence[str] | None) -> int:
     failed = len(problems) + len(outcome.problems)
     if not failed:
         return 0
-    return 1 if outcome.refined or len(pairs) > len(files) else parsing.EXIT_INPUT
+    return 1 if outcome.refined or len(pairs) > len(files) else EXIT_INPUT
 
 
 def _report(problem: str) -> None:
@@ -152,7 +153,7 @@ def _summary(outcome: Outcome, finished: int, unpaired: int, folder: Path) -> st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 (some masks left out) or 2 (bad input)."""
-    return parsing.run_command(lambda: _run(argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

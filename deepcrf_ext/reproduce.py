@@ -13,6 +13,7 @@ from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.options import add_dense_crf_options, add_device_option, dense_crf_settings
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.config import OPTIMISERS, DataSource, TrainConfig
 from deepcrf_ext.data import DATASETS
 from deepcrf_ext.errors import InputError
@@ -128,7 +129,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for bad input, 130 or 143 when stopped."""
-    return parsing.run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

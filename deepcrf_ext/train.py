@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import describe, run_command
 from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
 from deepcrf_ext.data.base import FileDataset, FileReport, labels_in, turned_notice
@@ -144,7 +145,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
             if world.is_main and checkpoint is None:
                 shutil.rmtree(folder, ignore_errors=True)  # the mended command may take its name
             raise
-        text = f"{parsing.describe(error)}; mended, it can go on with --resume {folder}"
+        text = f"{describe(error)}; mended, it can go on with --resume {folder}"
         raise InputError(text) from error
     except InputError as error:
         if trainer.progress.step > 0:
@@ -233,16 +234,15 @@ def _report_labels(
             print(f"{split}: {turned_notice(turned)}", file=sys.stderr)
 
 
+def _run(argv: Sequence[str]) -> int:
+    if parsing.is_resume(argv):
+        return train(*parse_resume(argv))
+    return train(parse_new_run(argv))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        if parsing.is_resume(arguments):
-            return train(*parse_resume(arguments))
-        return train(parse_new_run(arguments))
-
-    return parsing.run_command(body)
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from deepcrf_ext.cli.options import (
     add_row_option,
     dense_crf_settings,
 )
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.errors import InputError
@@ -64,7 +65,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
     output: Path = arguments.output
     if arguments.competition not in COMPETITIONS:
@@ -93,7 +94,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for bad input."""
-    return parsing.run_command(lambda: _run(argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

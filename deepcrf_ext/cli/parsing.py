@@ -1,33 +1,24 @@
-"""What the commands share: parsing with config files, and errors as one line with an exit code."""
+"""Parsing the options of a command, with config files; errors are InputErrors of one line."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from deepcrf_ext.cli.help import HelpFormatter
-from deepcrf_ext.cli.streams import lasting_streams
+from deepcrf_ext.cli.messages import plain_message
 from deepcrf_ext.data.settings_files import home_expanded, read_text, refuse_repeated_keys
-from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import require
 from deepcrf_ext.ops import _backend
-
-EXIT_TRAINING = 1
-EXIT_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 _MODE = "deepcrf_ext"
 _YAML = get_loader("yaml")
@@ -56,8 +47,12 @@ def _utf8_files() -> Iterator[None]:
         except InputError as error:
             raise InputError(f"config: {error}") from error
 
-    with patch.object(jsonargparse.Path, "read_text", read):
+    own = jsonargparse.Path.read_text
+    jsonargparse.Path.read_text = read  # type: ignore[method-assign]
+    try:
         yield
+    finally:
+        jsonargparse.Path.read_text = own  # type: ignore[method-assign]
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
@@ -77,7 +72,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
-def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """`parse_values` with dataclass groups built. Raises InputError for what does not fit them."""
     arguments = parse_values(parser, argv)
     with _one_line_errors(()):
@@ -90,7 +85,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     return arguments
 
 
-def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+def parse_values(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """The parsed arguments, each checked by itself. Raises InputError in one line.
 
     Options are spelt with dashes, as in --data.train-split; underscores are taken too. The settings
@@ -99,7 +94,7 @@ def parse_values(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespac
     options = _spell_with_dashes(parser)
     for action in parser._actions:
         action.default = _without_dataclasses(action.default)
-    given = [_respell(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    given = [_respell(word, options) for word in argv]
     with _one_line_errors(options), _utf8_files():
         arguments: Namespace = parser.parse_args(given)
     for name in parser.groups or ():
@@ -174,8 +169,7 @@ def _one_line_errors(options: Collection[str]) -> Iterator[None]:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from error
-        message = _plain(" ".join(str(error).split()), options)
-        raise InputError(message + _suggestion(message, options)) from error
+        raise InputError(plain_message(str(error), options)) from error
 
 
 def _spell_with_dashes(parser: ArgumentParser) -> set[str]:
@@ -206,121 +200,3 @@ def _respell(word: str, options: Set[str]) -> str:
         if option in options:
             return ".".join([option, *pieces[count:]]) + equals + value
     return word
-
-
-def _suggestion(message: str, options: Collection[str]) -> str:
-    """What an unknown option in a message was probably meant to be, to stand behind it."""
-    match = re.search(r"nrecognized arguments: (--[^\s=]+)|^(\S+): unknown setting", message)
-    if match is None:
-        return ""
-    name = (match[1] or f"--{match[2]}").replace("_", "-")
-    if name in options:
-        return "; it goes behind the subcommand"
-    similar = [option for option in sorted(options) if option.endswith(f".{name[2:]}")]
-    similar += difflib.get_close_matches(name, options, 1, cutoff=0.8)
-    return f"; did you mean {similar[0]}?" if similar else ""
-
-
-_VALUE = re.compile(
-    r'Parser key "(?P<key>[^"]+)": (?:'
-    r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)|"
-    r"Not of type (?P<name>\w+): (?:(?P<number>\S+) does not conform to .*|.*: '(?P<text>.*)')|"
-    r"Not a valid subclass of (?P<group>\w+)\. Got value: (?P<item>.*) Subclass types .*|"
-    r"Does not validate.* Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<given>.*))"
-)
-"""A message of jsonargparse about the value of an option, on one line."""
-_INNER = re.compile(r'Parser key "([^"]+)": Problem with given class_path .*?: Parser key "')
-"""The start of one about a part of the value of an option."""
-
-_WORDS = {
-    "PositiveInt": "a positive whole number",
-    "NonNegativeInt": "a whole number of at least 0",
-    "PositiveFloat": "a positive number",
-    "NonNegativeFloat": "a number of at least 0",
-    "ClosedUnitInterval": "a number from 0 to 1",
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "NoneType": "null",
-}
-
-
-def _plain(message: str, options: Collection[str]) -> str:
-    """The message in the form of this package's own, without Python's names of types."""
-    if match := re.fullmatch(r"the following arguments are required: (.*)", message):
-        names = [_as_option(name, options) for name in match[1].split(", ")]
-        return f"{', '.join(names)}: must be given"
-    if match := re.match(r'expected "(.+)" to be one of {(.+)}, but it was not provided', message):
-        return f"{match[1]}: must be given, {match[2].replace(',', ' or ')}"
-    if match := re.match(r'Parser key "([^"]+)": Unable to load config \'(.*?)\'', message):
-        return f"{match[1]}: got {match[2]}, must be a file of settings; each is --{match[1]}.NAME"
-    if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", message):
-        return f"{match[1]}.{match[2]}: unknown setting"
-    if match := re.fullmatch(r"Option '(.+)' is not accepted", message):
-        return f"{match[1]}: unknown setting"
-    if match := re.match(r"Unexpected config: ?(.{0,40})|Problems parsing config: (.*)", message):
-        held = match[2] or (f"holds {match[1]}" if match[1] else "holds none")
-        return f"config: must be a file of settings in YAML, as epochs: 12 ({held})"
-    message = _INNER.sub(r'Parser key "\1.', message)
-    match = _VALUE.fullmatch(message)
-    if match is None:
-        return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
-    groups = match.groupdict()
-    values = (groups[name] for name in ("value", "number", "text", "item", "given"))
-    value = next(value for value in values if value is not None)
-    types = match["type"] or match["name"] or match["group"] or match["types"]
-    for pattern, plain in (
-        (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
-        (r"(?:typing\.)?Literal\[(.*?)\]", r"\1"),
-        (r"\b(?:\w+\.)+(\w+)", r"\1"),
-        (r"\b\w+Config\b", "{...}"),
-        (r"\b(?:tuple|list)\[(.*?)\]", r"[\1]"),
-        (r"\b(?:tuple|list)\b", "a list as [A, B]"),
-    ):
-        types = re.sub(pattern, plain, types)
-    not_in_a_list = r", (?![^\[]*\])"
-    *others, last = (_WORDS.get(kind, kind) for kind in re.split(not_in_a_list, types))
-    wanted = f"{', '.join(others)} or {last}" if others else last
-    return f"{match['key']}: got {value}, must be {wanted}"
-
-
-def _as_option(name: str, options: Collection[str]) -> str:
-    """An argument that an error calls by its key, as it is typed."""
-    spelt = name.replace("_", "-")
-    ends = (f"--{spelt}", f"--{spelt.rpartition('.')[2]}")
-    return next((option for option in ends if option in options), name)
-
-
-def describe(error: OSError) -> str:
-    """An error of the system in words: the file, where it is known, and what is the matter."""
-    if error.strerror is None:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-
-
-def run_command(body: Callable[[], int | None]) -> int:
-    """Runs a command's body and returns its exit code.
-
-    Bad input and failing files end in one `error:` line on stderr and code 2, a training that
-    cannot go on in code 1, Ctrl-C in code 130. No work ends as nobody reads what it prints.
-    """
-    # Of every tag of a GeoTIFF that it does not know, OpenCV would tell.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    with lasting_streams():
-        try:
-            code = body() or 0
-            sys.stdout.flush()
-            return code
-        except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_TRAINING
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_INPUT
-        except OSError as error:
-            print(f"error: {describe(error)}", file=sys.stderr)
-            return EXIT_INPUT
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
@@ -79,7 +80,7 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
         print(f"contact sheet: {path}")
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
     source: DataConfig = replace(arguments.data, root=arguments.root)
     if arguments.output.suffix.lower() != ".png" or arguments.output.is_dir():
@@ -140,7 +141,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 where data cannot be trained on."""
-    return parsing.run_command(lambda: _run(argv))
+    return run_command(_run, argv)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from deepcrf_ext import compare_objectives, explain, reproduce
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.nn.relations import RelationConfig
 from deepcrf_ext.train import parse_new_run
@@ -257,32 +258,42 @@ def test_an_option_before_its_subcommand_is_told(capsys):
     ],
 )
 def test_errors_are_one_line_and_a_code(error, code, line, capsys):
-    def body() -> None:
+    def body(argv: Sequence[str]) -> None:
         raise error
 
-    assert parsing.run_command(body) == code
+    assert run_command(body, []) == code
     assert capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
 def test_a_command_ends_with_the_code_that_it_returns(returned: int | None, code: int):
-    assert parsing.run_command(lambda: returned) == code
+    assert run_command(lambda _: returned, []) == code
+
+
+@pytest.mark.parametrize("argv", [["--a", "b"], None])
+def test_a_command_takes_the_arguments_of_its_process_unless_others_are_given(
+    argv: list[str] | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["program", "--c"])
+    given: list[str] = []
+    run_command(given.extend, argv)
+    assert given == (["--c"] if argv is None else argv)
 
 
 def test_an_error_of_the_system_names_the_file(tmp_path: Path, capsys):
     file = tmp_path / "file"
     file.touch()
-    assert parsing.run_command((file / "below").mkdir) == 2
+    assert run_command(lambda _: (file / "below").mkdir(), []) == 2
     assert capsys.readouterr().err == f"error: {file / 'below'}: Not a directory\n"
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.running import run_command
 from tqdm import tqdm
 
-def body():
+def body(_):
     for number in tqdm(range(int(sys.argv[2])), disable=False):
         print("line", number, flush=number % 7 == 6)
     if number > 7:
@@ -291,7 +302,7 @@ def body():
     print("shown", file=sys.stderr, flush=True)
     Path(sys.argv[1]).write_text("finished")
 
-sys.exit(parsing.run_command(body))
+sys.exit(run_command(body))
 """
 
 
