@@ -15,6 +15,7 @@ from deepcrf_ext.pictures.figures import save_figure
 
 _DPI = 120
 _LARGEST = 20  # inches of a side of a confusion matrix
+_MANY = 60  # classes of which numbers are written, at most
 
 
 def confusion_plot(
@@ -35,14 +36,13 @@ def confusion_plot(
         layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
     )
     figure.set_dpi(_DPI)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, (title, confusion) in zip(grid, confusions.items(), strict=False):
-        _confusion_axes(axes, confusion, classes)
-        axes.set_title(title)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for index, (title, confusion) in enumerate(confusions.items()):
+        lowest = index + columns >= len(confusions)
+        _confusion_axes(grid[index], confusion, classes, lowest, index % columns == 0)
+        grid[index].set_title(title)
     for axes in grid[len(confusions) :]:
         axes.set_axis_off()
-    for axes in grid[max(len(confusions) - columns, 0) : len(confusions)]:
-        axes.tick_params(labelbottom=True)
     figure.supxlabel("prediction", fontsize="medium")
     figure.supylabel("truth", fontsize="medium")
     figure.colorbar(grid[0].images[0], ax=list(grid), shrink=0.8, label="% of the true class")
@@ -55,7 +55,8 @@ def class_plot(
     quantity: str,
     path: Path | str,
 ) -> None:
-    """Writes per-class scores as horizontal bars, one bar a row and class, and the mean last.
+    """Writes per-class scores as horizontal bars, one bar a row and class, and the mean last. Bars
+    of more than 60 classes are thinner, without numbers.
 
     scores: title -> float [K], fractions in 0..1, NaN for an absent class (drawn without a bar).
     quantity: what they are, for the axis.
@@ -64,7 +65,9 @@ def class_plot(
         raise ValueError("scores: got none, must be at least one row")
     names = [*classes, "mean"]
     thickness = 0.8 / len(scores)
-    height = max(2.5, (0.16 * len(scores) + 0.14) * len(names) + 1.1)
+    many = len(classes) > _MANY
+    of_class = max(0.04 * len(scores), 0.16) if many else 0.16 * len(scores) + 0.14  # inches
+    height = max(2.5, of_class * len(names) + 1.1)
     figure = Figure(figsize=(7.5, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     figure.set_dpi(_DPI)
     axes = figure.subplots()
@@ -77,9 +80,10 @@ def class_plot(
         values = 100 * np.append(score, mean)
         offset = (index - (len(scores) - 1) / 2) * thickness
         bars = axes.barh(positions + offset, np.nan_to_num(values), thickness * 0.92, label=title)
-        texts = ["absent" if np.isnan(value) else f"{value:.1f}" for value in values]
-        axes.bar_label(bars, texts, padding=2, fontsize=7)
-    axes.set_yticks(positions, names)
+        if not many:
+            texts = ["absent" if np.isnan(value) else f"{value:.1f}" for value in values]
+            axes.bar_label(bars, texts, padding=2, fontsize=7)
+    axes.set_yticks(positions, names, fontsize=7 if many else None)
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, 108)
     axes.set_xlabel(quantity)
@@ -129,19 +133,26 @@ def search_plot(
     save_figure(figure, path)
 
 
-def _confusion_axes(axes: Axes, confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+def _confusion_axes(
+    axes: Axes,
+    confusion: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    names_below: bool,
+    names_beside: bool,
+) -> None:
     count = len(classes)
     if confusion.shape != (count, count):
         raise ValueError(f"confusion: got shape {confusion.shape}, must be {(count, count)}")
     truth = confusion.sum(axis=1, keepdims=True)
     percent = np.where(truth > 0, 100 * confusion / np.maximum(truth, 1), np.nan)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    font = min(10, 60 * _LARGEST / count)  # names of many classes grow small, and numbers go
+    font = min(10, 60 * _LARGEST / count)  # names of many classes grow small
+    below, beside = (classes if shown else () for shown in (names_below, names_beside))
     axes.set_xticks(
-        range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=font
+        range(len(below)), below, rotation=60, ha="right", rotation_mode="anchor", fontsize=font
     )
-    axes.set_yticks(range(count), classes, fontsize=font)
-    for row, column in np.argwhere(percent >= 0.5) if font >= 10 else ():
+    axes.set_yticks(range(len(beside)), beside, fontsize=font)
+    for row, column in np.argwhere(percent >= 0.5) if count <= _MANY else ():
         value = percent[row, column]
         shade = "white" if value > 55 else "black"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=shade)
