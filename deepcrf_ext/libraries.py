@@ -17,6 +17,7 @@ EXTRA = {
     "PIL": "pillow",
     "scipy": "scipy",
     "tensorboard": "tensorboard",
+    "tifffile": "tifffile",
     "tqdm": "tqdm",
     "yaml": "pyyaml",
 }
@@ -62,6 +63,7 @@ class _Lazy:
 
 cv2: Any = _Lazy("cv2")
 """OpenCV. Some of its wheels need libraries of a display (libGL), which slim machines lack."""
+tifffile: Any = _Lazy("tifffile")
 
 
 def end_in_one_line() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,8 +16,12 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deepcrf_ext.data.arrays import is_array
+from deepcrf_ext.data.tiff_bands import as_rgb, in_deep_planes, is_tiff
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import cv2
+
+for _name in ("PIL", "tifffile"):  # whose warnings of files would stand among a command's lines
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 # All that Pillow's decoders are known to raise on damaged files.
 _DECODER_ERRORS = (
@@ -61,9 +66,9 @@ def read_image(path: str | Path) -> np.ndarray:
     with open_picture(path) as picture:
         if picture.mode == "F":
             raise InputError(f"{path}: floating-point image; must have 8 or 16 bits a channel")
-        deep = deep_channels(picture, path)
+        deep = deep_channels(picture)
         if deep is not None:
-            return np.ascontiguousarray(upright(_upper_bits(deep), picture))
+            return np.ascontiguousarray(_upper_bits(deep))
         ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
             grey = _upper_bits(np.asarray(picture).clip(0, 65535))
@@ -114,19 +119,30 @@ def is_deep(picture: ImageFile.ImageFile) -> bool:
     return isinstance(raw_mode, str) and raw_mode.startswith(("RGB", "LA")) and ";16" in raw_mode
 
 
-def deep_channels(picture: ImageFile.ImageFile, path: Path) -> np.ndarray | None:
-    """uint16 [H, W, 3] of the colours of a picture that `is_deep`; None for others."""
+def deep_channels(picture: ImageFile.ImageFile) -> np.ndarray | None:
+    """uint16 [H, W, 3] of the colours of a picture that `is_deep`, turned as its EXIF orientation
+    says; None for others."""
     if not is_deep(picture):
         return None
     unchanged = cv2.IMREAD_UNCHANGED
     try:
-        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), unchanged)
+        decoded = cv2.imdecode(np.frombuffer(_content(picture), np.uint8), unchanged)
     except cv2.error:  # more than 2**30 pixels
         decoded = None
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
         return None  # Pillow says what is wrong, or does what it can
     colours: np.ndarray = decoded[..., 2::-1]
-    return colours
+    return colours if picture.format == "TIFF" else upright(colours, picture)  # as OpenCV does
+
+
+def _content(picture: ImageFile.ImageFile) -> bytes:
+    """The bytes of the file that a picture was opened from."""
+    assert picture.fp is not None  # it is open
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    content = picture.fp.read()
+    picture.fp.seek(place)
+    return content
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:
@@ -267,33 +283,30 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"{path}: the file is empty (0 bytes)")
         # Not by its name, as Pillow maps a plain TIFF into memory then, of the wrong width where
         # EXIF turns it.
-        with _any_size(), path.open("rb") as file, Image.open(file) as picture:
-            _refuse_deep_planes(picture, path)
-            yield picture
+        with _any_size(), ExitStack() as opened:
+            yield _open(opened.enter_context(path.open("rb")), path, opened)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(
             f"{path}: cannot be read as an image (of an unknown format, or of other channels than "
-            "grey, RGB or RGBA of 8 or 16 bits, such as the bands of a satellite)"
+            "grey, RGB or RGBA of 8 or 16 bits)"
         ) from error
     except _DECODER_ERRORS as error:
         reason = "out of memory" if isinstance(error, MemoryError) else error
         raise InputError(f"{path}: cannot be read as an image ({reason})") from error
 
 
-_TIFF_BITS, _TIFF_PLANES, _SEPARATE = 258, 284, 2
-
-
-def _refuse_deep_planes(picture: ImageFile.ImageFile, path: Path) -> None:
-    """Raises InputError for a TIFF of which Pillow and OpenCV read half the bytes."""
-    tags = getattr(picture, "tag_v2", {})
-    bits = tags.get(_TIFF_BITS, (8,))
-    if tags.get(_TIFF_PLANES) == _SEPARATE and len(bits) > 1 and max(bits) > 8:
-        raise InputError(
-            f"{path}: {max(bits)} bits in separate planes; must be saved with its channels "
-            "interleaved (PlanarConfiguration 1, INTERLEAVE=PIXEL), or with 8 bits"
-        )
+def _open(file: BinaryIO, path: Path, opened: ExitStack) -> ImageFile.ImageFile:
+    try:
+        picture = opened.enter_context(Image.open(file))
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise
+    else:
+        if not in_deep_planes(getattr(picture, "tag_v2", {})):
+            return picture
+    return opened.enter_context(Image.open(as_rgb(path)))
 
 
 _size_lock = threading.Lock()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ImageFile
+from PIL import ImageFile, ImageOps
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.arrays import is_array, label_plane, read_array
@@ -17,7 +17,6 @@ from deepcrf_ext.data.images import (
     open_picture,
     orientation,
     read_values,
-    upright,
 )
 from deepcrf_ext.data.label_maps import value_code
 from deepcrf_ext.errors import InputError
@@ -49,17 +48,18 @@ def read_codes(path: Path, palette_masks: PaletteMasks = "indices") -> np.ndarra
             raise InputError(f"{path}: a floating-point mask; must hold integers or colours")
         if has_values(picture) and not (picture.mode == "P" and palette_masks == "colours"):
             return _encode_values(read_values(picture), path)
-        return upright(_read_channels(picture, path), picture)
+        return _read_channels(picture, path)
 
 
 def _read_channels(picture: ImageFile.ImageFile, path: Path) -> np.ndarray:
     """The codes of a picture of several channels, or of the colours of its palette."""
     if is_deep(picture):
-        return _encode_deep(deep_channels(picture, path), path)
-    if picture.mode in ("LA", "La"):
-        return _encode_values(np.asarray(picture)[..., 0], path)
+        return _encode_deep(deep_channels(picture), path)
     if picture.mode == "PA":
         raise InputError(f"{path}: a palette with alpha; must be saved without one of both")
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in ("LA", "La"):
+        return _encode_values(np.asarray(picture)[..., 0], path)
     return _pack(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
 
 

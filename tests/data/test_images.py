@@ -222,25 +222,6 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str, keep: float) -> 
         read_image(path)
 
 
-def test_deep_colours_in_separate_planes_are_refused(tmp_path: Path) -> None:
-    """Pillow takes the lower bytes of such a TIFF for all of it, and OpenCV mixes its planes."""
-    height, width = 3, 4
-    tags = [
-        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 200), (259, 3, 1, 1)),
-        *((262, 3, 1, 2), (273, 4, 3, 210), (277, 3, 1, 3), (278, 4, 1, height)),
-        *((279, 4, 3, 222), (284, 3, 1, 2)),
-    ]
-    size = 2 * height * width
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    offsets = [300 + size * plane for plane in range(3)]
-    values = struct.pack("<3Hxxxx3I3I", 16, 16, 16, *offsets, size, size, size)
-    path = tmp_path / "a.tif"
-    path.write_bytes((head.ljust(200, b"\0") + values).ljust(300, b"\0") + bytes(3 * size))
-    with pytest.raises(InputError, match=r"a.tif: 16 bits in separate planes; must be saved with"):
-        read_image(path)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(["png", "jpeg", "gif", "bmp", "tiff", "webp"]),
