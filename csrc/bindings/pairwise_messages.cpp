@@ -6,6 +6,15 @@ namespace deepcrf {
 
 namespace {
 
+MessageGradientArguments gradient_arguments(const py::object& marginals,
+                                            const py::object& grad_messages, DType dtype,
+                                            const Device& device, int64_t N, int64_t K,
+                                            MatmulPrecision precision) {
+  const int64_t M = Tensor(marginals, "marginals").expect_shape({-1, N, K}).size(0);
+  return {M, untyped(marginals, "marginals", dtype, device, {M, N, K}),
+          untyped(grad_messages, "grad_messages", dtype, device, {M, N, K}), precision};
+}
+
 void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potential,
                                 const py::object& marginals, const py::object& messages,
                                 const std::string& precision, const py::object& allocate,
@@ -32,11 +41,10 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
-  const int64_t N = view.num_nodes, K = factored.num_labels;
-  const DType dtype = accumulator_dtype(factored.dtype);
-  const MessageGradientArguments arguments = {
-      untyped(marginals, "marginals", dtype, device, {N, K}),
-      untyped(grad_messages, "grad_messages", dtype, device, {N, K}), matmul_precision(precision)};
+  const int64_t N = view.num_nodes;
+  const MessageGradientArguments arguments =
+      gradient_arguments(marginals, grad_messages, accumulator_dtype(factored.dtype), device, N,
+                         factored.num_labels, matmul_precision(precision));
   const AnyFactoredGradient out = factored_gradient(gradient, factored, N, device);
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_messages_factored_backward, view, factored, arguments,
                           out, execution_context(num_threads, stream));
@@ -64,13 +72,10 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
-  const int64_t N = view.num_nodes, K = table.num_labels;
-  const int64_t M = Tensor(marginals, "marginals").expect_shape({-1, N, K}).size(0);
-  const DType dtype = accumulator_dtype(table.dtype);
-  const MessageGradientArguments arguments = {
-      untyped(marginals, "marginals", dtype, device, {M, N, K}),
-      untyped(grad_messages, "grad_messages", dtype, device, {M, N, K}), MatmulPrecision::highest,
-      M};
+  const int64_t K = table.num_labels;
+  const MessageGradientArguments arguments =
+      gradient_arguments(marginals, grad_messages, accumulator_dtype(table.dtype), device,
+                         view.num_nodes, K, MatmulPrecision::highest);
   void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
   DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
                  execution_context(num_threads, stream));

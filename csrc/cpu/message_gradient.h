@@ -1,8 +1,9 @@
-// The gradient of factored messages.
+// The gradient of factored messages, summed over several.
 #pragma once
 
 #include "cpu/gemm.h"
 #include "cpu/messages.h"
+#include "ops/pairwise_messages.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
@@ -12,6 +13,15 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 // whose brackets belong to its source; and dL/dW contracts the same accumulators as the forward
 // pass. Planes are independent, and so are these two halves, which are the same work: each half of
 // a group of planes is one thread's turn, and nothing is reduced across threads.
+
+// One of the messages whose gradients are summed.
+template <typename T>
+struct MessageTerms {
+  const T* marginals;      // [N, K]
+  const T* grad_messages;  // [N, K]
+  T* coefficients;         // [N, 2K], what a node brings to its neighbours: both
+};
+
 template <typename T>
 class MessageGradient {
  public:
@@ -31,13 +41,12 @@ class MessageGradient {
 
   // The gradients of the projections in the planes of one group.
   void run_hidden(const Direction<T>& along, int64_t plane,
-                  const T* marginals,       // [N, K]
-                  const T* grad_messages,   // [N, K]
-                  const T* coefficients) {  // [N, 2K]: marginals, then grad_messages
+                  const std::vector<MessageTerms<T>>& messages) {
     std::fill_n(gradients_.get(), group_ * 2 * num_nodes_ * V, T(0));
-    for (int64_t first = 0; first < num_nodes_; first += kBlock) {
-      differentiate_hidden(along, plane, marginals, grad_messages, coefficients, first,
-                           std::min(kBlock, num_nodes_ - first));
+    for (const MessageTerms<T>& terms : messages) {
+      for (int64_t first = 0; first < num_nodes_; first += kBlock) {
+        differentiate_hidden(along, plane, terms, first, std::min(kBlock, num_nodes_ - first));
+      }
     }
   }
   const T* source_gradient(int64_t v) const { return gradients_.get() + v * num_nodes_ * V; }
@@ -45,13 +54,12 @@ class MessageGradient {
 
   // The gradient of the weight, likewise.
   void run_weight(const Direction<T>& along, int64_t plane,
-                  const T* marginals,       // [N, K]
-                  const T* grad_messages,   // [N, K]
-                  const T* coefficients) {  // [N, 2K]
+                  const std::vector<MessageTerms<T>>& messages) {
     std::fill_n(gradients_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
-    for (int64_t first = 0; first < num_nodes_; first += kBlock) {
-      differentiate_weight(along, plane, marginals, grad_messages, coefficients, first,
-                           std::min(kBlock, num_nodes_ - first));
+    for (const MessageTerms<T>& terms : messages) {
+      for (int64_t first = 0; first < num_nodes_; first += kBlock) {
+        differentiate_weight(along, plane, terms, first, std::min(kBlock, num_nodes_ - first));
+      }
     }
   }
   const T* weight_gradient(int64_t v) const {
@@ -59,9 +67,8 @@ class MessageGradient {
   }
 
  private:
-  void differentiate_hidden(const Direction<T>& direction, int64_t plane, const T* marginals,
-                            const T* grad_messages, const T* coefficients, int64_t first,
-                            int64_t count) {
+  void differentiate_hidden(const Direction<T>& direction, int64_t plane,
+                            const MessageTerms<T>& terms, int64_t first, int64_t count) {
     const int64_t K = num_labels_;
     const int64_t plane_size = num_nodes_ * V;
     T* brackets = node_terms_.get();  // [count, group, 2K, lanes]
@@ -69,10 +76,10 @@ class MessageGradient {
     for (int64_t v = 0; v < group_; ++v) {
       const T* weight = direction.weight + (plane + v) * K * K * V;
       T* from_gradient = brackets + v * 2 * K * V;
-      gemm(count, K, K, grad_messages + first * K, K, int64_t(1), weight, K * V, from_gradient,
-           node_stride_);
-      gemm(count, K, K, marginals + first * K, K, int64_t(1), weight, K * V, from_gradient + K * V,
-           node_stride_);
+      gemm(count, K, K, terms.grad_messages + first * K, K, int64_t(1), weight, K * V,
+           from_gradient, node_stride_);
+      gemm(count, K, K, terms.marginals + first * K, K, int64_t(1), weight, K * V,
+           from_gradient + K * V, node_stride_);
     }
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
@@ -85,7 +92,7 @@ class MessageGradient {
           const int64_t from = edges * block / blocks;
           edge_gradients(direction.neighbours + begin + from, edges * (block + 1) / blocks - from,
                          direction.self + (plane + v) * plane_size + p * V,
-                         direction.other + (plane + v) * plane_size, coefficients,
+                         direction.other + (plane + v) * plane_size, terms.coefficients,
                          brackets + m * node_stride_ + v * 2 * K * V, totals,
                          gradients_.get() + (group_ + v) * plane_size);
         }
@@ -151,9 +158,8 @@ class MessageGradient {
     }
   }
 
-  void differentiate_weight(const Direction<T>& direction, int64_t plane, const T* marginals,
-                            const T* grad_messages, const T* coefficients, int64_t first,
-                            int64_t count) {
+  void differentiate_weight(const Direction<T>& direction, int64_t plane,
+                            const MessageTerms<T>& terms, int64_t first, int64_t count) {
     const int64_t K = num_labels_;
     const int64_t plane_size = num_nodes_ * V;
     T* accumulators = node_terms_.get();  // [count, group, 2K, lanes]
@@ -162,15 +168,15 @@ class MessageGradient {
       const int64_t begin = direction.row_offsets[p];
       accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
                  direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
-                 plane_size, coefficients, 2 * K, accumulators + m * node_stride_, V);
+                 plane_size, terms.coefficients, 2 * K, accumulators + m * node_stride_, V);
     }
     for (int64_t v = 0; v < group_; ++v) {
       T* out = gradients_.get() + v * K * K * V;
       const T* of_marginals = accumulators + v * 2 * K * V;
-      gemm(K, K, count, grad_messages + first * K, int64_t(1), K, of_marginals, node_stride_, out,
-           K * V);
-      gemm(K, K, count, marginals + first * K, int64_t(1), K, of_marginals + K * V, node_stride_,
+      gemm(K, K, count, terms.grad_messages + first * K, int64_t(1), K, of_marginals, node_stride_,
            out, K * V);
+      gemm(K, K, count, terms.marginals + first * K, int64_t(1), K, of_marginals + K * V,
+           node_stride_, out, K * V);
     }
   }
 
@@ -179,45 +185,64 @@ class MessageGradient {
   Buffer<T> gradients_;   // [source and target, group, N, lanes] or [group, K, K, lanes]
 };
 
-// The coefficients that a node brings to its neighbours; call in parallel.
+template <typename T>
+std::vector<MessageTerms<T>> message_terms(const MessageGradientArguments& arguments,
+                                           int64_t num_nodes, int64_t num_labels,
+                                           T* coefficients) {  // [M, N, 2K]
+  const int64_t size = num_nodes * num_labels;
+  std::vector<MessageTerms<T>> messages;
+  for (int64_t i = 0; i < arguments.num_messages; ++i) {
+    messages.push_back({static_cast<const T*>(arguments.marginals) + i * size,
+                        static_cast<const T*>(arguments.grad_messages) + i * size,
+                        coefficients + i * 2 * size});
+  }
+  return messages;
+}
+
+// Fills in the coefficients; call in parallel.
 template <typename T>
 void join_coefficients(int64_t num_nodes, int64_t num_labels,
-                       const T* marginals,      // [N, K]
-                       const T* grad_messages,  // [N, K]
-                       T* coefficients) {       // [N, 2K]: marginals, then grad_messages
+                       const std::vector<MessageTerms<T>>& messages) {
+  for (const MessageTerms<T>& terms : messages) {
 #pragma omp for schedule(static)
-  for (int64_t p = 0; p < num_nodes; ++p) {
-    T* to = coefficients + p * 2 * num_labels;
-    std::copy_n(marginals + p * num_labels, num_labels, to);
-    std::copy_n(grad_messages + p * num_labels, num_labels, to + num_labels);
+    for (int64_t p = 0; p < num_nodes; ++p) {
+      T* to = terms.coefficients + p * 2 * num_labels;
+      std::copy_n(terms.marginals + p * num_labels, num_labels, to);
+      std::copy_n(terms.grad_messages + p * num_labels, num_labels, to + num_labels);
+    }
   }
 }
 
 // dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]); call in parallel.
 template <typename T>
-void differentiate_bias(const GraphView& graph, int64_t num_labels, const T* marginals,
-                        const T* grad_messages,
-                        const T* coefficients,  // [N, 2K]
-                        T* neighbour_sums,      // [N, 2K]
-                        T* gradient) {          // [K, K]
-  const int64_t terms = 2 * num_labels;
+void differentiate_bias(const GraphView& graph, int64_t num_labels,
+                        const std::vector<MessageTerms<T>>& messages,
+                        T* neighbour_sums,  // [M, N, 2K]
+                        T* gradient) {      // [K, K]
+  const int64_t size = 2 * num_labels;
+  const int64_t message_size = graph.num_nodes * size;
+  for (size_t i = 0; i < messages.size(); ++i) {
 #pragma omp for schedule(dynamic, 64)
-  for (int64_t p = 0; p < graph.num_nodes; ++p) {
-    T* sum = neighbour_sums + p * terms;
-    std::fill_n(sum, terms, T(0));
-    for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
-      const T* q_coefficients = coefficients + graph.targets[e] * terms;
-      for (int64_t c = 0; c < terms; ++c) sum[c] += q_coefficients[c];
+    for (int64_t p = 0; p < graph.num_nodes; ++p) {
+      T* sum = neighbour_sums + i * message_size + p * size;
+      std::fill_n(sum, size, T(0));
+      for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
+        const T* q_coefficients = messages[i].coefficients + graph.targets[e] * size;
+        for (int64_t c = 0; c < size; ++c) sum[c] += q_coefficients[c];
+      }
     }
   }
 #pragma omp for schedule(static)
   for (int64_t k = 0; k < num_labels; ++k) {
     for (int64_t j = 0; j < num_labels; ++j) {
       double sum = 0;
-      for (int64_t p = 0; p < graph.num_nodes; ++p) {
-        const T* of_neighbours = neighbour_sums + p * terms;
-        sum += double(grad_messages[p * num_labels + k]) * of_neighbours[j] +
-               double(marginals[p * num_labels + k]) * of_neighbours[num_labels + j];
+      for (size_t i = 0; i < messages.size(); ++i) {
+        const MessageTerms<T>& terms = messages[i];
+        for (int64_t p = 0; p < graph.num_nodes; ++p) {
+          const T* of_neighbours = neighbour_sums + i * message_size + p * size;
+          sum += double(terms.grad_messages[p * num_labels + k]) * of_neighbours[j] +
+                 double(terms.marginals[p * num_labels + k]) * of_neighbours[num_labels + j];
+        }
       }
       gradient[k * num_labels + j] = static_cast<T>(sum);
     }
@@ -226,7 +251,7 @@ void differentiate_bias(const GraphView& graph, int64_t num_labels, const T* mar
 
 template <typename T>
 void factored_messages_backward(const GraphView& graph, const FactoredPotential<T>& potential,
-                                const T* marginals, const T* grad_messages,
+                                const MessageGradientArguments& arguments,
                                 const AnyFactoredGradient& gradient, int num_threads) {
   constexpr int V = kLanes<T>;
   const int64_t num_nodes = graph.num_nodes;
@@ -236,8 +261,9 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   PackedPotential<T> packed(graph, potential, group);
   const int64_t turns = 2 * (packed.planes() / group);
   num_threads = static_cast<int>(std::min<int64_t>(num_threads, turns));
-  Buffer<T> coefficients(num_nodes * 2 * K);
-  Buffer<T> neighbour_sums(num_nodes * 2 * K);
+  Buffer<T> coefficients(arguments.num_messages * num_nodes * 2 * K);
+  Buffer<T> neighbour_sums(arguments.num_messages * num_nodes * 2 * K);
+  const auto messages = message_terms(arguments, num_nodes, K, coefficients.get());
   PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);
   T* grad_source = static_cast<T*>(gradient.source);
   T* grad_target = static_cast<T*>(gradient.target);
@@ -246,9 +272,8 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
 #pragma omp parallel num_threads(num_threads)
   {
     MessageGradient<T>& worker = workers.mine();
-    join_coefficients(num_nodes, K, marginals, grad_messages, coefficients.get());
-    differentiate_bias(graph, K, marginals, grad_messages, coefficients.get(), neighbour_sums.get(),
-                       static_cast<T*>(gradient.bias));
+    join_coefficients(num_nodes, K, messages);
+    differentiate_bias(graph, K, messages, neighbour_sums.get(), static_cast<T*>(gradient.bias));
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
 
@@ -257,13 +282,13 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
       const int64_t plane = turn / 2 * group;
       const int64_t end = std::min<int64_t>(plane + group, ceil_div(D, V));
       if (turn % 2 == 0) {
-        worker.run_hidden(packed.along(), plane, marginals, grad_messages, coefficients.get());
+        worker.run_hidden(packed.along(), plane, messages);
         for (int64_t v = plane; v < end; ++v) {
           unpack_plane(worker.source_gradient(v - plane), num_nodes, D, v, grad_source);
           unpack_plane(worker.target_gradient(v - plane), num_nodes, D, v, grad_target);
         }
       } else {
-        worker.run_weight(packed.along(), plane, marginals, grad_messages, coefficients.get());
+        worker.run_weight(packed.along(), plane, messages);
         for (int64_t v = plane; v < end; ++v) {
           unpack_plane(worker.weight_gradient(v - plane), K * K, D, v, grad_weight);
         }

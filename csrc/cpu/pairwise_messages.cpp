@@ -23,9 +23,7 @@ void pairwise_messages_factored_backward(const GraphView& graph,
                                          const ExecutionContext& ctx) {
   dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    factored_messages_backward(graph, potential.as<T>(), static_cast<const T*>(arguments.marginals),
-                               static_cast<const T*>(arguments.grad_messages), gradient,
-                               ctx.num_threads);
+    factored_messages_backward(graph, potential.as<T>(), arguments, gradient, ctx.num_threads);
   });
 }
 

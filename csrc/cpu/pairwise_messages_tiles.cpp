@@ -23,8 +23,7 @@ void pairwise_messages_factored_backward(const GraphView& graph,
                                          const ExecutionContext& ctx) {
   const auto run = tile_summands(potential, arguments.precision) == 2 ? tile_messages_backward<2>
                                                                       : tile_messages_backward<1>;
-  run(graph, potential, static_cast<const float*>(arguments.marginals),
-      static_cast<const float*>(arguments.grad_messages), gradient, ctx.num_threads);
+  run(graph, potential, arguments, gradient, ctx.num_threads);
 }
 
 }  // namespace deepcrf::cpu::DEEPCRF_ISA

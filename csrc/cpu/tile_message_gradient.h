@@ -14,25 +14,26 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 template <int Summands>
 class TileCoefficients {
  public:
-  TileCoefficients(int64_t num_nodes, int64_t num_labels)
+  TileCoefficients(int64_t num_nodes, int64_t num_labels, const MessageTerms<float>& message)
       : num_nodes_(num_nodes),
         terms_(2 * num_labels),
         row_(round_up(terms_, kTileDepth)),
-        values_(num_nodes * terms_),
+        message_(message),
         rows_(Summands * num_nodes * row_) {}
 
-  float* values() const { return values_.get(); }  // [N, 2K]
+  const MessageTerms<float>& message() const { return message_; }
   int64_t row() const { return row_; }
   int64_t steps() const { return row_ / kTileDepth; }
 
-  // Rounds the values; call in parallel.
-  void round() {
+  // Rounds them; call in parallel.
+  void round() const {
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < num_nodes_; ++p) {
       for (int64_t c = 0; c < row_; c += kTileRows) {
         const int64_t left = std::max<int64_t>(terms_ - c, 0);
-        store_split<Summands>(rows_.get() + p * row_ + c, num_nodes_ * row_ / 2,
-                              load_up_to(values() + p * terms_ + std::min(c, terms_), left));
+        store_split<Summands>(
+            rows_.get() + p * row_ + c, num_nodes_ * row_ / 2,
+            load_up_to(message_.coefficients + p * terms_ + std::min(c, terms_), left));
       }
     }
   }
@@ -48,7 +49,7 @@ class TileCoefficients {
 
  private:
   int64_t num_nodes_, terms_, row_;
-  Buffer<float> values_;   // [N, 2K]
+  MessageTerms<float> message_;
   Buffer<bfloat16> rows_;  // [summand, N, row]
 };
 
@@ -76,6 +77,7 @@ class TileMessageGradient {
         rows_(Summands * kPartEdges * coefficient_steps_ * kTileDepth),
         edge_gradient_(kPartEdges * kTilePlane),
         terms_(Summands * terms_words()),
+        source_gradient_(graph.num_nodes * row_),
         target_gradient_(graph.num_nodes * row_),
         weight_gradient_(planes_of_turn * weight_plane()) {
     // The padding of the labels stays as it is.
@@ -84,41 +86,17 @@ class TileMessageGradient {
 
   // Gradients of planes first_plane..first_plane+planes-1, at most planes_of_turn.
   void run(const TileNodes& nodes, int64_t first_plane, int64_t planes,
-           const TileCoefficients<Summands>& coefficients,
-           const float* marginals,      // [N, K]
-           const float* grad_messages,  // [N, K]
+           const std::vector<TileCoefficients<Summands>>& messages,
            const AnyFactoredGradient& gradient) {
     const int64_t first_feature = first_plane * kTilePlane;
+    std::fill_n(source_gradient_.get(), graph_.num_nodes * row_, 0.0f);
     std::fill_n(target_gradient_.get(), graph_.num_nodes * row_, 0.0f);
     std::fill_n(weight_gradient_.get(), planes * weight_plane(), 0.0f);
     for (int64_t v = 0; v < planes; ++v) pack_weight(first_plane + v, v);
-    for (int64_t first = 0; first < graph_.num_nodes; first += kTileRows) {
-      const int64_t count = std::min(kTileRows, graph_.num_nodes - first);
-      pack_own(grad_messages + first * K_, marginals + first * K_, count);
-      for (int64_t v = 0; v < planes; ++v) form_brackets(v, count);
-      for (int64_t m = 0; m < kTileRows; ++m) {
-        if (m >= count) {
-          clear_terms(m);
-          continue;
-        }
-        const int64_t node = first + m, edge = graph_.row_offsets[node];
-        const TileNeighbours neighbours = {graph_.targets + edge,
-                                           graph_.row_offsets[node + 1] - edge,
-                                           nodes.source() + node * nodes.row() + first_feature,
-                                           nodes.target() + first_feature, nodes.row()};
-        differentiate_hidden(
-            neighbours, planes, m, coefficients,
-            static_cast<float*>(gradient.source) + node * potential_.num_features + first_feature,
-            potential_.num_features - first_feature);
-        accumulator_.run(neighbours, planes, coefficients.values(),
-                         [&](int64_t v, const float* sums) { pack_terms(v, m, sums); });
-      }
-      for (int64_t v = 0; v < planes; ++v) {
-        multiply_tiles_into<Summands>(
-            label_tiles_, 2 * K_, 1,
-            {own_pairs_.get(), kTileElements, 0, kTileRows, label_tiles_ * kTileElements},
-            {terms_.get() + v * 2 * K_ * kTileElements, kTileElements, 0, kTileRows, terms_words()},
-            weight_gradient_.get() + v * weight_plane(), plane_columns(), false);
+    for (const TileCoefficients<Summands>& message : messages) {
+      for (int64_t first = 0; first < graph_.num_nodes; first += kTileRows) {
+        differentiate(nodes, first_plane, planes, message, first,
+                      std::min(kTileRows, graph_.num_nodes - first));
       }
     }
     write(first_feature, planes, gradient);
@@ -137,6 +115,36 @@ class TileMessageGradient {
     return planes_of_turn() * kTileRows * coefficient_steps_ * 2 * kTileElements;
   }
   int64_t terms_words() const { return planes_of_turn() * 2 * K_ * kTileElements; }
+
+  // Adds the gradients of one message through the nodes first..first+count-1.
+  void differentiate(const TileNodes& nodes, int64_t first_plane, int64_t planes,
+                     const TileCoefficients<Summands>& coefficients, int64_t first, int64_t count) {
+    const int64_t first_feature = first_plane * kTilePlane;
+    const MessageTerms<float>& message = coefficients.message();
+    pack_own(message.grad_messages + first * K_, message.marginals + first * K_, count);
+    for (int64_t v = 0; v < planes; ++v) form_brackets(v, count);
+    for (int64_t m = 0; m < kTileRows; ++m) {
+      if (m >= count) {
+        clear_terms(m);
+        continue;
+      }
+      const int64_t node = first + m, edge = graph_.row_offsets[node];
+      const TileNeighbours neighbours = {graph_.targets + edge, graph_.row_offsets[node + 1] - edge,
+                                         nodes.source() + node * nodes.row() + first_feature,
+                                         nodes.target() + first_feature, nodes.row()};
+      differentiate_hidden(neighbours, planes, m, coefficients,
+                           source_gradient_.get() + node * row_);
+      accumulator_.run(neighbours, planes, message.coefficients,
+                       [&](int64_t v, const float* sums) { pack_terms(v, m, sums); });
+    }
+    for (int64_t v = 0; v < planes; ++v) {
+      multiply_tiles_into<Summands>(
+          label_tiles_, 2 * K_, 1,
+          {own_pairs_.get(), kTileElements, 0, kTileRows, label_tiles_ * kTileElements},
+          {terms_.get() + v * 2 * K_ * kTileElements, kTileElements, 0, kTileRows, terms_words()},
+          weight_gradient_.get() + v * weight_plane(), plane_columns(), false);
+    }
+  }
 
   // One plane of the weight as tiles [label step][K neighbour, 2][16 pairs of labels, 16 features].
   void pack_weight(int64_t plane, int64_t v) {
@@ -229,9 +237,13 @@ class TileMessageGradient {
   // dL/d(self + other) of the edges of a node: added at their targets, and their sum at the node.
   void differentiate_hidden(const TileNeighbours& neighbours, int64_t planes, int64_t m,
                             const TileCoefficients<Summands>& coefficients,
-                            float* source_gradient,  // [features]
-                            int64_t features) {
-    Vec<float> total[kMostPlanes][2] = {};
+                            float* source_gradient) {  // [row]
+    Vec<float> total[kMostPlanes][2];
+    for (int64_t v = 0; v < planes; ++v) {
+      for (int64_t half = 0; half < 2; ++half) {
+        total[v][half] = load(source_gradient + v * kTilePlane + half * kTileRows);
+      }
+    }
     const int64_t rows_words = kPartEdges * coefficients.row() / 2;
     for (int64_t part = 0; part < neighbours.count; part += kPartEdges) {
       const int64_t count = std::min(kPartEdges, neighbours.count - part);
@@ -247,8 +259,10 @@ class TileMessageGradient {
         add_where_positive(neighbours, nodes, count, v, total[v]);
       }
     }
-    for (int64_t d = 0; d < std::min(features, planes * kTilePlane); d += kTileRows) {
-      store_up_to(source_gradient + d, features - d, total[d / kTilePlane][d / kTileRows % 2]);
+    for (int64_t v = 0; v < planes; ++v) {
+      for (int64_t half = 0; half < 2; ++half) {
+        store(source_gradient + v * kTilePlane + half * kTileRows, total[v][half]);
+      }
     }
   }
 
@@ -292,11 +306,14 @@ class TileMessageGradient {
 
   void write(int64_t first_feature, int64_t planes, const AnyFactoredGradient& gradient) {
     const int64_t D = potential_.num_features;
+    float* grad_source = static_cast<float*>(gradient.source);
     float* grad_target = static_cast<float*>(gradient.target);
     float* grad_weight = static_cast<float*>(gradient.weight);
     for (int64_t i = 0; i < planes * kTilePlane && first_feature + i < D; i += kTileRows) {
       const int64_t d = first_feature + i;
       for (int64_t node = 0; node < graph_.num_nodes; ++node) {
+        store_up_to(grad_source + node * D + d, D - d,
+                    load(source_gradient_.get() + node * row_ + i));
         store_up_to(grad_target + node * D + d, D - d,
                     load(target_gradient_.get() + node * row_ + i));
       }
@@ -321,20 +338,23 @@ class TileMessageGradient {
   Buffer<bfloat16> rows_;          // [summand, kPartEdges, coefficients]
   Buffer<float> edge_gradient_;    // [kPartEdges, kTilePlane]
   Buffer<BfloatPair> terms_;       // [summand, plane], see terms()
+  Buffer<float> source_gradient_;  // [N, row]
   Buffer<float> target_gradient_;  // [N, row]
   Buffer<float> weight_gradient_;  // [plane, label tiles * 16, K, kTilePlane]
 };
 
 template <int Summands>
 void tile_messages_backward(const GraphView& graph, const AnyFactoredPotential& potential,
-                            const float* marginals,      // [N, K]
-                            const float* grad_messages,  // [N, K]
+                            const MessageGradientArguments& arguments,
                             const AnyFactoredGradient& gradient, int num_threads) {
   using Worker = TileMessageGradient<Summands>;
   const int64_t K = potential.num_labels;
   TileNodes nodes(graph, potential);
-  TileCoefficients<Summands> coefficients(graph.num_nodes, K);
-  Buffer<float> neighbour_sums(graph.num_nodes * 2 * K);
+  Buffer<float> coefficients(arguments.num_messages * graph.num_nodes * 2 * K);
+  Buffer<float> neighbour_sums(arguments.num_messages * graph.num_nodes * 2 * K);
+  const auto terms = message_terms(arguments, graph.num_nodes, K, coefficients.get());
+  std::vector<TileCoefficients<Summands>> messages;
+  for (const auto& message : terms) messages.emplace_back(graph.num_nodes, K, message);
   const int64_t turn = std::clamp<int64_t>(nodes.planes() / num_threads, 1, Worker::kMostPlanes);
   num_threads = static_cast<int>(std::min<int64_t>(num_threads, ceil_div(nodes.planes(), turn)));
   PerThread<Worker> workers(num_threads, graph, potential, turn);
@@ -344,14 +364,12 @@ void tile_messages_backward(const GraphView& graph, const AnyFactoredPotential& 
     const TileScope scope;
 #pragma omp for schedule(dynamic) nowait
     for (int64_t plane = 0; plane < nodes.planes(); ++plane) nodes.pack(plane);
-    join_coefficients(graph.num_nodes, K, marginals, grad_messages, coefficients.values());
-    coefficients.round();
-    differentiate_bias(graph, K, marginals, grad_messages, coefficients.values(),
-                       neighbour_sums.get(), static_cast<float*>(gradient.bias));
+    join_coefficients(graph.num_nodes, K, terms);
+    for (const auto& message : messages) message.round();
+    differentiate_bias(graph, K, terms, neighbour_sums.get(), static_cast<float*>(gradient.bias));
 #pragma omp for schedule(dynamic)
     for (int64_t plane = 0; plane < nodes.planes(); plane += turn) {
-      workers.mine().run(nodes, plane, std::min(turn, nodes.planes() - plane), coefficients,
-                         marginals, grad_messages, gradient);
+      workers.mine().run(nodes, plane, std::min(turn, nodes.planes() - plane), messages, gradient);
     }
   }
 }

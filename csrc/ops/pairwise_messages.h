@@ -19,10 +19,10 @@ struct MessageArguments {
 
 // dL/dmarginals is not here: it is pairwise_messages of grad_messages.
 struct MessageGradientArguments {
-  const void* marginals;      // [N, K]; of a table [M, N, K]
-  const void* grad_messages;  // likewise
+  int64_t num_messages;       // M: the gradient is the sum over so many messages
+  const void* marginals;      // [M, N, K]
+  const void* grad_messages;  // [M, N, K]
   MatmulPrecision precision;  // of the CPU's products
-  int64_t num_messages = 1;   // M: the gradient is the sum over so many messages
 };
 
 namespace cpu {

@@ -12,7 +12,7 @@ import torch
 
 from deepcrf_ext.ops import _forks  # noqa: F401 - for what it does at every fork
 
-INTERFACE = 2
+INTERFACE = 3
 """What these sources call: `kInterface` of the extension (csrc/bindings/module.cpp) is the same."""
 
 

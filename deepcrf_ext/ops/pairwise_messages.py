@@ -182,36 +182,35 @@ def messages_backward(
     """
     graph_operand, operand = prepare(graph), prepare_products(potential)
     values, gradient = prepare_values(marginals), prepare_values(grad_messages)
+    if len(potential) > 1 and _backend.uses_cuda_kernels(values):
+        return _products_gradients(graph_operand, operand, values, gradient)
+    gradients = empty_gradients(potential)
+    native, launch_args = _backend.native(), _backend.launch_args(values)
     if len(potential) == 1:
-        gradients = empty_gradients(potential)
-        _backend.native().pairwise_messages_table_backward(
-            graph_operand, *operand, values, gradient, *gradients, *_backend.launch_args(values)
+        native.pairwise_messages_table_backward(
+            graph_operand, *operand, values, gradient, *gradients, *launch_args
         )
-        return gradients
-    gradients = _factored_gradients(graph_operand, operand, values[0], gradient[0])
-    for i in range(1, len(values)):
-        torch._foreach_add_(
-            gradients, _factored_gradients(graph_operand, operand, values[i], gradient[i])
+    else:
+        native.pairwise_messages_factored_backward(
+            graph_operand,
+            operand,
+            values,
+            gradient,
+            tuple(gradients),
+            _backend.product_precision(operand[0]),
+            *launch_args,
         )
     return gradients
 
 
-def _factored_gradients(
+def _products_gradients(
     graph: tuple[Tensor, ...],
     potential: tuple[Tensor, ...],
     marginals: Tensor,
     grad_messages: Tensor,
 ) -> list[Tensor]:
-    if _backend.uses_cuda_kernels(marginals):
-        return potential_gradients(graph, potential, marginals, grad_messages)
-    gradients = empty_gradients(potential)
-    _backend.native().pairwise_messages_factored_backward(
-        graph,
-        potential,
-        marginals,
-        grad_messages,
-        tuple(gradients),
-        _backend.product_precision(potential[0]),
-        *_backend.launch_args(marginals),
-    )
+    gradients = potential_gradients(graph, potential, marginals[0], grad_messages[0])
+    for i in range(1, len(marginals)):
+        of_message = potential_gradients(graph, potential, marginals[i], grad_messages[i])
+        torch._foreach_add_(gradients, of_message)
     return gradients
