@@ -213,41 +213,71 @@ void join_coefficients(int64_t num_nodes, int64_t num_labels,
   }
 }
 
-// dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]); call in parallel.
+// dL/dbias[k, j] = sum_p grad_p[k] (sum_q Q_q[j]) + Q_p[k] (sum_q grad_q[j]).
 template <typename T>
-void differentiate_bias(const GraphView& graph, int64_t num_labels,
-                        const std::vector<MessageTerms<T>>& messages,
-                        T* neighbour_sums,  // [M, N, 2K]
-                        T* gradient) {      // [K, K]
-  const int64_t size = 2 * num_labels;
-  const int64_t message_size = graph.num_nodes * size;
-  for (size_t i = 0; i < messages.size(); ++i) {
+class BiasGradient {
+ public:
+  BiasGradient(const GraphView& graph, int64_t num_labels, int64_t num_messages)
+      : graph_(graph),
+        num_labels_(num_labels),
+        row_(round_up(num_labels, kBlock)),
+        neighbour_sums_(num_messages * graph.num_nodes * 2 * row_) {}
+
+  // Writes the gradient, [K, K]; call in parallel.
+  void run(const std::vector<MessageTerms<T>>& messages, T* gradient) {
+    const int64_t num_nodes = graph_.num_nodes;
+    const int64_t num_messages = messages.size();
 #pragma omp for schedule(dynamic, 64)
-    for (int64_t p = 0; p < graph.num_nodes; ++p) {
-      T* sum = neighbour_sums + i * message_size + p * size;
-      std::fill_n(sum, size, T(0));
-      for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
-        const T* q_coefficients = messages[i].coefficients + graph.targets[e] * size;
-        for (int64_t c = 0; c < size; ++c) sum[c] += q_coefficients[c];
-      }
+    for (int64_t i = 0; i < num_messages * num_nodes; ++i) {
+      add_neighbours(messages[i / num_nodes], i % num_nodes, sums(i));
     }
-  }
 #pragma omp for schedule(static)
-  for (int64_t k = 0; k < num_labels; ++k) {
-    for (int64_t j = 0; j < num_labels; ++j) {
-      double sum = 0;
-      for (size_t i = 0; i < messages.size(); ++i) {
-        const MessageTerms<T>& terms = messages[i];
-        for (int64_t p = 0; p < graph.num_nodes; ++p) {
-          const T* of_neighbours = neighbour_sums + i * message_size + p * size;
-          sum += double(terms.grad_messages[p * num_labels + k]) * of_neighbours[j] +
-                 double(terms.marginals[p * num_labels + k]) * of_neighbours[num_labels + j];
+    for (int64_t k = 0; k < num_labels_; ++k) {
+      for (int64_t first = 0; first < num_labels_; first += kBlock) {
+        double sum[kBlock] = {};
+        for (int64_t i = 0; i < num_messages; ++i) {
+          add_products(messages[i], k, sums(i * num_nodes) + first, sum);
         }
+        std::copy_n(sum, std::min(kBlock, num_labels_ - first), gradient + k * num_labels_ + first);
       }
-      gradient[k * num_labels + j] = static_cast<T>(sum);
     }
   }
-}
+
+ private:
+  static constexpr int64_t kBlock = 8;  // sums in registers
+
+  T* sums(int64_t i) const { return neighbour_sums_.get() + i * 2 * row_; }
+
+  void add_neighbours(const MessageTerms<T>& terms, int64_t node, T* sums) const {
+    const int64_t begin = graph_.row_offsets[node];
+    const int64_t K = num_labels_;
+    for (int64_t half = 0; half < 2; ++half, sums += row_) {
+      std::fill_n(sums + K, row_ - K, T(0));
+      sum_rows(
+          graph_.row_offsets[node + 1] - begin, K, [](int64_t) { return T(1); },
+          [&](int64_t i) {
+            return terms.coefficients + (graph_.targets[begin + i] * 2 + half) * K;
+          },
+          sums);
+    }
+  }
+
+  void add_products(const MessageTerms<T>& terms, int64_t k,
+                    const T* sums,  // [N, 2, row], from the block's first label on
+                    double* total) const {
+    for (int64_t p = 0; p < graph_.num_nodes; ++p, sums += 2 * row_) {
+      const double of_gradient = terms.grad_messages[p * num_labels_ + k];
+      const double of_marginal = terms.marginals[p * num_labels_ + k];
+      for (int64_t j = 0; j < kBlock; ++j) {
+        total[j] += of_gradient * sums[j] + of_marginal * sums[row_ + j];
+      }
+    }
+  }
+
+  GraphView graph_;
+  int64_t num_labels_, row_;
+  Buffer<T> neighbour_sums_;  // [M, N, 2, row]: of marginals, of grad_messages
+};
 
 template <typename T>
 void factored_messages_backward(const GraphView& graph, const FactoredPotential<T>& potential,
@@ -262,7 +292,7 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   const int64_t turns = 2 * (packed.planes() / group);
   num_threads = static_cast<int>(std::min<int64_t>(num_threads, turns));
   Buffer<T> coefficients(arguments.num_messages * num_nodes * 2 * K);
-  Buffer<T> neighbour_sums(arguments.num_messages * num_nodes * 2 * K);
+  BiasGradient<T> bias(graph, K, arguments.num_messages);
   const auto messages = message_terms(arguments, num_nodes, K, coefficients.get());
   PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);
   T* grad_source = static_cast<T*>(gradient.source);
@@ -273,7 +303,7 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   {
     MessageGradient<T>& worker = workers.mine();
     join_coefficients(num_nodes, K, messages);
-    differentiate_bias(graph, K, messages, neighbour_sums.get(), static_cast<T*>(gradient.bias));
+    bias.run(messages, static_cast<T*>(gradient.bias));
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
 

@@ -351,7 +351,7 @@ void tile_messages_backward(const GraphView& graph, const AnyFactoredPotential& 
   const int64_t K = potential.num_labels;
   TileNodes nodes(graph, potential);
   Buffer<float> coefficients(arguments.num_messages * graph.num_nodes * 2 * K);
-  Buffer<float> neighbour_sums(arguments.num_messages * graph.num_nodes * 2 * K);
+  BiasGradient<float> bias(graph, K, arguments.num_messages);
   const auto terms = message_terms(arguments, graph.num_nodes, K, coefficients.get());
   std::vector<TileCoefficients<Summands>> messages;
   for (const auto& message : terms) messages.emplace_back(graph.num_nodes, K, message);
@@ -366,7 +366,7 @@ void tile_messages_backward(const GraphView& graph, const AnyFactoredPotential& 
     for (int64_t plane = 0; plane < nodes.planes(); ++plane) nodes.pack(plane);
     join_coefficients(graph.num_nodes, K, terms);
     for (const auto& message : messages) message.round();
-    differentiate_bias(graph, K, terms, neighbour_sums.get(), static_cast<float*>(gradient.bias));
+    bias.run(terms, static_cast<float*>(gradient.bias));
 #pragma omp for schedule(dynamic)
     for (int64_t plane = 0; plane < nodes.planes(); plane += turn) {
       workers.mine().run(nodes, plane, std::min(turn, nodes.planes() - plane), messages, gradient);
