@@ -65,7 +65,7 @@ def test_unknown_instruction_set_is_an_error() -> None:
     assert ": portable" in result.stderr
 
 
-SIGNATURES = {1: "37cf02b533e481d2", 2: "731af1f6529764ff"}
+SIGNATURES = {1: "37cf02b533e481d2", 2: "731af1f6529764ff", 3: "731af1f6529764ff"}
 """The digest of what the extension's functions take, for each `INTERFACE`."""
 
 
