@@ -72,14 +72,13 @@ class MessageGradient {
     const int64_t K = num_labels_;
     const int64_t plane_size = num_nodes_ * V;
     T* brackets = node_terms_.get();  // [count, group, 2K, lanes]
-    std::fill_n(brackets, count * node_stride_, T(0));
     for (int64_t v = 0; v < group_; ++v) {
       const T* weight = direction.weight + (plane + v) * K * K * V;
       T* from_gradient = brackets + v * 2 * K * V;
-      gemm(count, K, K, terms.grad_messages + first * K, K, int64_t(1), weight, K * V,
-           from_gradient, node_stride_);
-      gemm(count, K, K, terms.marginals + first * K, K, int64_t(1), weight, K * V,
-           from_gradient + K * V, node_stride_);
+      gemm<false>(count, K, K, terms.grad_messages + first * K, K, int64_t(1), weight, K * V,
+                  from_gradient, node_stride_);
+      gemm<false>(count, K, K, terms.marginals + first * K, K, int64_t(1), weight, K * V,
+                  from_gradient + K * V, node_stride_);
     }
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
@@ -173,10 +172,10 @@ class MessageGradient {
     for (int64_t v = 0; v < group_; ++v) {
       T* out = gradients_.get() + v * K * K * V;
       const T* of_marginals = accumulators + v * 2 * K * V;
-      gemm(K, K, count, terms.grad_messages + first * K, int64_t(1), K, of_marginals, node_stride_,
-           out, K * V);
-      gemm(K, K, count, terms.marginals + first * K, int64_t(1), K, of_marginals + K * V,
-           node_stride_, out, K * V);
+      gemm<true>(K, K, count, terms.grad_messages + first * K, int64_t(1), K, of_marginals,
+                 node_stride_, out, K * V);
+      gemm<true>(K, K, count, terms.marginals + first * K, int64_t(1), K, of_marginals + K * V,
+                 node_stride_, out, K * V);
     }
   }
 
