@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "cpu/dispatch.h"
-#include "cpu/lanes.h"
+#include "cpu/planes.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 

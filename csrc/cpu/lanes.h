@@ -1,38 +1,48 @@
 // Operations on the single lanes of vectors.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "core/dtypes.h"
-#include "cpu/planes.h"
+#include "cpu/vec.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
-// The first `count` lanes, at most all; zeros in the others.
-template <typename T>
-inline Vec<T> load_up_to(const T* from, int64_t count) {
-  if (count >= kLanes<T>) return load(from);
-  T lanes[kLanes<T>];
-  pack_lanes(from, count, lanes);
-  return load(lanes);
-}
-
 #if defined(__AVX512F__)
-template <>
-inline Vec<float> load_up_to<float>(const float* from, int64_t count) {
-  const auto mask = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
-  return (Vec<float>)_mm512_maskz_loadu_ps(mask, from);
+// Lanes below count >= 0, as the instructions of masks want them.
+inline __mmask16 lanes_below(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
 }
 #elif defined(__AVX2__)
-// Lanes below count, as the instructions of masks want them.
 inline __m256i lanes_below(int64_t count) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<int64_t>(count, 8))),
                             lanes);
 }
+#endif
+
+// The first `count` lanes, none to all; `rest` in the others.
+template <typename T>
+inline Vec<T> load_up_to(const T* from, int64_t count, T rest = 0) {
+  if (count >= kLanes<T>) return load(from);
+  T lanes[kLanes<T>];
+  std::fill_n(lanes, kLanes<T>, rest);
+  std::copy_n(from, count, lanes);
+  return load(lanes);
+}
+
+#if defined(__AVX512F__)
 template <>
-inline Vec<float> load_up_to<float>(const float* from, int64_t count) {
-  return (Vec<float>)_mm256_maskload_ps(from, lanes_below(count));
+inline Vec<float> load_up_to<float>(const float* from, int64_t count, float rest) {
+  return (Vec<float>)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), lanes_below(count), from);
+}
+#elif defined(__AVX2__)
+template <>
+inline Vec<float> load_up_to<float>(const float* from, int64_t count, float rest) {
+  const __m256i mask = lanes_below(count);
+  return (Vec<float>)_mm256_blendv_ps(_mm256_set1_ps(rest), _mm256_maskload_ps(from, mask),
+                                      _mm256_castsi256_ps(mask));
 }
 #endif
 
@@ -79,8 +89,7 @@ inline void store_up_to(T* to, int64_t count, Vec<T> v) {
 #if defined(__AVX512F__)
 template <>
 inline void store_up_to<float>(float* to, int64_t count, Vec<float> v) {
-  const auto mask = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
-  _mm512_mask_storeu_ps(to, mask, (__m512)v);
+  _mm512_mask_storeu_ps(to, lanes_below(count), (__m512)v);
 }
 #elif defined(__AVX2__)
 template <>

@@ -6,7 +6,7 @@
 // that visits everything reuses its loads, but no processor multiplies faster than it loads.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/planes.h"
 #include "cpu/words.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {

@@ -1,6 +1,8 @@
 // The loop of mean field, over whatever receives the messages: MessageReceiver or TileReceiver.
 #pragma once
 
+#include <limits>
+
 #include "cpu/message_parts.h"
 #include "ops/mean_field.h"
 
@@ -10,20 +12,25 @@ namespace deepcrf::cpu::DEEPCRF_ISA {
 template <typename T>
 void softmax_negative(const T* energies, int64_t num_labels, T* out) {
   constexpr int V = kLanes<T>;
-  T lowest = energies[0];
-  for (int64_t k = 1; k < num_labels; ++k) lowest = energies[k] < lowest ? energies[k] : lowest;
-  T sum = 0;
-  for (int64_t k = 0; k < num_labels; k += V) {
-    const int64_t count = std::min<int64_t>(V, num_labels - k);
-    T lanes[V] = {};
-    for (int64_t i = 0; i < count; ++i) lanes[i] = lowest - energies[k + i];
-    store(lanes, exp_nonpositive(load(lanes)));
-    for (int64_t i = 0; i < count; ++i) {
-      out[k + i] = lanes[i];
-      sum += lanes[i];
-    }
+  const auto part = [&](int64_t k) {
+    return load_up_to(energies + k, num_labels - k, std::numeric_limits<T>::infinity());
+  };
+  Vec<T> lowest_lanes = part(0);
+  for (int64_t k = V; k < num_labels; k += V) {
+    const Vec<T> energy = part(k);
+    lowest_lanes = energy < lowest_lanes ? energy : lowest_lanes;
   }
-  for (int64_t k = 0; k < num_labels; ++k) out[k] /= sum;
+  const T lowest = -horizontal_max<T>(-lowest_lanes);
+  Vec<T> sums = {};
+  for (int64_t k = 0; k < num_labels; k += V) {
+    const Vec<T> exponential = exp_nonpositive(lowest - part(k));
+    store_up_to(out + k, num_labels - k, exponential);
+    sums += exponential;
+  }
+  const T sum = horizontal_sum<T>(sums);
+  for (int64_t k = 0; k < num_labels; k += V) {
+    store_up_to(out + k, num_labels - k, load_up_to(out + k, num_labels - k) / sum);
+  }
 }
 
 template <typename Receiver>

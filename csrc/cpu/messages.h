@@ -3,7 +3,6 @@
 
 #include "core/graph_view.h"
 #include "cpu/accumulate.h"
-#include "cpu/lanes.h"
 #include "ops/factored_potential.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {

@@ -13,7 +13,7 @@
 #include <new>
 #include <vector>
 
-#include "cpu/vec.h"
+#include "cpu/lanes.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
 
@@ -58,17 +58,6 @@ int64_t num_planes(int64_t size, int64_t group = 1) {
   return round_up(ceil_div(size, kLanes<T>), group);
 }
 
-// Copies `count` values into one zero-padded vector slot.
-template <typename T>
-inline void pack_lanes(const T* from, int64_t count, T* to) {
-  if (count >= kLanes<T>) {
-    store(to, load(from));
-  } else {
-    store(to, Vec<T>{});
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
-}
-
 // One plane of rows of features (nodes, or entries of the weight). Call with plane = 0..P-1, from
 // any thread.
 template <typename T>
@@ -76,9 +65,10 @@ void pack_plane(const T* features,  // [rows, D]
                 int64_t rows, int64_t num_features, int64_t plane,
                 T* planes) {  // [P, rows, lanes]
   constexpr int V = kLanes<T>;
+  const int64_t count = std::max<int64_t>(num_features - plane * V, 0);
   T* out = planes + plane * rows * V;
   for (int64_t row = 0; row < rows; ++row) {
-    pack_lanes(features + row * num_features + plane * V, num_features - plane * V, out + row * V);
+    store(out + row * V, load_up_to(features + row * num_features + plane * V, count));
   }
 }
 
@@ -88,11 +78,9 @@ void unpack_plane(const T* plane_values,  // [rows, lanes]
                   int64_t rows, int64_t num_features, int64_t plane,
                   T* features) {  // [rows, D]
   constexpr int V = kLanes<T>;
-  const int64_t count = std::min<int64_t>(V, num_features - plane * V);
+  const int64_t count = num_features - plane * V;
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t i = 0; i < count; ++i) {
-      features[row * num_features + plane * V + i] = plane_values[row * V + i];
-    }
+    store_up_to(features + row * num_features + plane * V, count, load(plane_values + row * V));
   }
 }
 

@@ -16,10 +16,8 @@ T table_loss(const T* energies, int64_t pairs, int64_t truth, T weight, T* grad_
   constexpr int V = kLanes<T>;
   const int64_t whole = pairs / V * V;
   // The last energies, filled up with some that add nothing.
-  T filled[V];
-  std::fill_n(filled, V, std::numeric_limits<T>::infinity());
-  std::copy(energies + whole, energies + pairs, filled);
-  const Vec<T> last = load(filled);
+  const Vec<T> last =
+      load_up_to(energies + whole, pairs - whole, std::numeric_limits<T>::infinity());
 
   Vec<T> lowest_lanes = last;
   for (int64_t n = 0; n < whole; n += V) {

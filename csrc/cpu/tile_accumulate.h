@@ -6,7 +6,7 @@
 #pragma once
 
 #include "core/graph_view.h"
-#include "cpu/lanes.h"
+#include "cpu/planes.h"
 #include "cpu/tiles.h"
 #include "ops/factored_potential.h"
 
