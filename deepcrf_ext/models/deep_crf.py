@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +40,6 @@ from deepcrf_ext.ops._argument_checks import checked_iterations
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops.potentials import FactoredPotential
 
-_NO_WEIGHT = 1e-30  # stands for the weight 0, which has no logarithm
-
 
 @dataclass(frozen=True)
 class CRFEnergies:
@@ -54,14 +51,6 @@ class CRFEnergies:
     unaries: dict[str, Tensor]
     pairwise: dict[str, FactoredPotential]
     grid: tuple[int, int, int]
-
-
-@contextmanager
-def _random_numbers_of(name: str, seed: int) -> Iterator[None]:
-    """Random numbers that depend on these two alone: not on which other networks there are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        yield
 
 
 class DeepCRF(nn.Module):
@@ -114,7 +103,8 @@ class DeepCRF(nn.Module):
         seed = int(torch.randint(2**31, (), device="cpu"))
         for name in self.potential_names:
             kind = PairwiseNet if name in config.relations else UnaryNet
-            with _random_numbers_of(name, seed):
+            with torch.random.fork_rng(devices=[]):  # whatever other networks there are
+                torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                 features = (
                     FeatureNet(config, self._num_scales(name))
                     if channels is None
@@ -211,15 +201,9 @@ class DeepCRF(nn.Module):
     @property
     def relation_weights(self) -> dict[str, float]:
         """What the energies of each relation are multiplied by in a CRF, by name."""
-        weights = {
-            name: self._relation(name).log_weight.exp().item()
-            for name in self.default_variant().relations
-        }
-        return {
-            name: weight if weight > 2 * _NO_WEIGHT else 0.0 for name, weight in weights.items()
-        }
+        relations = self.default_variant().relations
+        return {name: self._relation(name).energy_weight for name in relations}
 
-    @torch.no_grad()
     def set_relation_weights(self, weights: Mapping[str, float]) -> None:
         """Sets some or all of `relation_weights`, each finite and at least 0."""
         known = self.default_variant().relations
@@ -228,7 +212,7 @@ class DeepCRF(nn.Module):
                 raise ValueError(f"weights: got {name!r}, must be of {', '.join(known)}")
             if not 0 <= weight < math.inf:
                 raise ValueError(f"weights: got {weight} of {name}, must be finite, at least 0")
-            self._relation(name).log_weight.fill_(max(weight, _NO_WEIGHT)).log_()
+            self._relation(name).energy_weight = weight
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities of the labels of every pixel, [B, K, H, W] float32.
@@ -290,10 +274,8 @@ class DeepCRF(nn.Module):
         """
         if name not in self.config.relations:
             return self.node_count(labels)
-        size = self.grid_size(*labels.shape[1:])
-        graph = relation_graph(
-            self.config.relations[name], len(labels), *size, device=labels.device
-        )
+        relation, size = self.config.relations[name], self.grid_size(*labels.shape[1:])
+        graph = relation_graph(relation, len(labels), *size, labels.device)
         nodes = node_labels(labels, size)
         return edge_weights(graph, nodes, self.class_weights, IGNORE_INDEX).sum()
 

@@ -14,6 +14,7 @@ from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 Features = FeatureNet | BackboneFeatures
+_NO_WEIGHT = 1e-30  # stands for the weight 0, which has no logarithm
 
 
 class UnaryNet(nn.Module):
@@ -58,6 +59,17 @@ class PairwiseNet(PairwisePotential):
         bound = self.hidden**-0.5
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def energy_weight(self) -> float:
+        """What the energies are multiplied by in a CRF."""
+        weight = self.log_weight.exp().item()
+        return weight if weight > 2 * _NO_WEIGHT else 0.0
+
+    @energy_weight.setter
+    @torch.no_grad()
+    def energy_weight(self, weight: float) -> None:
+        self.log_weight.fill_(max(weight, _NO_WEIGHT)).log_()
 
     def weighted(self, potential: FactoredPotential) -> FactoredPotential:
         """A potential that this network made, its energies times the weight."""
