@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cases import Case, make_problem
+from cases import Case, make_problem, scaling_edges
 from contenders import mean_field_chunked, mean_field_eager
 from harness import measure, plot_scaling, print_table, run_command, sweep, write_results
 from peak import ceilings
@@ -131,12 +131,7 @@ def main(
     print_table(title, measurements, "eager")
     counts = {case.name: operations(case, gradient) for case in map(Case.parse, cases)}
     print(write_results(name, where, measurements, ceilings=limits, operations=counts))
-    edges = {
-        case.name: case.num_edges()
-        for case in map(Case.parse, cases)
-        if case.labels == 21 and case.dtype == "float32"
-    }
-    if edges:
+    if edges := scaling_edges(cases):
         print(plot_scaling(name, where, measurements, edges))
 
 

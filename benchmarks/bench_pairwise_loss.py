@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cases import Case, make_problem
+from cases import Case, make_problem, scaling_edges
 from contenders import loss_chunked, loss_eager
 from harness import measure, plot_scaling, print_table, run_command, sweep, write_results
 from peak import ceilings
@@ -112,12 +112,7 @@ def main(
     print_table(title, measurements, "eager")
     work = {case.name: operations(case) for case in map(Case.parse, cases)}
     print(write_results(name, where, measurements, ceilings=limits, operations=work))
-    edges = {
-        case.name: case.num_edges()
-        for case in map(Case.parse, cases)
-        if case.labels == 21 and case.dtype == "float32"
-    }
-    if edges:
+    if edges := scaling_edges(cases):
         print(plot_scaling(name, where, measurements, edges))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,12 @@ class Case:
     def hidden_bytes(self) -> int:
         """What the hidden vectors of all edges take."""
         return self.num_edges() * self.features * getattr(torch, self.dtype).itemsize
+
+
+def scaling_edges(cases: Sequence[str]) -> dict[str, int]:
+    """The number of edges of those cases that differ in nothing else, as plots show them."""
+    parsed = map(Case.parse, cases)
+    return {c.name: c.num_edges() for c in parsed if c.labels == 21 and c.dtype == "float32"}
 
 
 def make_problem(
