@@ -21,8 +21,8 @@ from deepcrf_ext.cli.options import (
 )
 from deepcrf_ext.cli.running import EXIT_INPUT, run_command
 from deepcrf_ext.constants import IGNORE_INDEX
+from deepcrf_ext.evaluation.mask_classes import count_classes
 from deepcrf_ext.evaluation.mask_files import pair_masks
-from deepcrf_ext.evaluation.masks import count_classes
 from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, Refinement
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation

@@ -37,8 +37,8 @@ from deepcrf_ext.evaluation.dense_crf_search import (
     best_trial,
     search,
 )
+from deepcrf_ext.evaluation.mask_classes import count_classes
 from deepcrf_ext.evaluation.mask_files import pair_masks
-from deepcrf_ext.evaluation.masks import count_classes
 from deepcrf_ext.evaluation.prediction import named_variant
 from deepcrf_ext.evaluation.views import ONE_VIEW
 from deepcrf_ext.models.refine import NUMBERS, DenseCRFSettings

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,11 +16,8 @@ from torch.nn import functional
 
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.arrays import ARRAY_SUFFIXES, holds_label_map, is_array
-from deepcrf_ext.data.images import is_lossy, read_image, voc_palette
+from deepcrf_ext.data.images import read_image, voc_palette
 from deepcrf_ext.data.label_maps import (
-    IGNORE,
-    LOSSY,
-    MAX_CLASSES,
     LabelMap,
     Labels,
     class_names,
@@ -49,7 +45,6 @@ Kind = Literal["auto", "labels", "probabilities", "logits", "saliency"]
 
 CERTAINTY = {"labels": 0.7, "saliency": 0.9, "probabilities": 1.0, "logits": 1.0}
 """What `MaskSettings.certainty` is where it is not given."""
-_GREY_LEVELS = 100  # more in one picture are no classes
 
 
 @contextmanager
@@ -253,110 +248,3 @@ def _read_truth(
             f"{IGNORE_INDEX} for ignored pixels"
         )
     return truth
-
-
-def count_classes(files: Sequence[MaskFiles], settings: MaskSettings, workers: int) -> MaskSettings:
-    """The settings with the number of classes that label maps and their truth speak of, and with
-    `MaskSettings.labels` where these hold colours.
-
-    Files that cannot be read are passed over. Raises InputError where there are fewer than two
-    classes or more than 255, for label maps in a lossy format, and where what is taken for label
-    maps are grey-level pictures.
-    """
-    maps = [f for f in files if settings.kind_of(f.mask) == "labels"]
-    if settings.labels is not None:
-        return _of_labels(settings)
-    if not maps or settings.num_classes is not None:
-        return _with_unsure(settings)
-    paths = [(path, path is file.mask) for file in maps for path in (file.mask, file.truth) if path]
-
-    def codes_of(given: tuple[Path, bool]) -> set[int]:
-        path, is_mask = given
-        try:
-            codes, coding = read_label_map(path)
-        except InputError:
-            return set()  # named when its turn comes
-        found = set(np.unique(codes).tolist())
-        guess = settings.kind == "auto" and is_mask and coding.mode == "L" and not is_array(path)
-        if guess and len(found) > _GREY_LEVELS and all(map(is_grey, found)):
-            raise InputError(
-                f"{path}: holds {len(found)} grey levels; --kind saliency takes them for "
-                "probabilities of a foreground, --kind labels for classes"
-            )
-        if is_lossy(path):
-            with about_labels():
-                raise InputError(f"{path}: {LOSSY}")
-        return found
-
-    with ThreadPoolExecutor(workers) as threads:
-        found = list(threads.map(codes_of, paths))
-    every = set().union(*found)
-    if not every:  # none could be read
-        read_label_map(maps[0].mask)
-    coloured = {
-        is_mask: not all(
-            is_grey(code)
-            for (_, of), own in zip(paths, found, strict=True)
-            for code in own
-            if of is is_mask
-        )
-        for _, is_mask in paths
-    }
-    if any(coloured.values()):
-        if not all(coloured.values()):
-            colours, indices = ("masks", "truths") if coloured[True] else ("truths", "masks")
-            raise InputError(
-                f"{maps[0].mask.parent}: the {colours} hold colours, the {indices} indices; "
-                "--labels says what both are"
-            )
-        return _of_colours(settings, every, maps[0].mask.parent)
-    settings = _with_unsure(settings)
-    top = -1
-    for (path, is_mask), codes in zip(paths, found, strict=True):
-        ignored = settings.unsure if is_mask else IGNORE_INDEX
-        values = set(code_values(np.array(sorted(codes), np.int32)).tolist()) - {ignored}
-        highest = max(values, default=0)
-        if highest >= 255:
-            raise InputError(
-                f"{path}: label value {highest}; must be below 255, or unsure (--unsure 255)"
-            )
-        top = max(top, highest)
-    if top < 1:
-        raise InputError(
-            f"{maps[0].mask.parent}: the masks hold no label but 0 and the unsure one, "
-            f"{settings.unsure}: --kind saliency takes masks of 0 and 255, and so does --labels "
-            "'{0: background, 255: NAME}'; --unsure says which label is unsure, --classes how many "
-            "there are"
-        )
-    return replace(settings, num_classes=top + 1)
-
-
-def _with_unsure(settings: MaskSettings) -> MaskSettings:
-    """Settings of masks of indices."""
-    return replace(settings, unsure=IGNORE_INDEX if settings.unsure == "auto" else settings.unsure)
-
-
-def _of_labels(settings: MaskSettings) -> MaskSettings:
-    """Settings whose label map names the classes."""
-    assert settings.labels is not None
-    for name, value in (("unsure", settings.unsure), ("classes", settings.num_classes)):
-        if value not in ("auto", None):
-            raise InputError(f"{name}: goes without --labels, which says what every value is")
-    assert settings.coding is not None
-    _, written = settings.coding
-    if len(written) < 2:
-        raise InputError(f"--labels: got {settings.labels}, must name at least two classes")
-    return replace(settings, unsure=None, num_classes=len(written))
-
-
-def _of_colours(settings: MaskSettings, codes: set[int], folder: Path) -> MaskSettings:
-    """Settings of masks of which each colour is a class."""
-    unsure = value_code(settings.unsure) if isinstance(settings.unsure, int) else None
-    if not 2 <= len(codes - {unsure}) <= MAX_CLASSES:
-        raise InputError(
-            f"{folder}: the masks hold {len(codes - {unsure})} colours; must be 2..{MAX_CLASSES}, "
-            "each of a class; --labels says what colours are"
-        )
-    names = {describe_code(code).strip("'"): code for code in sorted(codes)}
-    labels: Labels = {name: IGNORE if code == unsure else name for name, code in names.items()}
-    return _of_labels(replace(settings, unsure=None, labels=labels))
