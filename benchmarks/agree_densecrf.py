@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import deepcrf_ext as dc
 from deepcrf_ext.data import read_image
+from deepcrf_ext.evaluation.predicted_folder import find_images
 from deepcrf_ext.ops.dense_crf_params import PRESETS
-from deepcrf_ext.predict import find_images
 
 CONTENDERS = {"deepcrf_ext": ours, "pydensecrf2": pydensecrf}
 SMALL_WIDTH = 80

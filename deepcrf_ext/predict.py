@@ -7,11 +7,9 @@ Python, `deepcrf_ext.evaluation.prediction.predict_image` does it; it can be imp
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +28,16 @@ from deepcrf_ext.cli.options import (
 from deepcrf_ext.cli.running import EXIT_INPUT, run_command
 from deepcrf_ext.cli.view_options import add_view_options, views_of
 from deepcrf_ext.data import read_image, write_labels
-from deepcrf_ext.data.file_patterns import visible, walk
-from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.predicted_folder import PredictedFolder, find_images
 from deepcrf_ext.evaluation.prediction import named_variant, predict_image, side_in_memory
+from deepcrf_ext.evaluation.views import Views
+from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.pictures.labels import legend, overlay, write_picture
 from deepcrf_ext.progress import progress
 from deepcrf_ext.records.checkpoint import checkpoint_digest, load_model
-from deepcrf_ext.records.result_folder import ResultFolder, Task
 from deepcrf_ext.whole_files import write_whole
 
 _DESCRIPTION = """Segment images with a trained model.
@@ -54,129 +52,6 @@ images that are new or have changed since, and passes over the others; --overwri
 A folder stands for the images in it; where it holds none, for those in its sub-folders, whose
 results go to sub-folders of the same names. An image that cannot be read is reported and left out;
 the exit code is then 1, or 2 if none could be read."""
-
-
-def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
-    """The image files that the arguments name, each once, with the sub-folders they are from.
-
-    A folder stands for the images in it; where it holds none, for those in its sub-folders. Hidden
-    files and the results of an earlier run in `output` are none of them. Raises InputError for a
-    path that does not exist and for a folder without images.
-    """
-    results = _earlier_results(output)
-
-    def is_image(path: Path) -> bool:
-        real = path.resolve()
-        return path.suffix.lower() in IMAGE_SUFFIXES and not results & {real, *real.parents}
-
-    found: dict[Path, str] = {}
-    seen: set[Path] = set()
-    for path in inputs:
-        if path.is_dir():
-            own = (p for p in visible(path) if not p.is_dir())
-            files = list(filter(is_image, own)) or list(filter(is_image, walk(path)))
-            if not files:
-                raise InputError(
-                    f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
-                )
-        elif path.exists():
-            files = [path]
-        else:
-            raise InputError(f"{path}: no such file or folder")
-        for file in files:
-            place = file.parent.resolve() / file.name  # two links to a file are two images
-            if place not in seen:
-                seen.add(place)
-                folder = file.parent.relative_to(path) if path.is_dir() else Path()
-                found[file] = folder.as_posix()
-    return found
-
-
-def _earlier_results(output: Path | None) -> set[Path]:
-    """The folders and the legend that an earlier run wrote into a folder; none if none did."""
-    if output is None or not all((output / name).is_dir() for name in ("labels", "overlays")):
-        return set()
-    names = ("labels", "overlays", "marginals", "legend.png")
-    return {(output / name).resolve() for name in names}
-
-
-def output_names(images: Sequence[Path], kept: Mapping[Path, str] | None = None) -> list[str]:
-    """A distinct name for each image: the one it has in `kept`; else its stem; its whole name where
-    stems are the same (`a.jpg`, `a.png`); with a number behind where even those are (`x/a.jpg`,
-    `y/a.jpg`). Case is ignored."""
-    kept = kept or {}
-    stems = Counter(path.stem.casefold() for path in images)
-    taken = {name.casefold() for name in kept.values()}
-    free = {stem for stem, count in stems.items() if count == 1} - taken
-    taken |= free
-    names: list[str] = []
-    for path in images:
-        name, number = path.stem, 1
-        if path in kept:
-            name = kept[path]
-        elif path.stem.casefold() not in free:
-            name = path.name
-            while name.casefold() in taken:
-                number += 1
-                name = f"{path.name}-{number}"
-            taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """Where the results of one image go."""
-
-    name: str
-    labels: Path
-    overlay: Path
-    marginals: Path
-
-
-def _plan(
-    images: Mapping[Path, str], output: Path, earlier: Mapping[str, str]
-) -> dict[Path, _Targets]:
-    """The files to write for each image, which `find_images` found, under the name that it has of
-    an `earlier` run in the same sub-folder, where it has one (`ResultFolder.names`)."""
-    names: dict[Path, str] = {}
-    for below in dict.fromkeys(images.values()):
-        paths = [path for path, folder in images.items() if folder == below]
-        known = {path: Path(earlier.get(str(path.resolve()), "")) for path in paths}
-        kept = {p: n.name for p, n in known.items() if n.name and n.parent == Path(below)}
-        prefix = "" if below == "." else f"{below}/"
-        found = zip(paths, output_names(paths, kept), strict=True)
-        names |= {path: prefix + name for path, name in found}
-    return {
-        path: _Targets(
-            name,
-            output / "labels" / f"{name}.png",
-            output / "overlays" / f"{name}.png",
-            output / "marginals" / f"{name}.npz",
-        )
-        for path, name in names.items()
-    }
-
-
-def _begin(
-    targets: Mapping[Path, _Targets],
-    folder: ResultFolder,
-    settings: Mapping[str, Any],
-    marginals: bool,
-    overwrite: bool,
-) -> dict[Path, _Targets]:
-    """Notes the run in the output folder; the images that are still to be done.
-
-    Raises InputError where something is there that must not be replaced.
-    """
-    tasks = []
-    for path, target in targets.items():
-        results = [target.labels, target.overlay, *([target.marginals] if marginals else ())]
-        tasks.append(Task(target.name, (path,), tuple(results)))
-    names = {task.name for task in folder.begin(tasks, settings, overwrite)}
-    for parent in {path.parent for task in tasks for path in task.results}:
-        parent.mkdir(parents=True, exist_ok=True)
-    return {path: target for path, target in targets.items() if target.name in names}
 
 
 def _legend(
@@ -246,6 +121,31 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _views_in_memory(
+    model: DeepCRF,
+    variant: Variant,
+    views: Views,
+    path: Path,
+    size: tuple[int, int],
+    gigabytes: float,
+) -> Views:
+    """The views of an image of this (height, width), smaller, which is told, where its graphs would
+    take more memory."""
+    if views.max_size is None or views.window is not None:
+        return views
+    wanted = min(views.max_size, max(size))
+    side = side_in_memory(
+        model, variant, size, wanted, int(1e9 * gigabytes / max(views.scales) ** 4)
+    )
+    if side < wanted:
+        tqdm.write(
+            f"{path}: seen by the networks at {side} instead of {wanted} pixels a side, so that "
+            f"its graphs fit in {gigabytes:g} GB (--memory)",
+            file=sys.stderr,
+        )
+    return replace(views, max_size=side)
+
+
 def _run(argv: Sequence[str]) -> int:
     arguments = parsing.parse(_parser(), argv)
     views = views_of(arguments)
@@ -264,9 +164,8 @@ def _run(argv: Sequence[str]) -> int:
     output: Path = arguments.output
     classes, palette = metadata["classes"], np.array(metadata["palette"], np.uint8)
     colours = _legend(output / "legend.png", classes, palette, arguments.overwrite, images)
-    folder = ResultFolder(output, "predict.json")
-    targets = _plan(images, output, folder.names())
-    todo = _begin(targets, folder, settings, arguments.marginals, arguments.overwrite)
+    folder = PredictedFolder(output, arguments.marginals)
+    todo = folder.begin(images, settings, arguments.overwrite)
     write_picture(output / "legend.png", colours)
     memory = int(1e9 * arguments.memory)
     failed = 0
@@ -278,19 +177,7 @@ def _run(argv: Sequence[str]) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        seen = views
-        if views.max_size is not None and views.window is None:
-            wanted = min(views.max_size, max(image.shape[:2]))
-            max_size = side_in_memory(
-                model, variant, image.shape[:2], wanted, int(memory / max(views.scales) ** 4)
-            )
-            if max_size < wanted:
-                tqdm.write(
-                    f"{path}: seen by the networks at {max_size} instead of {wanted} pixels a "
-                    f"side, so that its graphs fit in {arguments.memory:g} GB (--memory)",
-                    file=sys.stderr,
-                )
-            seen = replace(views, max_size=max_size)
+        seen = _views_in_memory(model, variant, views, path, image.shape[:2], arguments.memory)
         try:
             prediction = predict_image(
                 model, image, variant, None, config.amp, dense_crf, memory, seen

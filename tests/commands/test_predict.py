@@ -14,9 +14,10 @@ from PIL import Image
 from tiny_run import write_run
 
 from deepcrf_ext.data import read_image, read_labels
+from deepcrf_ext.evaluation.predicted_folder import find_images, output_names
 from deepcrf_ext.evaluation.prediction import predict_image, upsample_labels
 from deepcrf_ext.evaluation.views import Views
-from deepcrf_ext.predict import find_images, main, output_names
+from deepcrf_ext.predict import main
 from deepcrf_ext.records.checkpoint import load_model
 
 

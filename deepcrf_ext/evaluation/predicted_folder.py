@@ -1,0 +1,143 @@
+"""The images that are predicted together, and the folder of what becomes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcrf_ext.data.file_patterns import visible, walk
+from deepcrf_ext.data.images import IMAGE_SUFFIXES
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.result_folder import ResultFolder, Task
+
+
+def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
+    """The image files that the arguments name, each once, with the sub-folders they are from.
+
+    A folder stands for the images in it; where it holds none, for those in its sub-folders. Hidden
+    files and the results of an earlier run in `output` are none of them. Raises InputError for a
+    path that does not exist and for a folder without images.
+    """
+    results = _earlier_results(output)
+
+    def is_image(path: Path) -> bool:
+        real = path.resolve()
+        return path.suffix.lower() in IMAGE_SUFFIXES and not results & {real, *real.parents}
+
+    found: dict[Path, str] = {}
+    seen: set[Path] = set()
+    for path in inputs:
+        if path.is_dir():
+            own = (p for p in visible(path) if not p.is_dir())
+            files = list(filter(is_image, own)) or list(filter(is_image, walk(path)))
+            if not files:
+                raise InputError(
+                    f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
+                )
+        elif path.exists():
+            files = [path]
+        else:
+            raise InputError(f"{path}: no such file or folder")
+        for file in files:
+            place = file.parent.resolve() / file.name  # two links to a file are two images
+            if place not in seen:
+                seen.add(place)
+                folder = file.parent.relative_to(path) if path.is_dir() else Path()
+                found[file] = folder.as_posix()
+    return found
+
+
+def _earlier_results(output: Path | None) -> set[Path]:
+    """The folders and the legend that an earlier run wrote into a folder; none if none did."""
+    if output is None or not all((output / name).is_dir() for name in ("labels", "overlays")):
+        return set()
+    names = ("labels", "overlays", "marginals", "legend.png")
+    return {(output / name).resolve() for name in names}
+
+
+def output_names(images: Sequence[Path], kept: Mapping[Path, str] | None = None) -> list[str]:
+    """A distinct name for each image: the one it has in `kept`; else its stem; its whole name where
+    stems are the same (`a.jpg`, `a.png`); with a number behind where even those are (`x/a.jpg`,
+    `y/a.jpg`). Case is ignored."""
+    kept = kept or {}
+    stems = Counter(path.stem.casefold() for path in images)
+    taken = {name.casefold() for name in kept.values()}
+    free = {stem for stem, count in stems.items() if count == 1} - taken
+    taken |= free
+    names: list[str] = []
+    for path in images:
+        name, number = path.stem, 1
+        if path in kept:
+            name = kept[path]
+        elif path.stem.casefold() not in free:
+            name = path.name
+            while name.casefold() in taken:
+                number += 1
+                name = f"{path.name}-{number}"
+            taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where the results of one image go. name: of the image in the folder."""
+
+    name: str
+    labels: Path
+    overlay: Path
+    marginals: Path
+
+
+@dataclass(frozen=True)
+class PredictedFolder:
+    """Where predictions go: labels/NAME.png, overlays/NAME.png and, where they are wanted,
+    marginals/NAME.npz."""
+
+    path: Path
+    marginals: bool
+
+    def begin(
+        self, images: Mapping[Path, str], settings: Mapping[str, Any], overwrite: bool
+    ) -> dict[Path, Targets]:
+        """Notes a run in the folder; the images, as of `find_images`, that are still to be done.
+
+        Raises InputError where something is there that must not be replaced.
+        """
+        folder = ResultFolder(self.path, "predict.json")
+        targets = {
+            path: self._targets(name) for path, name in _names(images, folder.names()).items()
+        }
+        tasks = []
+        for path, target in targets.items():
+            results = [target.labels, target.overlay, *([target.marginals] * self.marginals)]
+            tasks.append(Task(target.name, (path,), tuple(results)))
+        todo = {task.name for task in folder.begin(tasks, settings, overwrite)}
+        for parent in {result.parent for task in tasks for result in task.results}:
+            parent.mkdir(parents=True, exist_ok=True)
+        return {path: target for path, target in targets.items() if target.name in todo}
+
+    def _targets(self, name: str) -> Targets:
+        return Targets(
+            name,
+            self.path / "labels" / f"{name}.png",
+            self.path / "overlays" / f"{name}.png",
+            self.path / "marginals" / f"{name}.npz",
+        )
+
+
+def _names(images: Mapping[Path, str], earlier: Mapping[str, str]) -> dict[Path, str]:
+    """The name of each image, with its sub-folder: that of an `earlier` run in the same sub-folder,
+    where it has one (`ResultFolder.names`)."""
+    names: dict[Path, str] = {}
+    for below in dict.fromkeys(images.values()):
+        paths = [path for path, folder in images.items() if folder == below]
+        known = {path: Path(earlier.get(str(path.resolve()), "")) for path in paths}
+        kept = {p: n.name for p, n in known.items() if n.name and n.parent == Path(below)}
+        prefix = "" if below == "." else f"{below}/"
+        found = zip(paths, output_names(paths, kept), strict=True)
+        names |= {path: prefix + name for path, name in found}
+    return names
