@@ -169,12 +169,9 @@ class DenseCRF(nn.Module):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         sizes = {"K": self.num_classes}
-        if isinstance(logits, Tensor) and logits.dim() > 2:
-            sizes["B"] = logits.shape[0]  # may be 0
         check_spatial("logits", logits, "B K", sizes)
         check_floating("logits", logits)
-        axes = {key: value for key, value in sizes.items() if key == "B"}
-        check_spatial("image", image, "B C", axes)
+        check_spatial("image", image, "B C", {"B": sizes["B"]})
         if image.dim() != logits.dim():
             raise ValueError(
                 f"image: got {image.dim() - 2} spatial axes, must be {logits.dim() - 2} as logits"

@@ -18,8 +18,6 @@ _warned: set[str] = set()
 
 def check_image_tensor(image: Any, sizes: dict[str, int]) -> None:
     """Check images [B, C, *S], uint8 or floating point, B >= 0."""
-    if isinstance(image, Tensor) and image.dim() > 0:
-        sizes.setdefault("B", image.shape[0])  # may be 0
     check_spatial("image", image, "B C", sizes)
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")

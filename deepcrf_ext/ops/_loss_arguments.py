@@ -17,8 +17,6 @@ def checked_segmentation(probabilities: Any, image: Any, mask: Any) -> Tensor | 
     The mask may be None, [B, *S] or [B, 1, *S], of any real dtype. B may be 0.
     """
     sizes: dict[str, int] = {}
-    if isinstance(probabilities, Tensor) and probabilities.dim() > 0:
-        sizes["B"] = probabilities.shape[0]
     check_spatial("probabilities", probabilities, "B K", sizes)
     check_floating("probabilities", probabilities)
     check_image_tensor(image, sizes)

@@ -82,7 +82,10 @@ SPATIAL_LETTERS = {1: "W", 2: "H W", 3: "D H W"}
 
 
 def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) -> None:
-    """As `check_tensor`, of the letters `leading` and one to three spatial axes behind them."""
+    """As `check_tensor`, of the letters `leading` and one to three spatial axes behind them.
+
+    The first letter is the batch, which may be empty.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
     known = [letters for letters in SPATIAL_LETTERS.values() if letters.split()[0] in sizes]
@@ -93,6 +96,8 @@ def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) ->
             f"{name}: got shape {list(value.shape)}, must be [{', '.join(leading.split())}, *S], "
             "S of one to three spatial axes"
         )
+    if value.dim() > 0:
+        sizes.setdefault(leading.split()[0], value.shape[0])
     check_tensor(name, value, f"{leading} {letters}", sizes)
 
 

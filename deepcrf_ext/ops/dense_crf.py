@@ -147,8 +147,6 @@ def _problems(
 def check_dense_crf(unary: Any, image: Any, params: Any, iterations: Any) -> None:
     """Check the arguments of `dense_crf`."""
     sizes: dict[str, int] = {}
-    if isinstance(unary, Tensor) and unary.dim() > 0:
-        sizes["B"] = unary.shape[0]  # may be 0
     check_spatial("unary", unary, "B K", sizes)
     check_floating("unary", unary)
     if not isinstance(params, DenseCRFParams):

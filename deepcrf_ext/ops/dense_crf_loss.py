@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
@@ -78,14 +77,13 @@ def dense_crf_loss(
     else:
         check_lattices(lattices, image, sxy, srgb)
         bilateral = lattices.bilateral
-    with torch.autocast(probabilities.device.type, enabled=False):
-        values = probabilities.to(accumulate_dtype(probabilities.dtype))
-        if mask is not None:
-            values = values * mask[:, None].to(values.dtype)
-        total = values[:0].sum()  # 0, with a gradient even where there is no image
-        for one, lattice in zip(values, bilateral, strict=True):
-            total = total + _likeness(one.movedim(0, -1), lattice)
-        loss = -total / num_pixels(probabilities)
+    values = probabilities.to(accumulate_dtype(probabilities.dtype))
+    if mask is not None:
+        values = values * mask[:, None].to(values.dtype)
+    total = values[:0].sum()  # 0, with a gradient even where there is no image
+    for one, lattice in zip(values, bilateral, strict=True):
+        total = total + _likeness(one.movedim(0, -1), lattice)
+    loss = -total / num_pixels(probabilities)
     return loss.to(result_dtype(probabilities.dtype, probabilities.device))
 
 

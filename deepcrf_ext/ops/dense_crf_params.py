@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
 from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial, check_tensor
 
@@ -123,7 +124,7 @@ class DenseCRFParams:
         Raises:
             ValueError: there is no preset of this name.
         """
-        if name not in PRESETS:
+        if name not in tuple(PRESETS):
             raise ValueError(f"name: got {name!r}, must be one of {', '.join(PRESETS)}")
         return PRESETS[name]
 
@@ -157,9 +158,11 @@ def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Te
         got = type(probabilities).__name__
         raise TypeError(f"probabilities: got {got}, must be a torch.Tensor")
     check_floating("probabilities", probabilities)
+    minimum = checked_number("minimum", minimum)
     if not 0 < minimum <= 1:
         raise ValueError(f"minimum: got {minimum}, must lie in (0, 1]")
-    return probabilities.clamp(minimum, 1).log().neg_()
+    wide = probabilities.to(accumulate_dtype(probabilities.dtype))  # float16 has no 1e-9
+    return wide.clamp(minimum, 1).log().neg_().to(probabilities.dtype)
 
 
 def unary_from_labels(
@@ -186,6 +189,8 @@ def unary_from_labels(
     confidence = checked_number("confidence", confidence)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}, must lie in (0, 1)")
+    if unsure is not None:
+        unsure = checked_int("unsure", unsure)
     labels = labels.to(torch.int64)
     known = torch.ones_like(labels, dtype=torch.bool) if unsure is None else labels != unsure
     bad = known & ((labels < 0) | (labels >= num_labels))

@@ -204,6 +204,17 @@ def _sized_arrays(
     )
 
 
+def _cpu_lattice(features: Tensor) -> list[Tensor]:
+    native = _backend.native()
+    num_threads, stream = _backend.launch_args(features)
+    vertices, weights = _position_arrays(features)
+    points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
+    sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)
+    block_offsets, entry_points, point_offsets, point_entries, neighbours = sized
+    points.copy_to(block_offsets, entry_points, point_offsets, point_entries, neighbours.flatten())
+    return [vertices, weights, *sized]
+
+
 def _fake_lattice(features: Tensor) -> list[Tensor]:
     context = torch.library.get_ctx()
     if _backend.uses_cuda_kernels(features):
@@ -217,16 +228,9 @@ def _fake_lattice(features: Tensor) -> list[Tensor]:
 def permutohedral_lattice(features: Tensor) -> list[Tensor]:
     """The lattice of features float32 [d, N], as the arrays of csrc/ops/permutohedral.h: those of
     cpu::PermutohedralLattice or of cuda::PermutohedralLattice."""
-    if _backend.uses_cuda_kernels(features):
-        return _cuda_lattice(features)
-    native = _backend.native()
-    num_threads, stream = _backend.launch_args(features)
-    vertices, weights = _position_arrays(features)
-    points = native.permutohedral_lattice(features, vertices, weights, num_threads, stream)
-    sized = _sized_arrays(features, points.num_points, points.num_entries, points.num_block_offsets)
-    block_offsets, entry_points, point_offsets, point_entries, neighbours = sized
-    points.copy_to(block_offsets, entry_points, point_offsets, point_entries, neighbours.flatten())
-    return [vertices, weights, *sized]
+    with torch.inference_mode(False):  # training may use it next
+        cuda = _backend.uses_cuda_kernels(features)
+        return _cuda_lattice(features) if cuda else _cpu_lattice(features)
 
 
 def _fake_apply(

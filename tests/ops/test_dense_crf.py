@@ -24,6 +24,7 @@ from deepcrf_ext import (
 )
 from deepcrf_ext.ops.dense_crf import DenseKernel, dense_crf_marginals
 from deepcrf_ext.ops.dense_crf_params import NORMALISATIONS, PRESETS, Normalisation
+from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 SMALL = DenseCRFParams(bilateral_sxy=20)
 
@@ -99,6 +100,8 @@ def test_compatibility_matrix(target: Target) -> None:
     order = torch.tensor([2, 0, 3, 1])
     result = run(unary, image, replace(SMALL, compatibility=uneven), 3)
     assert_close(result, reference.dense_crf(unary, image, replace(SMALL, compatibility=uneven), 3))
+    transposed = replace(SMALL, compatibility=uneven.t().contiguous().t())
+    assert_close(run(unary, image, transposed, 3), result)
     permuted = replace(SMALL, compatibility=uneven[order][:, order])
     assert_close(run(unary[:, order], image, permuted, 3), result[:, order])
 
@@ -161,6 +164,19 @@ def test_lattices_are_reused(operator_target: Target) -> None:
         dense_crf(unary, image, DenseCRFParams(), 3, lattices)
     with pytest.raises(TypeError, match="lattices: got int, must be a DenseCRFLattices"):
         dense_crf(unary, image, SMALL, 3, 3)  # type: ignore[arg-type]
+
+
+def test_lattices_of_inference_mode_can_be_trained_with() -> None:
+    unary, image = scene(7, 9, 4)
+    wanted = torch.autograd.grad(dense_crf(leaf := unary.requires_grad_(), image).log().sum(), leaf)
+    with torch.inference_mode():
+        lattices = DenseCRFLattices.build(image, DenseCRFParams())
+        lattice = PermutohedralLattice(torch.rand(6, 3))
+    result = dense_crf(unary, image, lattices=lattices)
+    assert torch.equal(torch.autograd.grad(result.log().sum(), unary)[0], wanted[0])
+    values = torch.rand(6, 2, requires_grad=True)
+    lattice.filter(values).sum().backward()
+    assert values.grad is not None
 
 
 def test_threads_do_not_change_a_bit() -> None:
@@ -239,11 +255,12 @@ def test_energies_without_a_softmax(bad: float, with_gradient: bool) -> None:
         dense_crf(unary.requires_grad_(with_gradient), image)
 
 
-def test_energies_that_forbid_everything() -> None:
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_energies_that_forbid_everything(with_gradient: bool) -> None:
     unary, image = scene(6, 8, 3)
     unary[0, :, 2, 3] = torch.inf
     with pytest.raises(ValueError, match="no finite energy"):
-        dense_crf(unary, image)
+        dense_crf(unary.requires_grad_(with_gradient), image)
 
 
 def test_images_that_cannot_be_used() -> None:
@@ -267,6 +284,7 @@ def test_images_that_cannot_be_used() -> None:
         (TypeError, {"bilateral_sxy": "80"}),
         (ValueError, {"gaussian_weight": float("nan")}),
         (TypeError, {"bilateral_weight": None}),
+        (TypeError, {"bilateral_weight": torch.tensor(10)}),
         (ValueError, {"gaussian_weight": torch.zeros(2)}),
         (ValueError, {"bilateral_weight": torch.tensor(torch.nan)}),
         (ValueError, {"compatibility": torch.tensor([[0.0, torch.inf], [1.0, 0.0]])}),
@@ -278,9 +296,17 @@ def test_bad_parameters(error: type[Exception], change: dict[str, Any]) -> None:
         DenseCRFParams(**change)
 
 
-def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="pydensecrf, convcrf, deeplab"):
-        DenseCRFParams.preset("densenet")
+def test_presets_are_the_published_numbers() -> None:
+    deeplab = DenseCRFParams.preset("deeplab")
+    assert (deeplab.gaussian_sxy, deeplab.gaussian_weight) == (1, 3)
+    assert (deeplab.bilateral_sxy, deeplab.bilateral_srgb, deeplab.bilateral_weight) == (67, 3, 4)
+    assert DenseCRFParams.preset("pydensecrf") == DenseCRFParams(3, 3, 80, 13, 10)
+
+
+@pytest.mark.parametrize("name", ["densenet", None, ["deeplab"]])
+def test_unknown_preset(name: Any) -> None:
+    with pytest.raises(ValueError, match="name: got .* pydensecrf, convcrf, deeplab"):
+        DenseCRFParams.preset(name)
 
 
 def test_unary_from_probabilities() -> None:
@@ -291,6 +317,16 @@ def test_unary_from_probabilities() -> None:
     for minimum in (0.0, 1.5):
         with pytest.raises(ValueError, match="minimum"):
             unary_from_probabilities(probabilities, minimum)
+    with pytest.raises(TypeError, match="minimum: got str, must be a number"):
+        unary_from_probabilities(probabilities, "1e-5")  # type: ignore[arg-type]
+
+
+def test_unary_from_probabilities_of_half_precision() -> None:
+    """Also with a minimum that float16 rounds to 0."""
+    probabilities = torch.tensor([0.0, 0.2, 1.0], dtype=torch.float16)
+    energies = unary_from_probabilities(probabilities, 1e-9)
+    wanted = torch.tensor([1e-9, 0.2, 1.0]).log().neg().half()
+    torch.testing.assert_close(energies, wanted)
 
 
 def test_unary_from_labels() -> None:
@@ -310,6 +346,15 @@ def test_unary_from_labels() -> None:
             unary_from_labels(labels, 3, confidence)
     with pytest.raises(ValueError, match="num_labels"):
         unary_from_labels(labels * 0, 1, 0.7)
+    for unsure in (9.0, "9", True):
+        with pytest.raises(TypeError, match="unsure: got .*, must be an int"):
+            unary_from_labels(labels, 3, 0.7, unsure)  # type: ignore[arg-type]
+    assert unary_from_labels(labels[:0], 3, 0.7).shape == (0, 3, 2, 2)
+    for bad in (labels.tolist(), labels.float(), labels.cfloat(), labels == 0):
+        with pytest.raises(TypeError, match="labels: got .*, must be a"):
+            unary_from_labels(bad, 3, 0.7)
+    with pytest.raises(ValueError, match=r"labels: got shape \[2\], must be"):
+        unary_from_labels(labels[0, 0], 3, 0.7)
 
 
 def test_fused_operator_passes_opcheck(operator_target: Target) -> None:

@@ -315,6 +315,7 @@ def test_errors_name_the_argument(
         ({"sxy": 1e-6}, r"^sxy, srgb: .*widen the kernel"),
         ({"image": torch.ones(1, 254, 4, 5)}, "^image: got 254 channels, must be at most 253"),
         ({"srgb": torch.tensor(9.0, device="meta")}, "^srgb: got device meta"),
+        ({"mask": torch.ones(1, 4, 5, device="meta")}, "^mask: got device meta, must be cpu as"),
     ],
 )
 def test_errors_speak_of_the_loss(changes: dict[str, Any], message: str) -> None:

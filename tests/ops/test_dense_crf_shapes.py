@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -219,6 +221,12 @@ def test_lattices_are_those_of_the_widths() -> None:
             dense_crf(unary, image, DenseCRFParams(2, 1.0, (4, 5), 25, 2.0), 2, lattices)
         with pytest.raises(ValueError, match="lattices: got those of"):
             dense_crf(unary.mT, image.mT, params, 2, lattices)
+    fixed = DenseCRFLattices.build(image, PARAMS)
+    for width, fits in ((4.0, True), (5.0, False), ([4.0, 4.0], False)):
+        double = torch.tensor(width, dtype=torch.float64, requires_grad=True)
+        params = replace(PARAMS, bilateral_sxy=double)
+        with nullcontext() if fits else pytest.raises(ValueError, match="lattices: got those of"):
+            dense_crf(unary, image, params, 2, fixed)
 
 
 def warnings_of(image: Tensor, params: DenseCRFParams = PARAMS) -> list[str]:

@@ -311,6 +311,9 @@ def test_errors_name_the_argument(target: Target) -> None:
         function(values, features[0])
     with pytest.raises(ValueError, match="values: got shape"):
         function(values[:4], features)
+    lattice = PermutohedralLattice(features)
+    with pytest.raises(ValueError, match="values: got shape"):
+        lattice.filter(values[:4])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e9])
