@@ -119,7 +119,7 @@ def _home_expanded(value: Any) -> Any:
 
 
 def parse_first(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """`parse_values` to find what sets other defaults, which --help and --print-config print."""
+    """`parse_values` for the options that choose defaults; --help and --print-config come later."""
     wants_help = [word for word in argv if word in ("-h", "--help")]
     required = [action for action in parser._actions if action.required and wants_help]
     for action in required:
@@ -186,10 +186,10 @@ def _spell_with_dashes(parser: ArgumentParser) -> set[str]:
 
 
 def _respell(word: str, options: Set[str]) -> str:
-    """A word of a command line; the name of an option, or of one that it is a part of, in dashes.
+    """A word of a command line; if it begins with the name of an option, that is in dashes.
 
-    --model.relations.above_below.step 2 is about a part of --model.relations whose name is as it
-    is.
+    What follows keeps its spelling: of --model.relations.above_below.step only --model.relations is
+    an option.
     """
     if not word.startswith("--"):
         return word

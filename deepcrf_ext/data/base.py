@@ -130,7 +130,7 @@ class FileDataset(SegmentationDataset):
 
     @property
     def coding(self) -> str:
-        """What the labels of a file depend on beside the file itself, as text."""
+        """How labels are read, as text: what they depend on beside their file."""
         return f"{type(self).__name__} {self.num_classes}"
 
     def read(self, file: LabelledFile) -> Sample:

@@ -121,9 +121,9 @@ def _stamp(file: LabelledFile) -> Stamp | None:
 
 
 class _Memory:
-    """Good files of earlier calls, in a file for each way to read labels.
+    """The reports of good files from earlier calls, in one file for each way to read labels.
 
-    A memory that cannot be read or written is one that remembers nothing.
+    Where that file cannot be read or written, nothing is remembered.
     """
 
     def __init__(self, coding: str) -> None:

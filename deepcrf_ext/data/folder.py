@@ -93,7 +93,7 @@ class FolderDataset(FileDataset):
 
     @property
     def coding(self) -> str:
-        """What the labels of a file depend on beside the file itself, as text."""
+        """How labels are read, as text: what they depend on beside their file."""
         return f"folder {self.palette_masks} {self.label_map}"
 
     def decode_labels(self, path: Path) -> np.ndarray:

@@ -228,7 +228,7 @@ class MaskProblem(Problem):
 
 
 class _Meter:
-    """Scores of labels; pixels that are unsure, labelled `num_classes`, count as missed."""
+    """Scores of labels. Pixels that are unsure, labelled `num_classes`, count as wrong."""
 
     def __init__(self, num_classes: int) -> None:
         self._regions = SegmentationMetrics(num_classes + 1)

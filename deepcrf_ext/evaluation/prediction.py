@@ -73,9 +73,7 @@ def label_pixels(
     truth: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Pixels:
-    """The labels of an image's pixels, after the dense CRF if the variant has one.
-
-    A dense CRF is that of `refine_parts`, as in `label_large`.
+    """The labels of an image's pixels, after a dense CRF (`refine_parts`) if the variant has one.
 
     marginals: float32 [K, h, w], the variant's on the node grid. image: RGB in 0..255, [3, H, W],
     uint8 or float32. dense_crf: settings of the dense CRF (default: those of `DenseCRFSettings`).
@@ -110,10 +108,10 @@ def label_large(
     dense_crf: DenseCRFSettings | None,
     memory: int,
 ) -> Tensor:
-    """The labels of the pixels of an image of any size, uint8 [H, W] on the CPU.
+    """The labels of `label_pixels` for an image of any size, uint8 [H, W] on the CPU.
 
-    As `label_pixels`, a part of the image at a time where it does not fit in the memory at once;
-    marginals of a dense CRF then differ by some hundredths near the borders of the parts.
+    An image that does not fit into the memory is done in parts. The marginals of a dense CRF then
+    differ by some hundredths near the borders of the parts.
 
     marginals: float32 [K, h, w], on the device to use. image: uint8 [3, H, W], on the CPU.
     dense_crf: None to upsample alone. memory: bytes to use, about, beside image and labels.

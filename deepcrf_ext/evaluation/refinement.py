@@ -66,7 +66,7 @@ class RefinedFolder:
         crf: DenseCRFSettings,
         overwrite: bool,
     ) -> list[MaskFiles]:
-        """Note the settings of the run; which of the files are still to be done.
+        """Records the run in the folder and returns the files that are still to be done.
 
         Raises InputError where a result would replace an input, and where results of other settings
         or files are here and not to be overwritten.
@@ -186,7 +186,7 @@ class Refinement:
     def _results(
         self, files: Sequence[MaskFiles], threads: ThreadPoolExecutor, scores: _BeforeAndAfter
     ) -> Iterator[str | None]:
-        """What became of each file, in the order of their ends; results are scored and written."""
+        """Scores and writes results; yields None or a problem for each file as it ends."""
         writing: deque[Future[None]] = deque()
         for refined in self._refined(files, threads):
             if isinstance(refined, str):
@@ -274,7 +274,7 @@ def _ahead(
 
 
 class _BeforeAndAfter:
-    """Scores of masks as they are and refined. What a mask leaves unsure is counted as missed."""
+    """Scores of masks before and after. Pixels that a mask leaves unsure count as wrong."""
 
     def __init__(self) -> None:
         self._metrics: tuple[SegmentationMetrics, SegmentationMetrics] | None = None

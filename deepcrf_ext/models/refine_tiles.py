@@ -44,7 +44,7 @@ def bytes_needed(num_pixels: int, num_classes: int) -> int:
 
 
 def energies_of(marginals: Tensor, size: tuple[int, int]) -> Energies:
-    """Those of marginals [K, h, w] of a grid over an image of a size, as `refine` takes them."""
+    """The unary energies that `refine` makes of marginals [K, h, w], for an image of (H, W)."""
     return lambda rows, columns: unary_from_probabilities(
         upsample_part(marginals, size, rows, columns)
     )

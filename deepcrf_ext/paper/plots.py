@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from deepcrf_ext.pictures.figures import save_figure
 
 _INK = "#010203"  # unlike any other colour in the plots: replaced by currentColor in a page
+_COLOURS = ("#3f7fd0", "#e0771a", "#2f9e63", "#b455b4", "#d0483f", "#7a7f87")
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         (
@@ -39,8 +41,8 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=_COLOURS),
 }
-_COLOURS = ("#3f7fd0", "#e0771a", "#2f9e63", "#b455b4", "#d0483f", "#7a7f87")
 _Floats = npt.NDArray[np.float64]
 
 
@@ -77,14 +79,14 @@ def curves_plot(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     window = max(1, len(steps) // 50)
-    for colour, name in zip(_cycle(), _names(steps, "loss"), strict=False):
+    for name in _names(steps, "loss"):
         points = [(line["step"], line["loss"][name]) for line in steps if name in line["loss"]]
         blocks = [points[i : i + window] for i in range(0, len(points), window)]
         means = [np.mean(block, axis=0) for block in blocks]
-        left.plot(*np.transpose(means), label=name, color=colour, linewidth=1.4)
-    for colour, name in zip(_cycle(), _names(checks, "mean_iou"), strict=False):
+        left.plot(*np.transpose(means), label=name, linewidth=1.4)
+    for name in _names(checks, "mean_iou"):
         points = [(c["step"], 100 * c["mean_iou"][name]) for c in checks if name in c["mean_iou"]]
-        right.plot(*np.transpose(points), marker="o", markersize=4, label=name, color=colour)
+        right.plot(*np.transpose(points), marker="o", markersize=4, label=name)
     left.set(title="training loss", xlabel="step", ylabel="negative log-likelihood")
     right.set(title="mean IoU while training", xlabel="step", ylabel="%")
     for axes in (left, right):
@@ -105,11 +107,9 @@ def gains_plot(gains: Mapping[str, _Floats], classes: Sequence[str], path: Path)
     axes: Axes = figure.subplots()
     places = np.arange(len(classes))
     thickness = 0.8 / max(len(gains), 1)
-    for index, (colour, (name, values)) in enumerate(zip(_cycle(), gains.items(), strict=False)):
+    for index, (name, values) in enumerate(gains.items()):
         offset = (index - (len(gains) - 1) / 2) * thickness
-        bars = axes.barh(
-            places + offset, np.nan_to_num(values), 0.92 * thickness, label=name, color=colour
-        )
+        bars = axes.barh(places + offset, np.nan_to_num(values), 0.92 * thickness, label=name)
         texts = ["absent" if np.isnan(value) else f"{value:+.1f}" for value in values]
         axes.bar_label(bars, texts, padding=3, fontsize=7, color=_INK)
     axes.axvline(0, color=_INK, linewidth=0.8)
@@ -121,10 +121,6 @@ def gains_plot(gains: Mapping[str, _Floats], classes: Sequence[str], path: Path)
     if gains:
         figure.legend(loc="outside upper center", ncols=len(gains), fontsize=9)
     save_figure(figure, path, metadata={"Date": None})
-
-
-def _cycle() -> list[str]:
-    return list(_COLOURS) * 8
 
 
 def _names(lines: Sequence[Mapping[str, Any]], key: str) -> list[str]:

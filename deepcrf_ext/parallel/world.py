@@ -107,7 +107,7 @@ class GradientSum:
         self._pending: list[tuple[list[Tensor], Tensor, distributed.Work]] = []
 
     def start(self, parameters: Iterable[Tensor]) -> None:
-        """Begins with the parameters whose gradient is there, and by now final."""
+        """Sends the gradients of these parameters, which must be final."""
         if self.world.size == 1:
             return
         bucket: list[Tensor] = []
@@ -123,7 +123,7 @@ class GradientSum:
             self._send(bucket)
 
     def finish(self, parameters: Iterable[Tensor]) -> None:
-        """Does what is left of all parameters of a step, and waits for the sums."""
+        """Sends all other gradients of a step, and waits for the sums."""
         self.start(parameters)
         for gradients, flat, work in self._pending:
             with _others_needed(self.world):

@@ -50,7 +50,7 @@ def provenance(
 
 
 def made_by(command: str, argv: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """The part of it that is the same for every command."""
+    """What every record says: command line, commit, versions, device and threads."""
     return {
         "command": shlex.join(["python", "-m", f"deepcrf_ext.{command}", *argv]),
         "commit": package_commit(),

@@ -19,7 +19,7 @@ _LOCKS: dict[Path, int] = {}  # of the folders that this process writes to, unti
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be made of some files. name: of it in the folder, unlike all others."""
+    """Results to make from some files. name: unique within the folder."""
 
     name: str
     sources: tuple[Path, ...]
@@ -50,8 +50,10 @@ class ResultFolder:
         self.path, self.record = path, path / record
 
     def names(self) -> dict[str, str]:
-        """What the results of an earlier run are called, by the path of the one file that they are
-        of; without files that have several."""
+        """The name of each result of an earlier run, by the path of the file that it was made from.
+
+        Left out are results of several files, and files with several results.
+        """
         noted: dict[str, list[str]] = self._former().get("sources", {})
         sources = Counter(place for places in noted.values() for place in places)
         return {of[0]: name for name, of in noted.items() if len(of) == 1 and sources[of[0]] == 1}
@@ -63,10 +65,11 @@ class ResultFolder:
         overwrite: bool,
         inputs: Iterable[Path] = (),
     ) -> list[Task]:
-        """Note a run; which of its tasks are still to be done.
+        """Records a run in the folder and returns the tasks that are still to be done.
 
-        settings: what the results depend on, plain values by name. overwrite: do all tasks again; a
-        run that does and is stopped goes on as any other. inputs: further files to leave alone.
+        settings: what the results depend on, plain values by name. overwrite: do all tasks again;
+        if such a run is stopped, the next one goes on where it was. inputs: further files that no
+        result may replace.
 
         Raises InputError where a result would replace an input, and where another process writes to
         the folder; and, unless these are to be overwritten, where the folder holds results of other
@@ -119,7 +122,7 @@ class ResultFolder:
             )
 
     def _former(self) -> dict[str, Any]:
-        """What was noted of the run that is here; empty where there is none."""
+        """The record of the earlier run; empty where there is none."""
         if not self.record.exists():
             return {}
         try:

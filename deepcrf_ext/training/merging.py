@@ -25,7 +25,7 @@ from deepcrf_ext.training.stages import plan_stages
 
 
 class _Run:
-    """A checkpoint as a model with its optimiser, and both by potential."""
+    """A checkpoint, read into a model and its optimiser."""
 
     def __init__(self, path: Path) -> None:
         self.path = find_checkpoint(path)
