@@ -142,7 +142,7 @@ PRESETS = {
 
 
 def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Tensor:
-    """Energies -log max(p, minimum).
+    """Energies -log p of probabilities, which are clipped to minimum..1.
 
     Args:
         probabilities: any shape, floating point.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from io import BytesIO
 
 import numpy as np
@@ -229,6 +230,8 @@ def test_logits_forbid_a_label_at_any_stride(size: tuple[int, int], trained: boo
 def test_numbers_of_normalisation_in_other_units_warn() -> None:
     with pytest.warns(UserWarning, match=r"mean, std: got numbers within 0\.\.1"):
         DenseCRF(3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    with pytest.warns(UserWarning, match=r"mean, std: got numbers within 0\.\.1"):
+        DenseCRF(3, std=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DenseCRF(3, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
@@ -252,6 +255,7 @@ def test_given_parameters() -> None:
         layer = DenseCRF(2, 2, params, learn)
         assert_close(layer(logits, image).detach().exp(), wanted)
         assert all(parameter is not matrix for parameter in layer.parameters())
+        assert_close(deepcopy(layer)(logits, image).detach().exp(), wanted)
     assert set(DenseCRF(2, 2, params, ()).state_dict()) == {"compatibility"}
 
 

@@ -111,9 +111,11 @@ def test_repr() -> None:
         (TypeError, "params: got dict", {"params": {}}),
         (ValueError, "params: got a compatibility of 2", {"params": TWO_LABELS}),
         (TypeError, "learn: got str", {"learn": "weights"}),
+        (TypeError, "learn: got int", {"learn": 5}),
         (ValueError, "learn: got 'weight', must be some of weights", {"learn": ("weight",)}),
         (TypeError, "mean: got 'a'", {"mean": "a"}),
         (TypeError, "mean: got bool", {"mean": [True]}),
+        (TypeError, r"mean: got \[\], must be a number or one", {"mean": []}),
         (ValueError, "std: got 0", {"std": (0.0, 1.0, 1.0)}),
     ],
 )  # fmt: skip

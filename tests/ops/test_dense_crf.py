@@ -265,6 +265,8 @@ def test_energies_that_forbid_everything(with_gradient: bool) -> None:
 
 def test_images_that_cannot_be_used() -> None:
     unary, image = scene(6, 8, 3)
+    with pytest.raises(ValueError, match="image: got device meta, must be cpu as unary"):
+        dense_crf(unary, image.to("meta"))
     with pytest.raises(TypeError, match="image: got dtype"):
         dense_crf(unary, image.long())
     floating = image.float()
@@ -310,7 +312,7 @@ def test_unknown_preset(name: Any) -> None:
 
 
 def test_unary_from_probabilities() -> None:
-    probabilities = torch.tensor([0.0, 0.25, 1.0])
+    probabilities = torch.tensor([0.0, 0.25, 1.5])
     wanted = torch.tensor([1e-5, 0.25, 1.0]).log().neg()
     assert_close(unary_from_probabilities(probabilities), wanted)
     assert torch.equal(unary_from_probabilities(probabilities, 1), torch.zeros(3))

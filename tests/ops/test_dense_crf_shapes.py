@@ -26,6 +26,8 @@ from deepcrf_ext import (
 )
 from deepcrf_ext.nn import DenseCRF
 from deepcrf_ext.ops import _image_checks, dense_crf_lattices
+from deepcrf_ext.ops._device_cache import DeviceCache
+from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
 
@@ -227,6 +229,36 @@ def test_lattices_are_those_of_the_widths() -> None:
         params = replace(PARAMS, bilateral_sxy=double)
         with nullcontext() if fits else pytest.raises(ValueError, match="lattices: got those of"):
             dense_crf(unary, image, params, 2, fixed)
+
+
+def test_learnt_widths_are_one_for_each_axis() -> None:
+    unary, image = scene(6, 8, 3)
+    params = DenseCRFParams(bilateral_sxy=torch.ones(3, requires_grad=True))
+    with pytest.raises(ValueError, match="bilateral_sxy: got 3 widths, must be one number or 2"):
+        dense_crf(unary, image, params)
+
+
+def test_a_width_that_has_changed_has_other_lattices() -> None:
+    unary, image = scene(6, 8, 3)
+    width = torch.tensor(4.0, requires_grad=True)
+    params = replace(PARAMS, bilateral_sxy=width)
+    lattices = DenseCRFLattices.build(image, params)
+    with torch.no_grad():
+        width.add_(1)  # as a step of an optimiser does
+    with pytest.raises(ValueError, match="lattices: got those of"):
+        dense_crf(unary, image, params, 2, lattices)
+
+
+def test_a_lattice_of_positions_that_fills_the_cache_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unary, image = scene(6, 8, 3)
+    wanted = dense_crf(unary, image, PARAMS, 2)
+    for max_bytes, kept in ((6 * 8 * 3 * 24, 1), (6 * 8 * 3 * 24 - 1, 0)):
+        cache = DeviceCache(max_bytes, PermutohedralLattice.kept_tensors)
+        monkeypatch.setattr(dense_crf_lattices, "_GAUSSIAN_LATTICES", cache)
+        assert torch.equal(dense_crf(unary, image, PARAMS, 2), wanted)
+        assert len(cache) == kept
 
 
 def warnings_of(image: Tensor, params: DenseCRFParams = PARAMS) -> list[str]:

@@ -311,6 +311,8 @@ def test_errors_name_the_argument(target: Target) -> None:
         function(values, features[0])
     with pytest.raises(ValueError, match="values: got shape"):
         function(values[:4], features)
+    with pytest.raises(ValueError, match="features: got shape"):
+        PermutohedralLattice(features[0])
     lattice = PermutohedralLattice(features)
     with pytest.raises(ValueError, match="values: got shape"):
         lattice.filter(values[:4])
