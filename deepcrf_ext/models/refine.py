@@ -114,12 +114,7 @@ def _parse(path: Path) -> Any:
         raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
 
 
-def refine(
-    marginals: Tensor,
-    image: Tensor,
-    settings: DenseCRFSettings | None = None,
-    lattices: DenseCRFLattices | None = None,
-) -> Tensor:
+def refine(marginals: Tensor, image: Tensor, settings: DenseCRFSettings | None = None) -> Tensor:
     """Marginals of pixels by a dense CRF, from marginals of nodes: the paper's last step.
 
     The unary energies are -log of the marginals, at least 1e-5, upsampled bilinearly.
@@ -128,7 +123,6 @@ def refine(
         marginals: float [B, K, h, w] on a grid over the whole image.
         image: RGB in 0..255, [B, 3, H, W], uint8 or floating point.
         settings: None for the defaults.
-        lattices: those of the image and the widths, where they are already built.
 
     Returns:
         [B, K, H, W] in the dtype of the marginals.
@@ -141,8 +135,7 @@ def refine(
     size = (image.shape[2], image.shape[3])
     upsampled = functional.interpolate(marginals, size, mode="bilinear", align_corners=False)
     unary = unary_from_probabilities(upsampled)
-    if lattices is None:
-        lattices = build_lattices(image, settings.params)
+    lattices = build_lattices(image, settings.params)
     return dense_crf(unary, image, settings.params, settings.iterations, lattices)
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from tiny_run import write_run
 
-from deepcrf_ext import DenseCRFLattices, DenseCRFParams, InputError
+from deepcrf_ext import DenseCRFParams, InputError
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
@@ -33,8 +33,6 @@ def test_marginals_of_pixels() -> None:
     assert result.shape == (2, 3, 21, 26)
     torch.testing.assert_close(result.sum(1), torch.ones(2, 21, 26))
     torch.testing.assert_close(refine(marginals, image.float()), result)
-    lattices = DenseCRFLattices.build(image, DenseCRFParams())
-    assert torch.equal(refine(marginals, image, lattices=lattices), result)
     settings = DenseCRFSettings(PRESETS["deeplab"], iterations=4)
     assert not torch.allclose(refine(marginals, image, settings), result, atol=0.01)
 
