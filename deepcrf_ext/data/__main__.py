@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +80,20 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
         print(f"contact sheet: {path}")
 
 
+def _refuse_untrainable(overview: Overview, wanted: Mapping[str, str]) -> None:
+    """Raises InputError for one class alone, and for a split of training, `wanted` by its kind,
+    without a label."""
+    classes = overview.dataset.classes
+    if len(classes) < 2:
+        raise InputError(
+            f"data.classes: {classes[0]} is the only one; training takes at least two, such as "
+            f"background and {classes[0]}"
+        )
+    for kind, split in wanted.items():
+        if split == overview.split and not overview.pixels[: len(classes)].any():
+            raise InputError(f"data.{kind}_split: no pixel of {split} has a label, all are ignored")
+
+
 def _run(argv: Sequence[str]) -> None:
     arguments = parsing.parse(_parser(), argv)
     source: DataConfig = replace(arguments.data, root=arguments.root)
@@ -131,6 +145,8 @@ def _run(argv: Sequence[str]) -> None:
             f'data.classes: not given; give --data.labels "{{{named}}}", or --data.classes where '
             "the values are indices"
         )
+    for overview in overviews:
+        _refuse_untrainable(overview, wanted)
     if splits == ["all"] and not arguments.splits:
         option = "images" if source.split_file is None else "split_file"
         raise InputError(

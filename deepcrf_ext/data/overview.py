@@ -127,16 +127,21 @@ def _read_items(dataset: SegmentationDataset, progress: Progress | None) -> list
 def values_as_classes(source: Source, splits: Sequence[str]) -> Source:
     """Of a folder whose classes are not told: each value or colour in its masks as a class.
 
-    Raises InputError where there are more than can be a coding.
+    Splits that cannot be opened are passed over, unless that is all of them. Raises InputError
+    then, and where there are more values than can be a coding.
     """
     assert source.root is not None
     root = home_expanded(source.root)
-    paths = [
-        file.labels
-        for split in splits
-        for file in pair_files(root, split, source).files
-        if file.labels is not None
-    ]
+    files: list[LabelledFile] = []
+    reasons: list[InputError] = []
+    for split in splits:
+        try:
+            files += pair_files(root, split, source).files
+        except InputError as error:
+            reasons.append(error)
+    if len(reasons) == len(splits):
+        raise reasons[0]
+    paths = [file.labels for file in files if file.labels is not None]
     codes: set[int] = set()
     with ThreadPoolExecutor() as threads:
         for found in threads.map(lambda path: _codes(path, source), paths):

@@ -46,7 +46,14 @@ def pair_files(root: Path, split: str, source: DataSource) -> Pairing:
     for option, pattern, files in (("images", images, found), ("masks", masks, found_masks)):
         if not files.files:
             folder = pattern.folder(root, split)
-            problem = f"holds no {option}" if folder.is_dir() else "does not exist"
+            problem = "does not exist"
+            if folder.is_dir():
+                kinds = Counter(
+                    "".join(path.suffixes[-2 if path.suffix == ".gz" else -1 :]) or path.name
+                    for path in files.others
+                )
+                named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+                problem = f"holds no {option}{named and f', but {named}'}"
             raise InputError(
                 f"{folder}: {problem} (data.{option} {pattern.text!r}, split {split!r}); "
                 f"{describe_folders(root)}"

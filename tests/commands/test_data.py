@@ -212,3 +212,43 @@ def test_names_that_cannot_be_printed(place: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {root}: 1 problem, listed above".encode()
     assert b"problem: " + os.fsencode(root) + b"/masks/val/caf\\udce9.png: mask" in done.stdout
+
+
+def test_what_training_refuses_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_blobs(place / "data", 1, splits=["train", "val", "test"])
+    assert main([str(root), "--data.labels", "{0: ball, 1: ball}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: data.classes: ball is the only one; training takes at least two"
+    )
+    for path in (root / "masks/val").rglob("*.png"):
+        write(path, np.full((40, 56), 255, np.uint8))
+    labels = ["--data.labels", "{0: ground, 1: ball, 255: ignore}"]
+    assert main([str(root), *labels]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: data.val_split: no pixel of val has a label, all are ignored\n"
+    assert main([str(root), *labels, "--data.val-split", "test"]) == 0
+
+
+def test_a_split_without_masks_hides_no_other(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of which the labels are not public, where nothing says what the masks mean."""
+    root = write_blobs(place / "data", 1)
+    write(root / "images/test/a.png", np.zeros((2, 2, 3), np.uint8))
+    assert main([str(root)]) == 2
+    out, error = capsys.readouterr()
+    assert "val: 6 images with masks" in out
+    assert f"not there: test: {root}/masks/test: does not exist" in out
+    assert '--data.labels "{0: NAME, 1: NAME}"' in error
+
+
+def test_files_that_are_no_images_are_counted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.nii.gz", "b.nii.gz", "c.npy"):
+        (place / "data/images/train").mkdir(parents=True, exist_ok=True)
+        (place / "data/images/train" / name).write_bytes(b"x")
+    assert main(["data"]) == 2
+    error = capsys.readouterr().err
+    assert "data/images/train: holds no images, but 2 .nii.gz, 1 .npy (data.images" in error
