@@ -164,15 +164,21 @@ def _train(config: TrainConfig, checkpoint: Path | None, world: World) -> int:
         return stop.exit_code or 128 + signal.SIGTERM  # another process was asked to stop
     if not world.is_main:
         return 0
-    with trainer.average.applied():
-        write_picture_grid(
-            trainer.model, val_set, config.amp, folder / "grid.png", views=trainer.views
-        )
+    files = "weights, metrics.jsonl, grid.png"
+    try:
+        with trainer.average.applied():
+            write_picture_grid(
+                trainer.model, val_set, config.amp, folder / "grid.png", views=trainer.views
+            )
+    except (InputError, OSError) as error:  # what is trained is there without it
+        files = files.removesuffix(", grid.png")
+        reason = describe(error) if isinstance(error, OSError) else error
+        print(f"grid.png is left out: {reason}", file=sys.stderr)
     quoted = shlex.quote(str(folder))
     best = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # merged, and finished
     print(
         f"done in {(time.monotonic() - begin) / 60:.1f} min: {folder} "
-        f"({best}, weights, metrics.jsonl, grid.png); next\n"
+        f"({best}, {files}); next\n"
         f"  python -m deepcrf_ext.evaluate --checkpoint {quoted} --rows all\n"
         f"  python -m deepcrf_ext.predict IMAGE --checkpoint {quoted} --output predictions"
     )
@@ -212,6 +218,9 @@ def _refuse_bad_files(
         raise InputError(problem)
 
 
+_NAMED = 12  # classes that a line names, at most
+
+
 def _report_labels(
     config: TrainConfig,
     datasets: Sequence[SegmentationDataset],
@@ -228,7 +237,9 @@ def _report_labels(
         if len(absent) == dataset.num_classes:
             raise InputError(f"data.{name}_split: no pixel of {split} has a label, all are ignored")
         if absent and name == "train":
-            print(f"{split} has no pixel of {', '.join(absent)}", file=sys.stderr)
+            more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+            named = ", ".join(absent[:_NAMED])
+            print(f"{split} has no pixel of {named}{more}", file=sys.stderr)
         turned = [report.file.image for report in found if report.turned]
         if turned:
             print(f"{split}: {turned_notice(turned)}", file=sys.stderr)

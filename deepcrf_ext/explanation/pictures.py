@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from deepcrf_ext.explanation.analysis import Compatibility, NodeExplanation, log_ratio_to_chance
-from deepcrf_ext.pictures.figures import save_figure
+from deepcrf_ext.pictures.figures import LARGEST_TABLE, name_classes, save_figure
 from deepcrf_ext.pictures.labels import Image, Labels, overlay
 
 _DPI = 120
@@ -30,20 +30,22 @@ def compatibility_picture(
     ends: what the nodes p (rows) and q (columns) of an edge are called. Blue is what goes together,
     red what does not; pairs are compared with chance, from 1/16 to 16 times as often.
     """
-    side = max(3.0, 0.3 * len(classes))
+    side = min(max(3.0, 0.3 * len(classes)), LARGEST_TABLE)
     figure = Figure(
         figsize=(3 * side + 3.4, side + 1.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
     )
-    axes = figure.subplots(1, 3, sharey=True)
+    axes = figure.subplots(1, 3)
     affinity = table.affinity.numpy()
     most = max(float(np.abs(affinity).max()), 1e-6)
-    first = _table(axes[0], affinity, most, classes)
+    first = _table(axes[0], affinity, most)
+    for column, panel in enumerate(axes):
+        name_classes(panel, classes, beside=column == 0)
     figure.colorbar(first, ax=axes[0], shrink=0.75, label="affinity, nats")
     axes[0].set_title("learnt energies")
     for index, (name, pairs) in enumerate(
         (("pairs the network expects", table.learnt), ("pairs in the labels", table.labelled)), 1
     ):
-        shown = _table(axes[index], log_ratio_to_chance(pairs).numpy(), _MOST_LOG2, classes)
+        shown = _table(axes[index], log_ratio_to_chance(pairs).numpy(), _MOST_LOG2)
         axes[index].set_title(name)
     bar = figure.colorbar(shown, ax=axes[1:], shrink=0.75, label="how often, against chance")
     ticks = [-_MOST_LOG2, -_MOST_LOG2 / 2, 0.0, _MOST_LOG2 / 2, _MOST_LOG2]
@@ -54,15 +56,10 @@ def compatibility_picture(
     save_figure(figure, path, dpi=_DPI)
 
 
-def _table(
-    axes: Axes, values: npt.NDArray[np.float64], most: float, classes: Sequence[str]
-) -> AxesImage:
+def _table(axes: Axes, values: npt.NDArray[np.float64], most: float) -> AxesImage:
     axes.set_facecolor("0.85")
     shown = np.ma.masked_invalid(np.maximum(values, -most))
-    image = axes.imshow(shown, cmap=_COLOURS, vmin=-most, vmax=most)
-    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
-    return image
+    return axes.imshow(shown, cmap=_COLOURS, vmin=-most, vmax=most)
 
 
 def node_picture(

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from deepcrf_ext.whole_files import write_whole
+
+LARGEST_TABLE = 20  # inches of a side of a table of classes
+
+
+def name_classes(
+    axes: Axes, classes: Sequence[str], *, below: bool = True, beside: bool = True
+) -> None:
+    """Names the columns and the rows of a table of classes [K, K], where asked for; the names of
+    many classes are small."""
+    font = min(10.0, 60 * LARGEST_TABLE / len(classes))
+    columns, rows = (classes if shown else () for shown in (below, beside))
+    axes.set_xticks(
+        range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=font
+    )
+    axes.set_yticks(range(len(rows)), rows, fontsize=font)
 
 
 def save_figure(figure: Figure, path: Path | str, **options: Any) -> None:

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from deepcrf_ext.pictures.figures import save_figure
+from deepcrf_ext.pictures.figures import LARGEST_TABLE, name_classes, save_figure
 
 _DPI = 120
-_LARGEST = 20  # inches of a side of a confusion matrix
 _MANY = 60  # classes of which numbers are written, at most
 
 
@@ -30,7 +29,7 @@ def confusion_plot(
         raise ValueError("confusions: got none, must be at least one matrix")
     columns = min(len(confusions), 3)
     rows = -(-len(confusions) // columns)
-    size = min(max(3.2, 0.36 * len(classes)), _LARGEST)
+    size = min(max(3.2, 0.36 * len(classes)), LARGEST_TABLE)
     figure = Figure(
         figsize=(columns * (size + 0.3) + 1.9, rows * (size + 0.3) + 1),
         layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
@@ -146,12 +145,7 @@ def _confusion_axes(
     truth = confusion.sum(axis=1, keepdims=True)
     percent = np.where(truth > 0, 100 * confusion / np.maximum(truth, 1), np.nan)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    font = min(10, 60 * _LARGEST / count)  # names of many classes grow small
-    below, beside = (classes if shown else () for shown in (names_below, names_beside))
-    axes.set_xticks(
-        range(len(below)), below, rotation=60, ha="right", rotation_mode="anchor", fontsize=font
-    )
-    axes.set_yticks(range(len(beside)), beside, fontsize=font)
+    name_classes(axes, classes, below=names_below, beside=names_beside)
     for row, column in np.argwhere(percent >= 0.5) if count <= _MANY else ():
         value = percent[row, column]
         shade = "white" if value > 55 else "black"

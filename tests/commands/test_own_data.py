@@ -15,6 +15,7 @@ from tiny_run import lines
 from deepcrf_ext import calibrate, evaluate, explain, predict, reproduce, train, tune_dense_crf
 from deepcrf_ext.data import __main__ as show
 from deepcrf_ext.data import read_labels
+from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.checkpoint import load_model
 
 TINY = """
@@ -180,6 +181,30 @@ def test_labels_that_are_not_there_are_told(place, capsys):
         capsys.readouterr().err
         == "error: data.val_split: no pixel of val has a label, all are ignored\n"
     )
+
+
+def test_of_many_labels_that_are_not_there_some_are_told(place, capsys):
+    root = write_blobs(place / "data", 1)
+    names = ", ".join(f"c{index}" for index in range(20))
+    short = ["--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, "--data.classes", f"[{names}]", *short) == 0
+    told = ", ".join(f"c{index}" for index in range(2, 14))
+    assert f"train has no pixel of {told} and 6 more\n" in capsys.readouterr().err
+
+
+def test_a_run_is_done_without_its_picture(place, monkeypatch, capsys):
+    """Such as of an image too large for what memory others leave by then."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("an image of 9x9 pixels is too large")
+
+    monkeypatch.setattr(train, "write_picture_grid", refuse)
+    root = write_blobs(place / "data", 1)
+    short = ["--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, "--data.classes", "[ground, blob]", *short) == 0
+    out, err = capsys.readouterr()
+    assert "(best.pt, weights, metrics.jsonl); next" in out
+    assert "grid.png is left out: an image of 9x9 pixels is too large\n" in err
 
 
 def test_splits_without_a_label_are_not_measured(place, capsys):
