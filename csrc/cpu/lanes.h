@@ -46,28 +46,31 @@ inline Vec<float> load_up_to<float>(const float* from, int64_t count, float rest
 }
 #endif
 
-inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
-  constexpr int V = kLanes<float>;
-  typedef uint16_t Halves __attribute__((vector_size(V * sizeof(uint16_t))));
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-  Halves halves = {};
-  // A size known to the compiler makes the copy one instruction.
-  if (count >= V) {
-    std::memcpy(&halves, from, sizeof(halves));
+// A size known to the compiler makes the copy one instruction.
+template <typename Half>
+inline void copy_up_to(const Half* from, int64_t count, Half* to) {
+  if (count >= kLanes<float>) {
+    std::memcpy(to, from, kLanes<float> * sizeof(Half));
   } else {
-    std::memcpy(&halves, from, count * sizeof(uint16_t));
+    std::memcpy(to, from, count * sizeof(Half));
   }
+}
+
+typedef uint16_t Halves __attribute__((vector_size(kLanes<float> * sizeof(uint16_t))));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+inline Vec<float> load_up_to(const bfloat16* from, int64_t count) {
+  bfloat16 lanes[kLanes<float>] = {};
+  copy_up_to(from, count, lanes);
+  Halves halves;
+  std::memcpy(&halves, lanes, sizeof(halves));
   return (Vec<float>)(__builtin_convertvector(halves, Words) << 16);
 }
 
 inline Vec<float> load_up_to(const float16* from, int64_t count) {
   constexpr int V = kLanes<float>;
   float16 halves[V] = {};
-  if (count >= V) {
-    std::memcpy(halves, from, sizeof(halves));
-  } else {
-    std::memcpy(halves, from, count * sizeof(float16));
-  }
+  copy_up_to(from, count, halves);
 #if defined(__AVX512F__)
   __m256i bits;
   std::memcpy(&bits, halves, sizeof(bits));
@@ -97,6 +100,31 @@ inline void store_up_to<float>(float* to, int64_t count, Vec<float> v) {
   _mm256_maskstore_ps(to, lanes_below(count), (__m256)v);
 }
 #endif
+
+// Rounded to nearest even.
+inline void store_up_to(bfloat16* to, int64_t count, Vec<float> v) {
+  const Words words = (Words)v;
+  const Words rounded = words + 0x7fffu + (words >> 16 & 1u);
+  const Halves halves =
+      __builtin_convertvector((v == v ? rounded : words | 0x400000u) >> 16, Halves);
+  bfloat16 lanes[kLanes<float>];
+  std::memcpy(lanes, &halves, sizeof(halves));
+  copy_up_to(lanes, count, to);
+}
+
+inline void store_up_to(float16* to, int64_t count, Vec<float> v) {
+  constexpr int V = kLanes<float>;
+  float16 halves[V];
+#if defined(__AVX512F__)
+  const __m256i bits = _mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(halves, &bits, sizeof(bits));
+#else
+  float lanes[V];
+  store(lanes, v);
+  for (int i = 0; i < V; ++i) halves[i] = float16(lanes[i]);
+#endif
+  copy_up_to(halves, count, to);
+}
 
 // Bit i tells whether lane i is not zero; NaN is not.
 template <typename T>

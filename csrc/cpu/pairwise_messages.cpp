@@ -29,9 +29,10 @@ void pairwise_messages_factored_backward(const GraphView& graph,
 
 void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& potential,
                              const MessageArguments& arguments, const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
-    table_messages(graph, potential.num_labels, static_cast<const T*>(potential.energies),
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using In = decltype(tag);
+    using T = Accumulator<In>;
+    table_messages(graph, potential.num_labels, static_cast<const In*>(potential.energies),
                    static_cast<const T*>(arguments.marginals), static_cast<T*>(arguments.messages),
                    ctx.num_threads);
   });
@@ -40,12 +41,13 @@ void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& po
 void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePotential& potential,
                                       const MessageGradientArguments& arguments,
                                       void* grad_energies, const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using In = decltype(tag);
+    using T = Accumulator<In>;
     table_messages_backward(graph, potential.num_labels, arguments.num_messages,
                             static_cast<const T*>(arguments.marginals),
                             static_cast<const T*>(arguments.grad_messages),
-                            static_cast<T*>(grad_energies), ctx.num_threads);
+                            static_cast<In*>(grad_energies), ctx.num_threads);
   });
 }
 

@@ -86,21 +86,18 @@ void pairwise_nll_factored_backward(const GraphView& graph, const AnyFactoredPot
 
 void pairwise_nll_table(const GraphView& graph, const AnyTablePotential& potential,
                         const EdgeLabels& labels, void* losses, const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
-    table_losses<T>(graph, potential.num_labels, static_cast<const T*>(potential.energies), labels,
-                    nullptr, static_cast<T*>(losses), nullptr, ctx.num_threads);
-  });
+  pairwise_nll_table_backward(graph, potential, labels, nullptr, losses, nullptr, ctx);
 }
 
 void pairwise_nll_table_backward(const GraphView& graph, const AnyTablePotential& potential,
                                  const EdgeLabels& labels, const void* edge_weight, void* losses,
                                  void* grad_energies, const ExecutionContext& ctx) {
-  dispatch_native_floating(potential.dtype, "potential", [&](auto tag) {
-    using T = decltype(tag);
-    table_losses(graph, potential.num_labels, static_cast<const T*>(potential.energies), labels,
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    using In = decltype(tag);
+    using T = Accumulator<In>;
+    table_losses(graph, potential.num_labels, static_cast<const In*>(potential.energies), labels,
                  static_cast<const T*>(edge_weight), static_cast<T*>(losses),
-                 static_cast<T*>(grad_energies), ctx.num_threads);
+                 static_cast<In*>(grad_energies), ctx.num_threads);
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/graph_view.h"
+#include "cpu/edge_table.h"
 #include "cpu/messages.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -88,9 +89,9 @@ inline void for_row_pieces(int64_t num_labels, const Run& run) {
 
 // The table is read along the edges, for both ends of each; what is sent to a target waits in an
 // array K times smaller than the table until the target takes it from all its sources.
-template <typename T>
+template <typename In, typename T = Accumulator<In>>
 void table_messages(const GraphView& graph, int64_t num_labels,
-                    const T* energies,   // [E, K, K]
+                    const In* energies,  // [E, K, K]
                     const T* marginals,  // [N, K]
                     T* messages,         // [N, K]
                     int num_threads) {
@@ -99,6 +100,7 @@ void table_messages(const GraphView& graph, int64_t num_labels,
   Buffer<T> sent_to_targets(graph.num_edges * K);  // [E, K]
   T* sent = sent_to_targets.get();
   PerThread<Buffer<T>> received_by_sources(num_threads, round_up(K, V) * V);
+  PerThread<EdgeTable<In>> tables(num_threads, K * K);
 
 #pragma omp parallel num_threads(num_threads)
   {
@@ -107,10 +109,11 @@ void table_messages(const GraphView& graph, int64_t num_labels,
     for (int64_t p = 0; p < graph.num_nodes; ++p) {
       std::fill_n(received, round_up(K, V) * V, T(0));
       for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
+        const T* table = tables.mine().read(energies + e * K * K);
         const T* target = marginals + graph.targets[e] * K;
         for_row_pieces<T>(K, [&](auto vectors, int64_t first, int64_t columns) {
-          edge_messages<vectors>(energies + e * K * K + first, K, columns, marginals + p * K,
-                                 target + first, received, sent + e * K + first);
+          edge_messages<vectors>(table + first, K, columns, marginals + p * K, target + first,
+                                 received, sent + e * K + first);
         });
       }
       for (int64_t k = 0; k < K; k += V) {
@@ -128,28 +131,30 @@ void table_messages(const GraphView& graph, int64_t num_labels,
 }
 
 // Summed over messages, an edge at a time.
-template <typename T>
+template <typename In, typename T = Accumulator<In>>
 void table_messages_backward(const GraphView& graph, int64_t num_labels, int64_t num_messages,
                              const T* marginals,      // [M, N, K]
                              const T* grad_messages,  // [M, N, K]
-                             T* grad_energies,        // [E, K, K]
+                             In* grad_energies,       // [E, K, K]
                              int num_threads) {
   const int64_t K = num_labels;
+  PerThread<EdgeTable<In>> tables(num_threads, K * K);
 #pragma omp parallel for schedule(dynamic, 8) num_threads(num_threads)
   for (int64_t p = 0; p < graph.num_nodes; ++p) {
     for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
       const int64_t q = graph.targets[e];
-      T* gradient = grad_energies + e * K * K;
-      for (int64_t m = 0; m < num_messages; ++m) {
-        const T* Q = marginals + m * graph.num_nodes * K;
-        const T* grad = grad_messages + m * graph.num_nodes * K;
-        for_row_pieces<T>(K, [&](auto vectors, int64_t first, int64_t columns) {
-          const auto run =
-              m == 0 ? edge_gradient<vectors, false, T> : edge_gradient<vectors, true, T>;
-          run(K, columns, Q + p * K, grad + p * K, Q + q * K + first, grad + q * K + first,
-              gradient + first);
-        });
-      }
+      tables.mine().write(grad_energies + e * K * K, [&](T* gradient) {
+        for (int64_t m = 0; m < num_messages; ++m) {
+          const T* Q = marginals + m * graph.num_nodes * K;
+          const T* grad = grad_messages + m * graph.num_nodes * K;
+          for_row_pieces<T>(K, [&](auto vectors, int64_t first, int64_t columns) {
+            const auto run =
+                m == 0 ? edge_gradient<vectors, false, T> : edge_gradient<vectors, true, T>;
+            run(K, columns, Q + p * K, grad + p * K, Q + q * K + first, grad + q * K + first,
+                gradient + first);
+          });
+        }
+      });
     }
   }
 }

@@ -44,16 +44,16 @@ def potential_tensors(potential: Potential) -> list[Tensor]:
 
 
 def prepare(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A graph or potential as kernels read it: contiguous, on the CPU without halves."""
+    """Tensors as most kernels read them: contiguous, on the CPU without halves."""
     widen = tensors[0].dtype in HALVES and not _backend.uses_cuda_kernels(tensors[0])
     if widen:
         tensors = [tensor.to(torch.float32) for tensor in tensors]
     return tuple([tensor.contiguous() for tensor in tensors])  # a generator is slower
 
 
-def prepare_products(potential: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`prepare` of what is multiplied: halves stay as they are where matrix tiles read them."""
-    if len(potential) == 4 and tiles_read(potential[0].dtype):
+def prepare_potential(potential: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`prepare` of a potential: halves stay in a table, and where matrix tiles read them."""
+    if len(potential) == 1 or tiles_read(potential[0].dtype):
         return tuple([tensor.contiguous() for tensor in potential])
     return prepare(potential)
 
@@ -75,9 +75,9 @@ def empty_values(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
 
 def empty_gradients(potential: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialised gradients of a potential as kernels write them: see csrc/ops/pairwise_nll.h."""
-    dtype = accumulate_dtype(potential[0].dtype)
-    if len(potential) == 1 and _backend.uses_cuda_kernels(potential[0]):
-        dtype = potential[0].dtype  # of a table; as large as nothing else
+    dtype = potential[0].dtype
+    if len(potential) == 4:  # that of a table is as large as nothing else
+        dtype = accumulate_dtype(dtype)
     return [tensor.new_empty(tensor.shape, dtype=dtype) for tensor in potential]
 
 

@@ -16,7 +16,7 @@ from deepcrf_ext.ops._flat_tensors import (
     graph_tensors,
     potential_tensors,
     prepare,
-    prepare_products,
+    prepare_potential,
     rounded,
 )
 from deepcrf_ext.ops._func_transforms import wants_gradient
@@ -95,7 +95,7 @@ def mean_field_factored(
     marginals = empty_values(unary, *unary.shape)
     arguments = (
         [prepare(graph) for graph in _in_groups(graphs, _GRAPH_TENSORS)],
-        [prepare_products(potential) for potential in _in_groups(potentials, _POTENTIAL_TENSORS)],
+        [prepare_potential(potential) for potential in _in_groups(potentials, _POTENTIAL_TENSORS)],
         unary,
         iterations,
         marginals,

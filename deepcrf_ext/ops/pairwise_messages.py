@@ -20,7 +20,7 @@ from deepcrf_ext.ops._flat_tensors import (
     graph_tensors,
     potential_tensors,
     prepare,
-    prepare_products,
+    prepare_potential,
     prepare_values,
     rounded,
 )
@@ -132,9 +132,9 @@ def messages(
 def message_operand(potential: list[Tensor], exact: bool) -> tuple[tuple[Tensor, ...], str]:
     """A potential as `receive` takes it, and how exact its products are to be; see `messages`."""
     if len(potential) == 1:
-        return prepare(potential), "highest"
+        return prepare_potential(potential), "highest"
     if not _backend.uses_cuda_kernels(potential[0]):
-        operand = prepare_products(potential)
+        operand = prepare_potential(potential)
         return operand, _backend.product_precision(operand[0], exact)
     if exact and potential[0].dtype == torch.bfloat16:
         return prepare([tensor.to(torch.float32) for tensor in potential]), "medium"
@@ -180,7 +180,7 @@ def messages_backward(
         marginals: [M, N, K].
         grad_messages: [M, N, K], the gradients of the messages that these gave.
     """
-    graph_operand, operand = prepare(graph), prepare_products(potential)
+    graph_operand, operand = prepare(graph), prepare_potential(potential)
     values, gradient = prepare_values(marginals), prepare_values(grad_messages)
     if len(potential) > 1 and _backend.uses_cuda_kernels(values):
         return _products_gradients(graph_operand, operand, values, gradient)

@@ -22,7 +22,7 @@ from deepcrf_ext.ops._flat_tensors import (
     graph_tensors,
     potential_tensors,
     prepare,
-    prepare_products,
+    prepare_potential,
     prepare_values,
     rounded,
 )
@@ -203,7 +203,7 @@ def _losses(
     if potential[0].dtype == torch.bfloat16 and len(potential) == 4:
         operand = tuple(tensor.contiguous() for tensor in potential)  # multiplied as it is
     else:
-        operand = prepare_products(potential)
+        operand = prepare_potential(potential)
     losses = empty_values(operand[0], *graph[1].shape)
     gradients = empty_gradients(potential) if differentiate else []
     native = _backend.native()

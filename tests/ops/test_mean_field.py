@@ -55,10 +55,11 @@ def test_gradients_are_the_same_on_any_number_of_threads(kind: str) -> None:
         assert all(map(torch.equal, alone, gradients(threads)))
 
 
-def test_tables_keep_one_gradient_however_many_iterations() -> None:
-    """That of the sum, and none of each iteration."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_tables_keep_one_gradient_however_many_iterations(dtype: torch.dtype) -> None:
+    """That of the sum, and none of each iteration; and no copy of the table, in whatever dtype."""
     graph = random_graph(40, 200, 4)
-    table = torch.randn(200, 9, 9).requires_grad_()
+    table = torch.randn(200, 9, 9).to(dtype).requires_grad_()
     formed = []
 
     class Formed(TorchDispatchMode):
@@ -69,8 +70,9 @@ def test_tables_keep_one_gradient_however_many_iterations() -> None:
             formed.extend(leaf for leaf in tree_leaves(result) if leaf.shape == table.shape)
             return result
 
-    marginals = dc.mean_field(torch.randn(40, 9), [TablePotential(graph, table)], 5)
+    unary = torch.randn(40, 9).to(dtype)
     with Formed():
+        marginals = dc.mean_field(unary, [TablePotential(graph, table)], 5)
         torch.autograd.grad(marginals[:, 0].sum(), table)
     assert len({gradient.data_ptr() for gradient in formed}) == 1
 

@@ -17,6 +17,8 @@ from threads import torch_threads
 
 import deepcrf_ext as dc
 from deepcrf_ext import EdgeGraph, TablePotential
+from deepcrf_ext.ops._flat_tensors import graph_tensors
+from deepcrf_ext.ops.pairwise_messages import messages_backward
 
 
 @given(problem=problems())
@@ -125,3 +127,47 @@ def test_bad_arguments(
     marginals = arguments.get("marginals", problem.tensors["marginals"])
     with pytest.raises(error, match=rf"^{named}: got .*must be"):
         target.functions.pairwise_messages(potential, marginals)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def all_halves(dtype: torch.dtype) -> torch.Tensor:
+    return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_every_half_of_a_table_is_read_as_it_is(
+    operator_target: Target, dtype: torch.dtype
+) -> None:
+    halves = all_halves(dtype)
+    table = torch.where(halves.isfinite(), halves, 0).view(1, 256, 256).to(operator_target.device)
+    graph = EdgeGraph.from_edges(torch.tensor([0]), torch.tensor([1]), 2)
+    potential = TablePotential(graph.to(operator_target.device), table)
+    for label in range(0, 256, 5):
+        marginals = torch.zeros(2, 256, dtype=dtype, device=operator_target.device)
+        marginals[1, label] = 1
+        received = operator_target.functions.pairwise_messages(potential, marginals)
+        assert torch.equal(received[0], table[0, :, label])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_gradients_of_a_table_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
+    """All halves, what is half-way between two of them, and their neighbours."""
+    halves = all_halves(dtype).float()
+    halves = halves[halves.isfinite()].sort().values
+    between = (halves[1:] + halves[:-1]) / 2
+    infinity = torch.tensor(float("inf"))
+    values = torch.cat([halves, between, between.nextafter(infinity), between.nextafter(-infinity)])
+    values = torch.cat([values, torch.tensor([float("inf"), -float("inf"), float("nan"), 3e38])])
+    values = torch.nn.functional.pad(values, (0, -len(values) % 21)).view(-1, 21)
+    ends = 2 * torch.arange(len(values))
+    graph = EdgeGraph.from_edges(ends, ends + 1, 2 * len(values))
+    marginals, gradient = torch.zeros(2, 1, 2 * len(values), 21)
+    gradient[0, ends] = values
+    marginals[0, ends + 1, 4] = 1
+    table = torch.zeros(len(values), 21, 21, dtype=dtype)
+    (rounded,) = messages_backward(graph_tensors(graph), [table], marginals, gradient)
+    torch.testing.assert_close(
+        rounded[:, :, 4], values.to(dtype), rtol=0, atol=0, equal_nan=True, check_stride=False
+    )
