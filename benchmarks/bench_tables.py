@@ -27,9 +27,8 @@ import deepcrf_ext as dc
 
 ITERATIONS = 2
 WORK = ("mean_field", "mean_field+gradient", "loss")
-CASES = tuple(
-    f"{work} {grid}" for grid in ("14x18 K=21", "28x36 K=21", "28x36 K=60") for work in WORK
-)
+SIZES = ("14x18 K=21", "28x36 K=21", "28x36 K=60", "28x36 K=21 bfloat16")
+CASES = tuple(f"{work} {size}" for size in SIZES for work in WORK)
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,15 @@ class TableCase:
 
     @classmethod
     def parse(cls, name: str) -> TableCase:
-        match = re.fullmatch(r"(\S+) (\d+)x(\d+) K=(\d+)", name)
+        match = re.fullmatch(r"(\S+) (\d+)x(\d+) K=(\d+)( bfloat16)?", name)
         if match is None or match[1] not in WORK:
             raise ValueError(
-                f"cases: got {name!r}, must read like 'loss 28x36 K=21', beginning with one of "
-                f"{', '.join(WORK)}"
+                f"cases: got {name!r}, must read like 'loss 28x36 K=21' or 'loss 28x36 K=21 "
+                f"bfloat16', beginning with one of {', '.join(WORK)}"
             )
-        return cls(match[1], Case(*(int(number) for number in match.groups()[1:])))
+        height, width, labels = (int(number) for number in match.groups()[1:4])
+        dtype = "bfloat16" if match[5] else "float32"
+        return cls(match[1], Case(height, width, labels, dtype=dtype))
 
 
 def mean_field_eager(unary: Tensor, potential: dc.TablePotential, iterations: int) -> Tensor:
@@ -84,8 +85,9 @@ def make_call(case: TableCase, contender: str, device: torch.device) -> Callable
     torch.manual_seed(0)
     graph, labels = case.size.graph(device), case.size.labels
     gradient = case.work != "mean_field"
-    table = torch.randn(graph.num_edges, labels, labels).to(device).requires_grad_(gradient)
-    unary = torch.randn(graph.num_nodes, labels).to(device)
+    dtype = getattr(torch, case.size.dtype)
+    table = torch.randn(graph.num_edges, labels, labels).to(device, dtype).requires_grad_(gradient)
+    unary = torch.randn(graph.num_nodes, labels).to(device, dtype)
     truth = torch.randint(labels, (graph.num_nodes,)).to(device)
     potential = dc.TablePotential(graph, table)
     inference, loss = CONTENDERS[contender]
@@ -112,7 +114,8 @@ def main(
 
     Args:
         device: cpu or cuda.
-        cases: "WORK HEIGHTxWIDTH K=labels", WORK one of mean_field, mean_field+gradient, loss.
+        cases: "WORK HEIGHTxWIDTH K=labels" of float32, or with " bfloat16"; WORK one of
+            mean_field, mean_field+gradient, loss.
         contenders: which of deepcrf_ext, eager, torch.compile.
         seconds: time to repeat each measurement for.
         worker: measure the one case and contender in this process.
