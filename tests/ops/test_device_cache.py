@@ -80,6 +80,29 @@ def test_a_child_forked_while_a_thread_holds_the_cache_can_use_it() -> None:
         thread.join()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_waits_for_the_call_of_another_thread() -> None:
+    """A child must not find the cache half changed."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def tensors_of(graph: EdgeGraph) -> list[Any]:
+        inside.set()
+        assert leave.wait(20)
+        return []
+
+    cache = DeviceCache(1 << 20, tensors_of)
+    thread = threading.Thread(target=cache.put, args=(0, EdgeGraph.from_range_box(3, 3, BOX)))
+    thread.start()
+    assert inside.wait(20)
+    threading.Timer(0.1, leave.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if leave.is_set() and len(cache) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+
+
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """CUDA as far as the cache looks at it, on a machine without: `current` is the stream of the
