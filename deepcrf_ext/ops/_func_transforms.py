@@ -83,6 +83,8 @@ def one_by_one(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A rule of `torch.vmap`: the function on each element of a batch in turn."""
 
     def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(f"{name}: got an empty batch of torch.vmap, must have an element")
         leaves, spec = tree_flatten(args)
         axes = tree_leaves(in_dims)  # of the same tree; None for what all elements share
         results = []

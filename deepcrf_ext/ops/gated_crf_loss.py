@@ -1,7 +1,8 @@
 """Operator `gated_crf_loss`: near pixels of like colour should have like labels.
 
 Where a gradient is wanted, it is formed in the pass that computes the loss, and backward only
-scales it. Second derivatives are not implemented.
+scales it. The loss is quadratic in the probabilities: its gradient is a symmetric matrix times
+them, and the gradient of that is the same matrix times what comes back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from deepcrf_ext.ops._loss_arguments import (
 )
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
 from deepcrf_ext.ops._registration import operator
-from deepcrf_ext.ops.pairwise_nll import scale_all
 
 GatedKernel = tuple[float, float, float | None]
 """Weight, standard deviation in pixels, standard deviation in colour (None: positions alone)."""
@@ -75,7 +75,8 @@ def gated_crf_loss(
     the gradient and, on the CPU, a padded copy of one image of the batch.
 
     Args:
-        probabilities: S [B, K, *S], one to three spatial axes, floating point. Differentiable once.
+        probabilities: S [B, K, *S], one to three spatial axes, floating point. Differentiable, to
+            any order; after the first, each costs a pass more.
         image: [B, C, *S], C >= 1, uint8 or floating point, in the units of ``srgb``. A constant: it
             gets no gradient.
         radius: in pixels, >= 0; as far as the image goes.
@@ -135,19 +136,22 @@ def _fake_total(
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.dtype = inputs[0].dtype
+    probabilities, *ctx.constants = inputs
+    ctx.dtype = probabilities.dtype
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
 
 
-def _scale_gradient(ctx: Any, grad_total: Tensor | None, _: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_total: Tensor | None, grad_gradient: Tensor | None) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
-    grad = None if grad_total is None else scale_all([gradient], grad_total, ctx.dtype)[0]
-    return grad, None, None, None, None, None
+    grad = None if grad_total is None else grad_total * gradient
+    if grad_gradient is not None:
+        _, further = gated_crf_loss_total(grad_gradient, *ctx.constants)
+        grad = further if grad is None else grad + further
+    return None if grad is None else grad.to(ctx.dtype), None, None, None, None, None
 
 
-@operator(fake=_fake_total, backward=_scale_gradient, setup_context=_save_gradient)
+@operator(fake=_fake_total, backward=_backward, setup_context=_save_gradient)
 def gated_crf_loss_total(
     probabilities: Tensor,
     image: Tensor,

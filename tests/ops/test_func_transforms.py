@@ -65,6 +65,11 @@ def test_vmap(function: Function) -> None:
     assert torch.equal(torch.vmap(function)(SIZES), wanted)
 
 
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="got an empty batch of torch.vmap, must have an element"):
+        torch.vmap(dc.gated_crf_loss)(LOGITS[None][:0], IMAGE[None][:0])
+
+
 @every_function
 def test_gradients_outside_vmap(function: Function) -> None:
     """What is a batch within does not say itself that a gradient is wanted."""
@@ -138,10 +143,10 @@ def test_checkpoints(function: Function, reentrant: bool) -> None:
 
 @every_function
 def test_second_derivatives(request: pytest.FixtureRequest, function: Function) -> None:
-    """As those of `backward`: of the filters of the lattice, and errors else."""
+    """As those of `backward`: of filters and losses of images, and errors else."""
     second = torch.func.grad(torch.func.grad(partial(scalar, function)))
     name = request.node.callspec.id
-    if "filter" not in name and "dense" not in name:
+    if not any(word in name for word in ("filter", "dense", "gated")):
         with pytest.raises(RuntimeError, match="gradient is not implemented"):
             second(SIZES[1])
         return

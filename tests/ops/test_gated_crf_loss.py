@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -168,12 +169,28 @@ def test_gradient_is_that_of_finite_differences(target: Target, masked: str) -> 
     )
 
 
-def test_second_derivative_is_refused() -> None:
-    probabilities, image, _ = segmentation(1, 3, 3, (4, 5))
-    leaf = probabilities.requires_grad_()
-    (gradient,) = torch.autograd.grad(gated_crf_loss(leaf, image), leaf, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(gradient.sum(), leaf)
+@pytest.mark.parametrize("masked", ["none", "weights"])
+def test_second_derivatives(operator_target: Target, masked: str) -> None:
+    """Through a softmax, and of a power of the loss, those of the reference."""
+    probabilities, image, mask = segmentation(2, 3, 3, (4, 5), masked)
+
+    def products(function: Any, device: torch.device) -> list[Tensor]:
+        """The first two derivatives in some direction, and the gradient of their sum."""
+        logits = probabilities.log().to(device).requires_grad_()
+        own = [tensor if tensor is None else tensor.to(device) for tensor in (image, mask)]
+        loss = function(logits.softmax(1), own[0], 2, mask=own[1]) ** 2
+        direction = torch.arange(logits.numel(), device=device).view(logits.shape) % 7 - 3.0
+        results = []
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+            results.append(gradient.detach().cpu())
+            loss = loss + (gradient * direction).sum()
+        return results
+
+    wanted = products(reference.gated_crf_loss, torch.device("cpu"))
+    result = products(gated_crf_loss, operator_target.device)
+    for own, right in zip(result, wanted, strict=True):
+        assert_close(own, right)
 
 
 def test_uniform_one_hot_costs_nothing(target: Target) -> None:
