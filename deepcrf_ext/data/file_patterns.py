@@ -16,6 +16,13 @@ from deepcrf_ext.errors import InputError
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 _TOKEN = re.compile(r"\{name\}|\*\*/?|\*|\?|[^*?{]+|\{")
+_EXPRESSIONS = {
+    "{name}": "(?P=name)",  # but the first one, which gives the name
+    "**/": "(?:.*/)?",
+    "**": ".*",
+    "*": "[^/]*",
+    "?": "[^/]",
+}
 _WILD = re.compile(r"[*?]|\{name\}")
 
 
@@ -101,19 +108,10 @@ class FilePattern:
 
     @staticmethod
     def _expression(rest: str) -> str:
-        seen, pieces = False, []
-        for token in _TOKEN.findall(unicodedata.normalize("NFC", rest)):
-            if token == "{name}":
-                pieces.append("(?P=name)" if seen else "(?P<name>.+)")
-                seen = True
-            elif token == "**/":
-                pieces.append("(?:.*/)?")
-            elif token == "**":
-                pieces.append(".*")
-            elif token in "*?":
-                pieces.append("[^/]*" if token == "*" else "[^/]")
-            else:
-                pieces.append(re.escape(token))
+        tokens = _TOKEN.findall(unicodedata.normalize("NFC", rest))
+        pieces = [_EXPRESSIONS.get(token, re.escape(token)) for token in tokens]
+        if "{name}" in tokens:
+            pieces[tokens.index("{name}")] = "(?P<name>.+)"
         return "".join(pieces)
 
 
