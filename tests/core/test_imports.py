@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -110,19 +110,19 @@ def test_a_package_says_what_is_in_it(part: str) -> None:
     assert text.partition("\n\n")[0].rstrip().endswith((".", ":"))
 
 
-def loaded(code: str, *arguments: str) -> set[str]:
-    """Modules, by the first part of their names, that Python loads for some code.
+def loaded(codes: Sequence[str], *arguments: str) -> list[set[str]]:
+    """Modules, by the first part of their names, that are there after each of some pieces of code.
 
     Beside those of Python itself, of torch and NumPy and what they load, and of this package.
     """
     program = (
         "import sys, torch, numpy\n"
         "before = set(sys.modules)\n"
-        f"{code}\n"
-        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "new -= {'_remote_module_non_scriptable'}  # which torch.distributed writes\n"
-        "print(*(new - sys.stdlib_module_names - {'deepcrf_ext', 'torch', 'numpy'}))"
-    )
+        "def show():\n"
+        "    new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "    new -= {'_remote_module_non_scriptable'}  # which torch.distributed writes\n"
+        "    print(*(new - sys.stdlib_module_names - {'deepcrf_ext', 'torch', 'numpy'}))\n"
+    ) + "".join(f"{code}\nshow()\n" for code in codes)
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
@@ -130,38 +130,36 @@ def loaded(code: str, *arguments: str) -> set[str]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+def test_layers_and_models_load_torch_and_numpy_alone() -> None:
+    codes = [
         "import deepcrf_ext",
         "import deepcrf_ext.nn",
         "import deepcrf_ext.pydensecrf",
         "from deepcrf_ext.models import DeepCRF; from deepcrf_ext.config import preset\n"
         "DeepCRF(preset('small').model, 3)",
-    ],
-)
-def test_layers_and_models_load_torch_and_numpy_alone(code: str) -> None:
-    assert loaded(code) == set()
+    ]
+    assert loaded(codes) == [set()] * len(codes)
 
 
 def test_a_checkpoint_is_loaded_without_the_libraries_of_the_commands(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tmp_path / "camvid")
     code = "from deepcrf_ext.records.checkpoint import load_model; load_model(sys.argv[1])"
-    assert loaded(code, str(run)).isdisjoint(EXTRA)
+    assert loaded([code], str(run))[0].isdisjoint(EXTRA)
 
 
 def test_earlier_names_still_lead_there() -> None:
     code = (
         "import deepcrf_ext.densecrf, deepcrf_ext.pydensecrf\n"
         "assert deepcrf_ext.densecrf is deepcrf_ext.pydensecrf\n"
-        "from deepcrf_ext.densecrf import DenseCRF2D\n"
+        "from deepcrf_ext.densecrf import DenseCRF2D, unary_from_softmax\n"
+        "assert DenseCRF2D is deepcrf_ext.pydensecrf.DenseCRF2D\n"
         "from deepcrf_ext.checkpoint import load_model\n"
         "import deepcrf_ext.predict, deepcrf_ext.evaluation.prediction as prediction\n"
         "assert deepcrf_ext.predict.predict_image is prediction.predict_image\n"
         "import deepcrf_ext.records.checkpoint as checkpoint\n"
         "assert load_model is checkpoint.load_model\n"
     )
-    assert "jsonargparse" in loaded(code)
+    assert "jsonargparse" in loaded([code])[0]

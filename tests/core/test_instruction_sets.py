@@ -11,6 +11,19 @@ import pytest
 
 from deepcrf_ext.ops import _backend
 
+EDGES_CHECK = """
+import torch
+from deepcrf_ext.ops.range_box_edges import range_box_edges
+from deepcrf_ext.reference.range_box_edges import range_box_edges as reference
+for arguments in [(9, 40, -3, 2, -30, 25), (7, 33, 1, 4, -2, 2), (5, 6, 3, 9, -9, -1)]:
+    for actual, expected in zip(
+        range_box_edges(*arguments, torch.device("cpu")),
+        reference(*arguments, torch.device("cpu")),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected), arguments
+"""
+
 CHECK = """
 import torch
 import deepcrf_ext as dc
@@ -54,13 +67,25 @@ for size in [(30, 200, 21, 70), (40, 300, 13, 33), (20, 100, 25, 17), (33, 50, 2
 """
 
 
-@pytest.mark.parametrize("isa", _backend.native().supported_cpu_isas())
-def test_operators_agree_with_the_reference(isa: str) -> None:
-    check = f"{CHECK}\nfrom deepcrf_ext import _C\nassert _C.cpu_isa() == {isa!r}"
-    done = subprocess.run(
+def run(isa: str, check: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process that is to use an instruction set."""
+    return subprocess.run(
         [sys.executable, "-c", check],
         env={**os.environ, "DEEPCRF_CPU_ISA": isa},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("isa", _backend.native().supported_cpu_isas())
+def test_operators_agree_with_the_reference(isa: str) -> None:
+    used = f"\nfrom deepcrf_ext import _C\nassert _C.cpu_isa() == {isa!r}"
+    done = run(isa, EDGES_CHECK + CHECK + used)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    done = run("sse9", EDGES_CHECK)
+    assert done.returncode != 0
+    assert "ValueError: DEEPCRF_CPU_ISA: got 'sse9', must be one that" in done.stderr
+    assert ": portable" in done.stderr

@@ -152,14 +152,3 @@ assert unary_from_labels.__module__ == "deepcrf_ext.pydensecrf.utils"
 """
     run = python("-c", program, folder=tmp_path)
     assert run.returncode == 0, run.stderr
-
-
-def test_the_former_name(tmp_path: Path) -> None:
-    program = """
-import deepcrf_ext.densecrf as dcrf
-from deepcrf_ext.densecrf import DenseCRF2D, unary_from_softmax
-import deepcrf_ext.pydensecrf
-assert dcrf is deepcrf_ext.pydensecrf and DenseCRF2D is dcrf.DenseCRF2D
-"""
-    run = python("-c", program, folder=tmp_path)
-    assert run.returncode == 0, run.stderr
