@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +31,7 @@ from deepcrf_ext.evaluation.dense_crf_search import (
     TrialScores,
     best_trial,
     draw,
+    search,
 )
 from deepcrf_ext.evaluation.regions import SegmentationMetrics
 from deepcrf_ext.models import VARIANTS
@@ -128,6 +130,42 @@ def test_trials_are_drawn_around_the_best_within_bounds() -> None:
         assert low <= min(values) <= max(values) <= high
     assert draw(best, 0, 1, np.random.default_rng(0)) == [best]
     assert tuple(BOUNDS) == NUMBERS
+
+
+def test_rounds_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets, then trials around the best so far, from wide to narrow, as many as asked."""
+
+    class Known(Problem):
+        def __len__(self) -> int:
+            return 1
+
+        def score(self, settings: Sequence[DenseCRFSettings], progress: Any) -> Any:
+            ious = [1 / (1 + abs(s.params.bilateral_weight - 20)) for s in settings]
+            return TrialScores(0.01, 0.5, 0.5), [TrialScores(iou, 0.5, 0.5) for iou in ious]
+
+    drawn: list[tuple[DenseCRFParams, float, int]] = []
+
+    def record(best: DenseCRFParams, spread: float, count: int, generator: Any) -> Any:
+        drawn.append((best, spread, count))
+        return draw(best, spread, count, generator)
+
+    monkeypatch.setattr(dense_crf_search, "draw", record)
+    rounds: list[list[Trial]] = []
+    before, trials = search(
+        Known(), 30, 4, "mean_iou", 0, lambda _, tried: rounds.append(list(tried))
+    )
+    assert before.mean_iou == 0.01
+    assert [trial.round for trial in trials] == [0] * 2 + [1] * 12 + [2] * 12 + [3] * 4
+    assert [trial.settings.params for trial in trials[:2]] == list(dict.fromkeys(PRESETS.values()))
+    assert {trial.settings.iterations for trial in trials} == {4}
+    assert rounds == [trials[:count] for count in (2, 14, 26, 30)]
+    assert [count for _, _, count in drawn] == [12, 12, 4]
+    for (best, spread, _), tried in zip(drawn, rounds, strict=False):
+        assert best == best_trial(tried, "mean_iou").settings.params
+        assert spread == pytest.approx(0.9 * 0.2 ** (len(tried) / 30))
+    assert best_trial(trials, "mean_iou").scores.mean_iou > 0.3
+    assert search(Known(), 30, 4, "mean_iou", 0, lambda *_: None)[1] == trials
+    assert search(Known(), 1, 4, "mean_iou", 0, lambda *_: None)[1] == trials[:1]
 
 
 def test_command_writes_what_evaluate_reads(

@@ -220,6 +220,7 @@ SAME: Calls = {
     "softmax_to_unary": of("softmax_to_unary", SOFTMAX),
     "softmax_to_unary scaled": of("softmax_to_unary", SOFTMAX, GT_PROB=0.7),
     "softmax_to_unary of None": of("softmax_to_unary", SOFTMAX, None),
+    "softmax_to_unary of zeros": of("softmax_to_unary", (SOFTMAX > 0.5).astype(float)),
     # features of positions
     "positions": of("create_pairwise_gaussian", (3, 4.5), (5, 6)),
     "positions of lists": of("create_pairwise_gaussian", [3, 4.5], [5, 6]),
@@ -300,6 +301,19 @@ def test_takes_widths_of_any_kind(width: Any) -> None:
 def test_takes_one_width_for_all_axes(width: Any) -> None:
     wanted = ours.create_pairwise_gaussian((3, 3), (5, 6))
     np.testing.assert_array_equal(ours.create_pairwise_gaussian(width, (5, 6)), wanted)
+
+
+@pytest.mark.parametrize("width", [np.array(20.0), torch.tensor(20), torch.tensor([20.0] * 4)])
+def test_takes_widths_of_colours_of_any_kind(width: Any) -> None:
+    wanted = bilateral(40, 20, IMAGE, 4)(OURS)
+    np.testing.assert_array_equal(bilateral(40, width, IMAGE, 4)(OURS), wanted)
+
+
+def test_results_are_contiguous() -> None:
+    """Of any number of variables, also of none that is a multiple of four."""
+    assert N % 4
+    assert crf(OURS, compat=3).inference(2).flags.c_contiguous
+    assert crf(OURS, compat=3).startInference()[0].flags.c_contiguous
 
 
 def test_tensors_are_copied() -> None:

@@ -246,6 +246,9 @@ def test_images_in_other_units_warn(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_image_checks, "_warned", set())
         with pytest.warns(UserWarning, match=r"rgbim: got values within 0\.\.1, while srgb = 20"):
             bilateral(40, (30, 20, 25), image, 4)(OURS)
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    with pytest.warns(UserWarning, match=r"while srgb = 20"):
+        bilateral(40, -20, IMAGE / 255, 4)(OURS)
 
 
 def test_unknown_keywords_are_refused() -> None:

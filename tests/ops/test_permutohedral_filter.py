@@ -316,6 +316,8 @@ def test_errors_name_the_argument(target: Target) -> None:
     lattice = PermutohedralLattice(features)
     with pytest.raises(ValueError, match="values: got shape"):
         lattice.filter(values[:4])
+    with pytest.raises(TypeError, match="values: got layout torch.sparse_coo, must be a dense"):
+        lattice.filter(values.to_sparse())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e9])

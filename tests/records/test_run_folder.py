@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepcrf_ext.config import TrainConfig
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.records.run_folder import MetricsLog, create_run_folder
+from deepcrf_ext.records.run_folder import MetricsLog, create_run_folder, record_start
 
 
 def test_a_new_run_takes_an_empty_folder_alone(tmp_path: Path) -> None:
@@ -64,3 +65,33 @@ def test_a_full_disk_leaves_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="No space left"):
         MetricsLog(tmp_path, 1)
     assert path.read_text() == '{"kind": "train", "step": 1}\n'
+
+
+def test_tensorboard_goes_on_after_a_step(tmp_path: Path) -> None:
+    """Numbers by kind and name, and one level down; what came after the step is gone."""
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        log = MetricsLog(tmp_path, start)
+        for step in steps:
+            values = {"loss": float(step + start), "iou": {"unary": 0.5, "name": "text"}}
+            log.write("step", step, values)
+        log.close()
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["step/loss", "step/iou/unary"]
+    assert [(event.step, event.value) for event in board.Scalars("step/loss")] == [
+        (1, 1),
+        (2, 2),
+        (3, 5),
+        (4, 6),
+    ]
+
+
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    record_start(tmp_path, 0)
+    record_start(tmp_path, 5, merged=["a", "b"])
+    first, second = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert (first["step"], second["step"], second["merged"]) == (0, 5, ["a", "b"])
+    assert "merged" not in first
+    for start in (first, second):
+        assert start["command"].startswith("python ")
+        assert "torch" in start["environment"]
