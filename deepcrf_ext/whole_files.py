@@ -8,9 +8,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
+from deepcrf_ext.errors import InputError
+
 _LONGEST_NAME = 143  # bytes that every file system takes; most take 255
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that --output names, where there is none. Raises InputError where it cannot
+    be made, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"output: {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Label context and sharp outlines for a torchvision network.
 
-    python examples/torchvision_network.py [IMAGES MASKS [EPOCHS]]    draws crf.png
+    python examples/torchvision_network.py [IMAGES MASKS [EPOCHS]]    draws crf.png, prints mean IoU
 
 Images, all of one size, and masks (PNGs of class indices, 255 = ignore) share their names;
 without them it trains on 64 rendered scenes.
@@ -18,6 +18,7 @@ from torchvision.models import resnet18
 
 from deepcrf_ext import nn as crf
 from deepcrf_ext.data.scenes import Scenes
+from deepcrf_ext.evaluation.regions import SegmentationMetrics
 
 MEAN, STD = np.array([124, 116, 104], np.float32), np.array([58, 57, 57], np.float32)
 
@@ -67,11 +68,17 @@ for epoch in range(epochs):
     schedule.step()
     print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}")
 
-maps = [labels[:1], *(log_p.argmax(1) for log_p in model.eval()(images[:1]))]
+with torch.no_grad():  # labels [3, images, H, W]
+    parts = [torch.stack(model.eval()(batch)).argmax(2) for batch in images.split(4)]
+maps = [photos, labels, *torch.cat(parts, 1)]
 titles = ["image", "truth", "network", "with PairwiseCRF", "with DenseCRF on top"]
+for title, found in zip(titles[2:], maps[2:], strict=True):
+    metrics = SegmentationMetrics(classes)
+    metrics.update(found, labels)
+    print(f"{title}: mean IoU {100 * metrics.compute().mean_iou:.1f} %")
 figure, axes = plt.subplots(1, 5, figsize=(20, 3.4), subplot_kw={"xticks": [], "yticks": []})
-for axis, title, shown in zip(axes, titles, [photos[0], *(m[0] for m in maps)], strict=True):
-    axis.imshow(shown, vmin=0, vmax=classes, cmap="tab20")
+for axis, title, shown in zip(axes, titles, maps, strict=True):
+    axis.imshow(shown[0], vmin=0, vmax=classes, cmap="tab20")
     axis.set_title(title)
 figure.savefig("crf.png", bbox_inches="tight")
 print("drawn in crf.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
@@ -21,6 +20,7 @@ from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings, about_la
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
+from deepcrf_ext.whole_files import make_folder
 
 _SOURCE_OPTIONS = {
     "root": "Folder of the data.",
@@ -145,14 +145,8 @@ def output_folder(arguments: Namespace, command: str) -> Path:
         run = arguments.checkpoint
         beside = run if run.is_dir() else run.parent
         folder = beside / f"{command}-{arguments.data.dataset}-{arguments.data.split}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise InputError(
-            f"output: {folder} cannot be written ({error.strerror}); choose another folder"
-        ) from error
+    make_folder(folder)
+    return folder
 
 
 def add_dense_crf_options(parser: ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
 from deepcrf_ext.progress import Progress
+from deepcrf_ext.whole_files import make_folder
 
 _DESCRIPTION = """Show what a data set holds, and check every file of it.
 
@@ -73,7 +74,7 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
                 [image, colour(labels, dataset.palette), overlay(image, labels, dataset.palette)]
             )
     if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         first = overviews[0].dataset
         titles = ["image", "labels", "both"]
         picture_grid(rows, titles, path, first.classes, np.asarray(first.palette))

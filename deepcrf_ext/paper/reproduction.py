@@ -21,7 +21,7 @@ from deepcrf_ext.records.run_folder import create_run_folder
 from deepcrf_ext.records.steps import Steps, read_json
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 from deepcrf_ext.training.trainer import Trainer
-from deepcrf_ext.whole_files import write_json
+from deepcrf_ext.whole_files import make_folder, write_json
 
 BASELINE = "unary-3scales"
 
@@ -43,7 +43,7 @@ class Reproduction:
         self.folder, self.command = folder, command
         self.variants = plan.variants()
         file = folder / "plan.json"
-        if not file.exists() and folder.exists() and any(folder.iterdir()):
+        if not file.exists() and folder.is_dir() and any(folder.iterdir()):
             raise InputError(
                 f"output: {folder} holds files, and no reproduction; choose another folder"
             )
@@ -56,7 +56,7 @@ class Reproduction:
                     f"({'; '.join(changed)}); choose another folder"
                 )
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_json(file, plan.as_dict())
 
     def run(self) -> Path:

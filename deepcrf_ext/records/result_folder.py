@@ -11,7 +11,7 @@ from typing import Any
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.folder_lock import lock_folder
-from deepcrf_ext.whole_files import write_json
+from deepcrf_ext.whole_files import make_folder, write_json
 
 _NOTES = ("sources", "begun")  # of a record, beside the settings
 _LOCKS: dict[Path, int] = {}  # of the folders that this process writes to, until it ends
@@ -86,7 +86,7 @@ class ResultFolder:
         begun = former.get("begun", 0)
         if not overwrite:
             self._refuse_others(tasks, settings, former)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         place = self.path.resolve()
         if place not in _LOCKS:
             _LOCKS[place] = lock_folder(place)

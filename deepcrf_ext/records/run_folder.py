@@ -29,7 +29,7 @@ from deepcrf_ext.records.environment import environment
 from deepcrf_ext.records.folder_lock import locked
 from deepcrf_ext.records.provenance import package_commit, process_command
 from deepcrf_ext.records.steps import read_json
-from deepcrf_ext.whole_files import write_json, write_text
+from deepcrf_ext.whole_files import make_folder, write_json, write_text
 
 
 def refuse_used(folder: Path) -> None:
@@ -47,7 +47,7 @@ def create_run_folder(config: TrainConfig) -> Path:
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.data.dataset}-{config.model.preset}"
         folder = Path("runs") / name
     refuse_used(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder):
         refuse_used(folder)
         write_config(folder, config)

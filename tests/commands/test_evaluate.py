@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(
     def refuse(dir: Path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
 
-    monkeypatch.setattr("deepcrf_ext.cli.options.TemporaryFile", refuse)
+    monkeypatch.setattr("deepcrf_ext.whole_files.TemporaryFile", refuse)
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("measured first"))
     assert command.main(["--checkpoint", str(run), "--output", str(tmp_path)]) == 2
     told = f"error: output: {tmp_path} cannot be written (Read-only file system); choose another"

@@ -12,7 +12,16 @@ from own_data import write, write_blobs
 from PIL import Image
 from tiny_run import lines
 
-from deepcrf_ext import calibrate, evaluate, explain, predict, reproduce, train, tune_dense_crf
+from deepcrf_ext import (
+    calibrate,
+    evaluate,
+    explain,
+    predict,
+    refine,
+    reproduce,
+    train,
+    tune_dense_crf,
+)
 from deepcrf_ext.data import __main__ as show
 from deepcrf_ext.data import read_labels
 from deepcrf_ext.errors import InputError
@@ -190,6 +199,28 @@ def test_of_many_labels_that_are_not_there_some_are_told(place, capsys):
     assert train_on(root, "--data.classes", f"[{names}]", *short) == 0
     told = ", ".join(f"c{index}" for index in range(2, 14))
     assert f"train has no pixel of {told} and 6 more\n" in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_made_are_named(place, capsys):
+    root = write_blobs(place / "data", 1)
+    options = ["--data.classes", "[ground, blob]", "--epochs", "1", "--warm-start", "0"]
+    assert train_on(root, *options) == 0
+    (place / "file").touch()
+    output = ["--output", "file/x"]
+    images, masks = str(root / "images/val"), str(root / "masks/val")
+    capsys.readouterr()
+    for attempt in (
+        lambda: train_on(root, *options, *output),
+        lambda: predict.main([images, "--checkpoint", "run", *output]),
+        lambda: refine.main([images, masks, *output]),
+        lambda: reproduce.main(["--data.dataset", "scenes", *output]),
+        lambda: show.main([str(root), *options[:2], "--output", "file/x/sheet.png"]),
+    ):
+        assert attempt() == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == (
+            "error: output: file/x cannot be written (Not a directory); choose another folder"
+        )
 
 
 def test_a_run_is_done_without_its_picture(place, monkeypatch, capsys):
