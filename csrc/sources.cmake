@@ -27,6 +27,7 @@ set(DEEPCRF_CUDA_SOURCES
     cuda/pairwise_messages_block.cu
     cuda/mean_field.cu
     cuda/pairwise_nll.cu
+    cuda/pairwise_nll_chunk.cu
     cuda/permutohedral_lattice.cu
     cuda/permutohedral_filter.cu
     cuda/dense_crf.cu

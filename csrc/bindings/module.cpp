@@ -30,7 +30,7 @@ namespace {
 
 // Of the functions that Python calls: raised where one of them takes something else, as INTERFACE
 // in deepcrf_ext/ops/_backend.py is.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 // The file that omp_get_max_threads was resolved in.
 std::string openmp_runtime() {

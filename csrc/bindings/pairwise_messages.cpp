@@ -52,7 +52,7 @@ void pairwise_messages_factored_backward(const py::tuple& graph, const py::tuple
 
 void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
                              const py::object& marginals, const py::object& messages,
-                             int num_threads, uintptr_t stream) {
+                             const py::object& allocate, int num_threads, uintptr_t stream) {
   const Device device = Tensor(marginals, "marginals").device();
   const GraphView view = graph_view(graph, device);
   const AnyTablePotential table = table_potential(energies, view.num_edges);
@@ -61,8 +61,10 @@ void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
                                       untyped(messages, "messages", dtype, device, {N, K}),
                                       MatmulPrecision::highest};
-  DEEPCRF_LAUNCH(device, pairwise_messages_table, view, table, arguments,
-                 execution_context(num_threads, stream));
+  const ScratchContext ctx(
+      num_threads, stream, device, allocate,
+      DEEPCRF_WORKSPACE(device, pairwise_messages_table, view, table, arguments));
+  DEEPCRF_LAUNCH(device, pairwise_messages_table, view, table, arguments, ctx);
 }
 
 void pairwise_messages_table_backward(const py::tuple& graph, const py::object& energies,
@@ -91,8 +93,8 @@ void bind_pairwise_messages(py::module_& module) {
              py::arg("graph"), py::arg("potential"), py::arg("marginals"), py::arg("grad_messages"),
              py::arg("gradient"), py::arg("precision"), py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_table", &pairwise_messages_table, py::arg("graph"),
-             py::arg("energies"), py::arg("marginals"), py::arg("messages"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("energies"), py::arg("marginals"), py::arg("messages"), py::arg("allocate"),
+             py::arg("num_threads"), py::arg("stream"));
   module.def("pairwise_messages_table_backward", &pairwise_messages_table_backward,
              py::arg("graph"), py::arg("energies"), py::arg("marginals"), py::arg("grad_messages"),
              py::arg("grad_energies"), py::arg("num_threads"), py::arg("stream"));

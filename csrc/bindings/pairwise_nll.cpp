@@ -88,6 +88,35 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
                  scale, ctx);
 }
 
+void scale_arrays(const py::list& from, const py::list& factors, const py::list& to,
+                  int num_threads, uintptr_t stream) {
+  DEEPCRF_CHECK(factors.size() == 1 || factors.size() == 2, "factors: got ", factors.size(),
+                ", must be 1 or 2");
+  const Tensor first(factors[0], "factors");
+  const Device device = first.device();
+  const DType sums = first.dtype();
+  first.expect_shape({});
+  const void* second =
+      factors.size() == 1 ? nullptr : untyped(factors[1], "factors", sums, device, {});
+  DEEPCRF_CHECK(from.size() == to.size() && from.size() <= ScaledArrays::kMost, "from: got ",
+                from.size(), " arrays, must be at most ", ScaledArrays::kMost, ", as many as `to`");
+  ScaledArrays arrays = {};
+  DType dtype = sums;
+  for (; arrays.count < static_cast<int>(from.size()); ++arrays.count) {
+    const Tensor input(from[arrays.count], "from"), output(to[arrays.count], "to");
+    if (arrays.count == 0) dtype = output.dtype();
+    input.expect_device(device).expect_dtype(sums);
+    output.expect_device(device).expect_dtype(dtype);
+    DEEPCRF_CHECK(input.numel() == output.numel(), "to: got ", output.numel(),
+                  " elements, must be ", input.numel());
+    arrays.arrays[arrays.count] = {input.untyped_data(), output.untyped_data(), input.numel()};
+  }
+  DEEPCRF_CHECK(sums == accumulator_dtype(dtype), "factors: got ", dtype_name(sums), ", must be ",
+                dtype_name(accumulator_dtype(dtype)));
+  DEEPCRF_LAUNCH_CUDA_ONLY(device, scale_arrays, arrays, dtype, first.untyped_data(), second,
+                           execution_context(num_threads, stream));
+}
+
 }  // namespace
 
 void bind_pairwise_nll(py::module_& module) {
@@ -107,6 +136,8 @@ void bind_pairwise_nll(py::module_& module) {
   module.def("pairwise_nll_table_backward", &pairwise_nll_table_backward, py::arg("graph"),
              py::arg("energies"), py::arg("labels"), py::arg("ignore_index"),
              py::arg("edge_weight"), py::arg("losses"), py::arg("grad_energies"),
+             py::arg("num_threads"), py::arg("stream"));
+  module.def("scale_arrays", &scale_arrays, py::arg("from"), py::arg("factors"), py::arg("to"),
              py::arg("num_threads"), py::arg("stream"));
 }
 

@@ -6,7 +6,9 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -106,6 +108,9 @@ class Tensor {
 
   const Device& device() const { return device_; }
   int64_t size(size_t dimension) const { return shape_.at(dimension); }
+  int64_t numel() const {
+    return std::accumulate(shape_.begin(), shape_.end(), int64_t{1}, std::multiplies<>());
+  }
 
   DType dtype() const {
     DType dtype;

@@ -31,25 +31,29 @@ int padded_labels(int64_t num_labels) {
   return static_cast<int>(round_up<int64_t>(num_labels, block_labels<T>(num_labels)));
 }
 
-// Calls function(std::integral_constant<int, labels>, std::bool_constant<vectorised>) for labels =
-// block_labels(num_labels). Loads of which the compiler knows whether they are by vectors stand in
-// one basic block, and so are in flight together.
+// Calls function(std::integral_constant<int, labels>) for labels = block_labels(num_labels).
 template <class T, class Function>
-void dispatch_kernel(int64_t num_labels, bool vectorised, Function&& function) {
-  const auto call = [&](auto labels) {
-    if (vectorised) return function(labels, std::true_type{});
-    return function(labels, std::false_type{});
-  };
+void dispatch_labels(int64_t num_labels, Function&& function) {
   switch (block_labels<T>(num_labels)) {
-    case 8: return call(std::integral_constant<int, 8>{});
+    case 8: return function(std::integral_constant<int, 8>{});
     case 16:
-      if constexpr (kMostLabels<T> >= 16) return call(std::integral_constant<int, 16>{});
+      if constexpr (kMostLabels<T> >= 16) return function(std::integral_constant<int, 16>{});
       break;
     case 24:
-      if constexpr (kMostLabels<T> >= 24) return call(std::integral_constant<int, 24>{});
+      if constexpr (kMostLabels<T> >= 24) return function(std::integral_constant<int, 24>{});
       break;
   }
   throw Error("no kernel for this number of labels");
+}
+
+// The same with a std::bool_constant<vectorised>. Loads of which the compiler knows whether they
+// are by vectors stand in one basic block, and so are in flight together.
+template <class T, class Function>
+void dispatch_kernel(int64_t num_labels, bool vectorised, Function&& function) {
+  dispatch_labels<T>(num_labels, [&](auto labels) {
+    if (vectorised) return function(labels, std::true_type{});
+    return function(labels, std::false_type{});
+  });
 }
 
 // Where the coefficients of a node stand, widened and padded with zeros to whole blocks of labels.

@@ -3,6 +3,7 @@
 #include "core/workspace.h"
 #include "cuda/messages.cuh"
 #include "cuda/sum_splits.cuh"
+#include "cuda/table_messages.cuh"
 #include "ops/table_potential.h"
 
 namespace deepcrf::cuda {
@@ -56,36 +57,13 @@ void factored_messages(const GraphView& graph, const FactoredPotential<T>& poten
              static_cast<Accumulator<T>*>(arguments.messages), ctx.stream);
 }
 
-// One warp a node; a lane sums for label k.
 template <class T>
-__global__ void table_messages_kernel(GraphView graph,
-                                      const T* energies,  // [E, K, K]
-                                      int num_labels,
-                                      const Accumulator<T>* marginals,  // [N, K]
-                                      Accumulator<T>* messages) {       // [N, K]
-  using A = Accumulator<T>;
-  const int K = num_labels;
-  const int64_t pairs = static_cast<int64_t>(K) * K;
-  for (int64_t p = first_warp(); p < graph.num_nodes; p += num_warps()) {
-    for (int k = lane_index(); k < K; k += kWarpSize) {
-      A sum = 0;
-      for (int64_t e = graph.row_offsets[p]; e < graph.row_offsets[p + 1]; ++e) {
-        const T* row = energies + e * pairs + static_cast<int64_t>(k) * K;
-        const A* of_target = marginals + static_cast<int64_t>(graph.targets[e]) * K;
-        for (int j = 0; j < K; ++j) sum += A(row[j]) * of_target[j];
-      }
-      const int64_t end = graph.reverse_row_offsets[p + 1];
-      for (int64_t i = graph.reverse_row_offsets[p]; i < end; ++i) {
-        const T* column = energies + graph.reverse_edges[i] * pairs + k;
-        const A* of_source = marginals + static_cast<int64_t>(graph.reverse_sources[i]) * K;
-        for (int j = 0; j < K; ++j) {
-          sum += A(column[static_cast<int64_t>(j) * K]) * of_source[j];
-        }
-      }
-      messages[p * K + k] = sum;
-    }
-  }
-}
+struct TableWorkspace {
+  Accumulator<T>* sent;  // [E, K]
+
+  TableWorkspace(Workspace& workspace, int64_t num_edges, int64_t num_labels)
+      : sent(workspace.take<Accumulator<T>>(num_edges * num_labels)) {}
+};
 
 // dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], summed over messages. One warp an edge.
 template <class T>
@@ -131,15 +109,25 @@ void pairwise_messages_factored(const GraphView& graph, const AnyFactoredPotenti
   });
 }
 
+int64_t pairwise_messages_table_workspace(const GraphView& graph,
+                                          const AnyTablePotential& potential,
+                                          const MessageArguments&) {
+  Workspace workspace;
+  dispatch_floating(potential.dtype, "potential", [&](auto tag) {
+    TableWorkspace<decltype(tag)>(workspace, graph.num_edges, potential.num_labels);
+  });
+  return workspace.used();
+}
+
 void pairwise_messages_table(const GraphView& graph, const AnyTablePotential& potential,
                              const MessageArguments& arguments, const ExecutionContext& ctx) {
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    launch("table_messages", table_messages_kernel<T>, grid_size(graph.num_nodes, kWarpsPerBlock),
-           kThreadsPerBlock, 0, ctx.stream, graph, static_cast<const T*>(potential.energies),
-           static_cast<int>(potential.num_labels),
-           static_cast<const Accumulator<T>*>(arguments.marginals),
-           static_cast<Accumulator<T>*>(arguments.messages));
+    Workspace memory(ctx.workspace, ctx.workspace_bytes);
+    const TableWorkspace<T> workspace(memory, graph.num_edges, potential.num_labels);
+    launch_table_messages(graph, static_cast<const T*>(potential.energies), potential.num_labels,
+                          static_cast<const Accumulator<T>*>(arguments.marginals), workspace.sent,
+                          static_cast<Accumulator<T>*>(arguments.messages), ctx.stream);
   });
 }
 

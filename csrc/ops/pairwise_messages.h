@@ -55,6 +55,9 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
 int64_t pairwise_messages_factored_workspace(const GraphView& graph,
                                              const AnyFactoredPotential& potential,
                                              const MessageArguments& arguments);
+int64_t pairwise_messages_table_workspace(const GraphView& graph,
+                                          const AnyTablePotential& potential,
+                                          const MessageArguments& arguments);
 }  // namespace cuda
 
 }  // namespace deepcrf

@@ -16,6 +16,17 @@ struct EdgeLabels {
   int64_t ignore_index;
 };
 
+struct ScaledArray {
+  const void* from;  // [size]
+  void* to;          // [size]
+  int64_t size;
+};
+struct ScaledArrays {
+  static constexpr int kMost = 4;
+  int count;
+  ScaledArray arrays[kMost];
+};
+
 namespace cpu {
 void pairwise_nll_factored(const GraphView& graph, const AnyFactoredPotential& potential,
                            MatmulPrecision precision, const EdgeLabels& labels,
@@ -78,6 +89,13 @@ void reduce_losses(const GraphView& graph, const EdgeLabels& labels,
                    const ExecutionContext& ctx);
 // Bytes of ctx.workspace.
 int64_t reduce_losses_workspace(int64_t num_edges);
+
+// to = from * first * second of every array, rounded to `dtype`.
+void scale_arrays(const ScaledArrays& arrays,
+                  DType dtype,         // of `to`; the others are of its accumulator
+                  const void* first,   // []
+                  const void* second,  // [], or null
+                  const ExecutionContext& ctx);
 }  // namespace cuda
 
 }  // namespace deepcrf

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from deepcrf_ext.ops._device_cache import is_capturing
+
 _CGROUP = Path("/sys/fs/cgroup")
 # Limit and use of the process's group, as version 2 and version 1 of cgroups spell them.
 _LIMITS = (
@@ -22,9 +24,12 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that can be taken on a device without harm; None where the system does not say.
 
     On the CPU the lesser of what the machine has left and what the control group of the process
-    has, page cache counted as free. On CUDA what the device and torch's allocator have left.
+    has, page cache counted as free. On CUDA what the device and torch's allocator have left; None
+    while a CUDA graph is captured, where not every question is allowed.
     """
     if device.type == "cuda":
+        if is_capturing(device):
+            return None
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":

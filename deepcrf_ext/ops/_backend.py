@@ -12,7 +12,7 @@ import torch
 
 from deepcrf_ext.ops import _forks  # noqa: F401 - for what it does at every fork
 
-INTERFACE = 3
+INTERFACE = 4
 """What these sources call: `kInterface` of the extension (csrc/bindings/module.cpp) is the same."""
 
 

@@ -58,19 +58,21 @@ def losses_and_gradients(
     if num_edges == 0:
         gradients = [torch.zeros_like(tensor, dtype=sums) for tensor in potential]
         return losses, gradients if differentiate else []
-    rows = weight.new_zeros(padded(pairs), padded(dim + 1))
-    rows[:pairs, :dim] = weight.view(pairs, dim)
-    rows[:pairs, dim] = bias.view(pairs)
+    native, launch_args = _backend.native(), _backend.launch_args(source)
+    rows = weight.new_empty(padded(pairs), padded(dim + 1))
+    native.pack_weight(potential, source.shape[0], rows, *launch_args)
     grad_source, grad_target, grad_weight, grad_bias = (
         torch.empty_like(tensor, dtype=sums) for tensor in potential
     )
     grad_rows: Tensor | None = None
     size = min(num_edges, chunk_edges(num_labels, dim, source.element_size()))
-    native, launch_args = _backend.native(), _backend.launch_args(source)
+    # Where hidden vectors are positive, a bit each; those of the last chunk may be fewer.
+    mask_bytes = -(-dim * source.element_size() // 16)
+    masks = source.new_empty(size, mask_bytes, dtype=torch.uint8)
     with whole_sums(source.device):
         for first in range(0, num_edges, size):
             hidden = source.new_empty(min(size, num_edges - first), rows.shape[1])
-            native.edge_hidden(graph, potential, first, hidden, *launch_args)
+            native.edge_hidden(graph, potential, first, hidden, masks, *launch_args)
             energies = hidden @ rows.t()
             native.chunk_losses(
                 graph, labels, ignore_index, num_labels, first, edge_weight, energies, losses,
@@ -82,12 +84,11 @@ def losses_and_gradients(
                 del hidden  # its gradient takes its memory
                 grad_hidden = energies @ rows[:, : padded(dim)]
                 native.reduce_edges(
-                    graph, potential, first, grad_hidden, grad_source, grad_target, *launch_args
+                    graph, first, grad_hidden, masks, grad_source, grad_target, *launch_args
                 )
                 del grad_hidden
             del energies
     if grad_rows is None:
         return losses, []
-    grad_weight.view(pairs, dim).copy_(grad_rows[:pairs, :dim])
-    grad_bias.view(pairs).copy_(grad_rows[:pairs, dim])
+    native.unpack_weight(grad_rows, grad_weight, grad_bias, *launch_args)
     return losses, [grad_source, grad_target, grad_weight, grad_bias]

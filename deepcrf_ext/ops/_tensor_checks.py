@@ -68,14 +68,18 @@ def check_device(name: str, device: torch.device, wanted: torch.device, owner: s
         raise ValueError(f"{name}: got device {device}, must be {wanted} as {owner}")
 
 
-def are_seen(values: Tensor) -> bool:
-    """Whether the values of a tensor are there to be looked at: not on CUDA, for which nothing
-    waits, nor in code that is traced or run for shapes alone (fake tensors), nor in a transform
-    of `torch.func` or `torch.vmap`."""
-    compiling = torch.compiler.is_compiling()
-    if compiling or values.device.type != "cpu" or isinstance(values, FakeTensor):
+def have_values(values: Tensor) -> bool:
+    """Whether a tensor is one of its own: not in code that is traced or run for shapes alone (fake
+    tensors), nor in a transform of `torch.func` or `torch.vmap`."""
+    if torch.compiler.is_compiling() or isinstance(values, FakeTensor):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(values)
+
+
+def are_seen(values: Tensor) -> bool:
+    """Whether the values of a tensor are there to be looked at: it has values (`have_values`), and
+    not on CUDA, for which nothing waits."""
+    return values.device.type == "cpu" and have_values(values)
 
 
 SPATIAL_LETTERS = {1: "W", 2: "H W", 3: "D H W"}

@@ -146,19 +146,12 @@ def receive(
 ) -> Tensor:
     """Messages [N, K], all tensors as kernels read them; for the kernels of operators."""
     received = empty_values(marginals, *marginals.shape)
-    native, launch_args = _backend.native(), _backend.launch_args(marginals)
+    native = _backend.native()
+    closing = (_backend.allocator(marginals), *_backend.launch_args(marginals))
     if len(operand) == 1:
-        native.pairwise_messages_table(graph, *operand, marginals, received, *launch_args)
+        native.pairwise_messages_table(graph, *operand, marginals, received, *closing)
     else:
-        native.pairwise_messages_factored(
-            graph,
-            operand,
-            marginals,
-            received,
-            precision,
-            _backend.allocator(marginals),
-            *launch_args,
-        )
+        native.pairwise_messages_factored(graph, operand, marginals, received, precision, *closing)
     return received
 
 

@@ -8,6 +8,7 @@ not implemented.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -97,10 +98,10 @@ class _Losses(torch.autograd.Function):
         potential, rest = tensors[: ctx.num_tensors], tensors[ctx.num_tensors :]
         factor, unscaled = rest[:1], rest[1:]
         with torch.no_grad():
-            weight = gradient * factor[0] if factor else gradient
             if unscaled:
-                gradients = scale_all(unscaled, weight, potential[0].dtype)
+                gradients = scale_all(unscaled, [gradient, *factor], potential[0].dtype)
             else:
+                weight = gradient * factor[0] if factor else gradient
                 weight = weight.expand(ctx.graph[1].shape)
                 gradients = edge_losses_backward(
                     ctx.graph, potential, labels, ctx.ignore_index, weight
@@ -240,11 +241,26 @@ def _reduced(
     return value, factor
 
 
-def _fake_scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _fake_scale_all(
+    gradients: list[Tensor], factors: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     return [gradient.new_empty(gradient.shape, dtype=dtype) for gradient in gradients]
 
 
 @operator(fake=_fake_scale_all)
-def scale_all(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Gradients times a scalar factor, in dtype; an operator: differentiating it is an error."""
-    return [gradient.to(dtype) for gradient in torch._foreach_mul(gradients, factor)]
+def scale_all(gradients: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Gradients times one or two scalars, in dtype; an operator: differentiating it is an error.
+
+    Gradients and factors are in the dtype of the sums of `dtype`.
+    """
+    if not _backend.uses_cuda_kernels(factors[0]):
+        scaled = torch._foreach_mul(gradients, math.prod(factors))
+        return [gradient.to(dtype) for gradient in scaled]
+    results = _fake_scale_all(gradients, factors, dtype)
+    _backend.native().scale_arrays(
+        [gradient.contiguous() for gradient in gradients],
+        factors,
+        results,
+        *_backend.launch_args(factors[0]),
+    )
+    return results

@@ -20,7 +20,12 @@ from deepcrf_ext.ops import _backend
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 
-SIGNATURES = {1: "37cf02b533e481d2", 2: "731af1f6529764ff", 3: "731af1f6529764ff"}
+SIGNATURES = {
+    1: "37cf02b533e481d2",
+    2: "731af1f6529764ff",
+    3: "731af1f6529764ff",
+    4: "491efb8084303620",
+}
 """The digest of what the extension's functions take, for each `INTERFACE`."""
 
 

@@ -39,3 +39,13 @@ def test_a_control_group_may_leave_less(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_unknown_where_nothing_says() -> None:
     assert available_memory(torch.device("meta")) is None
+
+
+def test_the_device_is_not_asked_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5_000, 9_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    for capturing, available in ((False, 5_400), (True, None)):
+        monkeypatch.setattr(_available_memory, "is_capturing", lambda _, now=capturing: now)
+        assert available_memory(device) == available

@@ -67,6 +67,10 @@ inline __nv_bfloat16 __hmax_nan(__nv_bfloat16 a, __nv_bfloat16 b) {
 inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
   return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)};
 }
+// All bits of a half where a > b, or one is NaN.
+inline unsigned __hgtu2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return (float(a.x) <= float(b.x) ? 0u : 0xffffu) | (float(a.y) <= float(b.y) ? 0u : 0xffff0000u);
+}
 inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
   return fmaf(a, b, c);
 }

@@ -47,3 +47,7 @@ inline __half __hmax_nan(__half a, __half b) {
 inline __half2 __hmax2_nan(__half2 a, __half2 b) {
   return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)};
 }
+// All bits of a half where a > b, or one is NaN.
+inline unsigned __hgtu2_mask(__half2 a, __half2 b) {
+  return (float(a.x) <= float(b.x) ? 0u : 0xffffu) | (float(a.y) <= float(b.y) ? 0u : 0xffff0000u);
+}
