@@ -1,6 +1,8 @@
 // Losses of edges from their energies, and the gradient of these.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/hidden_masks.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/log_sum_exp.cuh"

@@ -71,7 +71,8 @@ __device__ void contract_on_tensor_cores(const Direction<T>& direction, int64_t 
     if (first_label + j >= num_labels) break;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      const int place = group_place(part * 4 + lane_index() % 4, j);
+      // That of label j: each kWarpsPerBlock labels, bit 2 of it changes.
+      const int place = group_place(part * 4 + lane_index() % 4, first) ^ i % 2 * 4;
       const T* row = aggregates + lane_index() / 4 * kNodePitch<T, kLabels> + j * kFeatures +
                      place * F::kVector;
       F::add_row(part_sums[part], *reinterpret_cast<const uint4*>(row),

@@ -65,29 +65,6 @@ struct TableWorkspace {
       : sent(workspace.take<Accumulator<T>>(num_edges * num_labels)) {}
 };
 
-// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], summed over messages. One warp an edge.
-template <class T>
-__global__ void table_gradient_kernel(GraphView graph, int num_labels, int64_t num_messages,
-                                      const Accumulator<T>* marginals,      // [M, N, K]
-                                      const Accumulator<T>* grad_messages,  // [M, N, K]
-                                      T* grad_energies) {                   // [E, K, K]
-  const int K = num_labels;
-  const int pairs = K * K;
-  for (int64_t e = first_warp(); e < graph.num_edges; e += num_warps()) {
-    const int64_t p = static_cast<int64_t>(graph.sources[e]) * K;
-    const int64_t q = static_cast<int64_t>(graph.targets[e]) * K;
-    for (int pair = lane_index(); pair < pairs; pair += kWarpSize) {
-      Accumulator<T> sum = 0;
-      for (int64_t m = 0; m < num_messages; ++m) {
-        const int64_t k = m * graph.num_nodes * K + p + pair / K;
-        const int64_t j = m * graph.num_nodes * K + q + pair % K;
-        sum += grad_messages[k] * marginals[j] + marginals[k] * grad_messages[j];
-      }
-      grad_energies[e * pairs + pair] = T(sum);
-    }
-  }
-}
-
 }  // namespace
 
 int64_t pairwise_messages_factored_workspace(const GraphView& graph,
@@ -136,11 +113,12 @@ void pairwise_messages_table_backward(const GraphView& graph, const AnyTablePote
                                       void* grad_energies, const ExecutionContext& ctx) {
   dispatch_floating(potential.dtype, "potential", [&](auto tag) {
     using T = decltype(tag);
-    launch("table_gradient", table_gradient_kernel<T>, grid_size(graph.num_edges, kWarpsPerBlock),
-           kThreadsPerBlock, 0, ctx.stream, graph, static_cast<int>(potential.num_labels),
-           arguments.num_messages, static_cast<const Accumulator<T>*>(arguments.marginals),
-           static_cast<const Accumulator<T>*>(arguments.grad_messages),
-           static_cast<T*>(grad_energies));
+    launch_early("table_gradient", table_gradient_kernel<T>,
+                 grid_size(graph.num_edges, kWarpsPerBlock), kThreadsPerBlock, 0, ctx.stream, graph,
+                 static_cast<int>(potential.num_labels), arguments.num_messages,
+                 static_cast<const Accumulator<T>*>(arguments.marginals),
+                 static_cast<const Accumulator<T>*>(arguments.grad_messages),
+                 static_cast<T*>(grad_energies));
   });
 }
 

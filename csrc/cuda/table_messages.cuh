@@ -1,10 +1,12 @@
-// Messages over tables of energies. A table is read once, along the edges: what an edge sends to
-// its target waits in a row of its own, and is summed there in the order of the edges.
+// Messages over tables of energies, and their gradient. A table is read once, along the edges: what
+// an edge sends to its target waits in a row of its own, and is summed there in the order of the
+// edges.
 #pragma once
 
 #include "core/graph_view.h"
 #include "cuda/label_blocks.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 
 namespace deepcrf::cuda {
@@ -87,6 +89,35 @@ __global__ void table_against_kernel(GraphView graph, int num_labels,
 #pragma unroll 8
       for (int64_t i = begin; i < end; ++i) sum += sent[graph.reverse_edges[i] * num_labels + k];
       messages[q * num_labels + k] += sum;
+    }
+  }
+}
+
+// dL/dV_pq(k, j) = grad_p[k] Q_q[j] + Q_p[k] grad_q[j], summed over messages. One warp an edge, a
+// lane each label of the target.
+template <class T>
+__global__ void table_gradient_kernel(GraphView graph, int num_labels, int64_t num_messages,
+                                      const Accumulator<T>* marginals,      // [M, N, K]
+                                      const Accumulator<T>* grad_messages,  // [M, N, K]
+                                      T* grad_energies) {                   // [E, K, K]
+  wait_for_former_kernels();
+  using A = Accumulator<T>;
+  const int K = num_labels;
+  const int64_t step = graph.num_nodes * K;
+  for (int64_t e = first_warp(); e < graph.num_edges; e += num_warps()) {
+    const int64_t source = int64_t{graph.sources[e]} * K;
+    const int64_t target = int64_t{graph.targets[e]} * K;
+    for (int j = lane_index(); j < K; j += kWarpSize) {
+      T* out = grad_energies + e * K * K + j;
+      for (int k = 0; k < K; ++k, out += K) {
+        const A *of_source = marginals + source + k, *grad_of_source = grad_messages + source + k;
+        const A *of_target = marginals + target + j, *grad_of_target = grad_messages + target + j;
+        A sum = *grad_of_source * *of_target + *of_source * *grad_of_target;
+        for (int64_t i = step; i < num_messages * step; i += step) {
+          sum += grad_of_source[i] * of_target[i] + of_source[i] * grad_of_target[i];
+        }
+        *out = narrowed<T>(sum);
+      }
     }
   }
 }

@@ -195,6 +195,42 @@ def test_loss_under_torchs_flags(reduced: bool, precision: str) -> None:
         matmul.allow_bf16_reduced_precision_reduction = former_reduced
 
 
+@pytest.mark.parametrize("label", [-1, 3, 2**40, 255])
+def test_a_label_that_is_none_is_asserted_on_the_device(label: int) -> None:
+    """As by torch's cross-entropy, which no later call of the process survives."""
+    program = f"""
+import torch, deepcrf_ext as dc
+graph = dc.EdgeGraph.from_range_box(4, 4, dc.RangeBox(-1, 1, -1, 1), "cuda")
+table = dc.TablePotential(graph, torch.rand(graph.num_edges, 3, 3, device="cuda"))
+labels = torch.zeros(16, dtype=torch.int64, device="cuda")
+labels[5] = {label}
+dc.pairwise_nll(table, labels, ignore_index=255)
+torch.cuda.synchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode == 0) == (label == 255), done.stderr
+    assert ("device-side assert" in done.stderr) == (label != 255)
+
+
+def test_a_loss_is_few_kernels() -> None:
+    """Each takes a microsecond or two, more than its work on a small graph."""
+    run = gradients_of("pairwise_nll_mean", device_problem(FACTORED))
+    run()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+        torch.cuda.synchronize()
+    kernels = [
+        event.name
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    if not kernels:
+        pytest.skip("the profiler sees no kernels here")
+    # Those of `gradients_of` itself, and what the library adds to a split product, are among them.
+    assert len(kernels) <= 24, "\n".join(kernels)
+
+
 def test_range_box_past_two_to_the_31_edges_on_the_device() -> None:
     need_memory(48)
     side = 220

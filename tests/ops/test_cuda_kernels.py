@@ -10,6 +10,7 @@ from accuracy import assert_accurate
 from problems import (
     FACTORED,
     OPERATORS,
+    TABLE,
     Problem,
     grid_problem,
     make_problem,
@@ -179,10 +180,49 @@ def test_mean_field_over_more_potentials_than_a_launch_takes(
     check("mean_field", cuda_target, make_problem(graphs, [FACTORED] * 6, 4, 10), dtype)
 
 
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
 @pytest.mark.parametrize("num_labels", [1, 8, 9, 24, 25, 49])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_every_number_of_label_tiles(
-    cuda_target: Target, num_labels: int, dtype: torch.dtype
+    cuda_target: Target, kind: str, num_labels: int, dtype: torch.dtype
 ) -> None:
-    problem = make_problem([random_graph(6, 20, 7)], [FACTORED], num_labels, 8)
+    problem = make_problem([random_graph(6, 20, 7)], [kind], num_labels, 8)
     check("pairwise_messages", cuda_target, problem, dtype)
+
+
+# Of up to 512 energies an edge, which lanes hold, and of more; in whole vectors and not.
+@pytest.mark.parametrize("kind", [FACTORED, TABLE])
+@pytest.mark.parametrize("num_labels", [1, 2, 4, 16, 17, 22, 23, 24])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_loss_of_every_number_of_labels(
+    cuda_target: Target, kind: str, num_labels: int, dtype: torch.dtype
+) -> None:
+    problem = make_problem([random_graph(6, 20, 7)], [kind], num_labels, 8)
+    for operator in ("pairwise_nll", "pairwise_nll_mean"):
+        check(operator, cuda_target, problem, dtype)
+
+
+@pytest.mark.parametrize("lowest", [-3e4, 3e4])
+def test_the_loss_of_energies_far_from_zero(cuda_target: Target, lowest: float) -> None:
+    """Exponentials are of differences, most of which are below what float32 holds."""
+    problem = make_problem([random_graph(6, 20, 7)], [TABLE], 5, 8, scale=100)
+    problem = problem.with_tensors({"table0": problem.tensors["table0"] + lowest})
+    check("pairwise_nll_mean", cuda_target, problem, torch.float32)
+
+
+@pytest.mark.parametrize("dim", [11, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_hidden_value_of_zero_gets_no_gradient(
+    cuda_target: Target, dtype: torch.dtype, dim: int
+) -> None:
+    """One just above zero does, and so does one that is not a number, as in torch."""
+    graph = EdgeGraph.from_edges(torch.tensor([0, 0, 0]), torch.tensor([1, 2, 3]), 4)
+    problem = make_problem([graph], [FACTORED], 2, dim, ignored=0)
+    target = torch.zeros_like(problem.tensors["target0"])
+    target[2], target[3, 7] = 1e-30, torch.nan
+    problem = problem.with_tensors({"source0": torch.zeros_like(target), "target0": target})
+    problem = problem.to(cuda_target.device, dtype)
+    gradient = value_and_gradients("pairwise_nll_mean", cuda_target.functions, problem)["target0"]
+    assert (gradient[1] == 0).all()
+    assert (gradient[2] != 0).all()
+    assert gradient[3].isnan().nonzero().flatten().tolist() == [7]
