@@ -37,11 +37,17 @@ from cases import Case
 from harness import Measurement, measure, measure_replay, result_path, write_results
 
 import deepcrf_ext as dc
+from deepcrf_ext.ops import _pairwise_nll_chunks
 
 OURS = "deepcrf_ext"
 REUSED = "deepcrf_ext, lattices reused"
 SECONDS = 0.3  # a measurement on a device repeats for
 NO_TIME = "no time left"
+CHUNKS = {
+    OURS: _pairwise_nll_chunks.CHUNK_BYTES,
+    **{f"{OURS}, chunks of {size} MB": size << 20 for size in (32, 128)},
+}
+"""Bytes of a chunk of the loss on CUDA, by contender."""
 REPLAYED = ", replayed"  # what a contender's graph is called by
 Call = Callable[[], Any]
 folder = tempfile.TemporaryDirectory()  # of the photographs that a training reads
@@ -62,6 +68,12 @@ def dense_call(case: str, contender: str, device: torch.device) -> Call:
 def of_case(make: Callable[[Case, str, torch.device], Call]) -> Callable[..., Call]:
     """`make` for a case's name."""
     return lambda case, contender, device: make(Case.parse(case), contender, device)
+
+
+def loss_call(case: Case, contender: str, device: torch.device) -> Call:
+    """The loss of a case, also in chunks of other sizes."""
+    _pairwise_nll_chunks.CHUNK_BYTES = CHUNKS.get(contender, CHUNKS[OURS])
+    return bench_pairwise_loss.make_call(case, OURS if contender in CHUNKS else contender, device)
 
 
 def training_call(case: str, contender: str, device: torch.device) -> Call:
@@ -100,11 +112,11 @@ BENCHMARKS = {
         bench_meanfield.needed_bytes,
     ),
     "pairwise_loss": Benchmark(
-        of_case(bench_pairwise_loss.make_call),
+        of_case(loss_call),
         [*cases_of("28x36", "14x18"), *cases_of("56x75", dtypes=("bfloat16",))],
         TINY,
-        (OURS, *PLAIN),
-        (OURS, "eager"),
+        (*CHUNKS, *PLAIN),
+        (*CHUNKS, "eager"),
         bench_pairwise_loss.needed_bytes,
     ),
     "edges": Benchmark(

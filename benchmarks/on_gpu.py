@@ -179,7 +179,7 @@ def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
     worker = ["--output", str(output), *(["--commit", commit] if commit else [])]
     worker += ["--dry-run"] if dry_run else []
     training = ["tests/training/test_cuda_training.py"]
-    limits = {"edges": 20, "densecrf": 30}
+    limits = {"edges": 20, "densecrf": 30, "pairwise_loss": 55}
     usual, huge = f"{ON_DEVICE} and not past_two_to", f"{ON_DEVICE} and past_two_to"
     return [
         build(dry_run),
