@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
       }
       A received = 0;  // at label first_label + lane % kPadded
       for (int first_column = 0; first_column < K; first_column += kWarpSize) {
-        // No load depends on a condition: labels past the last are the last, and count for nothing.
+        // No load depends on a condition: what is past the last label or column is the last, and
+        // counts for nothing, also where it is infinite.
         const bool valid = first_column + lane_index() < K;
         const int column = valid ? first_column + lane_index() : K - 1;
         A sums[kPadded] = {};
@@ -50,7 +51,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
             values[i] = *of_label;
             of_label += i + 1 < labels ? K : 0;
           }
-          const A of_target = valid ? marginals[int64_t{graph.targets[e]} * K + column] : A(0);
+#pragma unroll
+          for (int i = 0; i < kLabels; ++i) values[i] = i < labels ? values[i] : A(0);
+          const A of_target = marginals[int64_t{graph.targets[e]} * K + column];
           A sending = 0;
 #pragma unroll
           for (int i = 0; i < kLabels; ++i) {
@@ -60,6 +63,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 4)
           A* to = sent + e * K + column;
           if (valid) *to = first_label == 0 ? sending : *to + sending;
         }
+#pragma unroll
+        for (A& sum : sums) sum = valid ? sum : A(0);
         received += warp_sums<kPadded>(sums);
       }
       if (lane_index() < kLabels) partial[warp][lane_index()] = received;

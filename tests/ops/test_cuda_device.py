@@ -195,7 +195,7 @@ def test_loss_under_torchs_flags(reduced: bool, precision: str) -> None:
         matmul.allow_bf16_reduced_precision_reduction = former_reduced
 
 
-@pytest.mark.parametrize("label", [-1, 3, 2**40, 255])
+@pytest.mark.parametrize("label", [3, 255])
 def test_a_label_that_is_none_is_asserted_on_the_device(label: int) -> None:
     """As by torch's cross-entropy, which no later call of the process survives."""
     program = f"""
