@@ -105,7 +105,8 @@ def _named_tensors(arguments: Sequence[tuple[object, Any]]) -> Iterator[tuple[st
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).view(torch.uint8)
+    values = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return values.view(-1).view(torch.uint8)  # of one element, which may have come with stride 0
 
 
 @functools.cache
