@@ -90,14 +90,12 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
 
 void scale_arrays(const py::list& from, const py::list& factors, const py::list& to,
                   int num_threads, uintptr_t stream) {
-  DEEPCRF_CHECK(factors.size() == 1 || factors.size() == 2, "factors: got ", factors.size(),
-                ", must be 1 or 2");
+  DEEPCRF_CHECK(factors.size() == 2, "factors: got ", factors.size(), ", must be 2");
   const Tensor first(factors[0], "factors");
   const Device device = first.device();
   const DType sums = first.dtype();
   first.expect_shape({});
-  const void* second =
-      factors.size() == 1 ? nullptr : untyped(factors[1], "factors", sums, device, {});
+  const void* second = untyped(factors[1], "factors", sums, device, {});
   DEEPCRF_CHECK(from.size() == to.size() && from.size() <= ScaledArrays::kMost, "from: got ",
                 from.size(), " arrays, must be at most ", ScaledArrays::kMost, ", as many as `to`");
   ScaledArrays arrays = {};

@@ -80,9 +80,9 @@ __global__ void final_reduction_kernel(LossSums parts, bool mean, A* value, A* f
 template <class T>
 __global__ void scale_kernel(const __grid_constant__ ScaledArrays arrays,
                              const Accumulator<T>* first,     // []
-                             const Accumulator<T>* second) {  // [], or null
+                             const Accumulator<T>* second) {  // []
   wait_for_former_kernels();
-  const Accumulator<T> factor = second == nullptr ? *first : *first * *second;
+  const Accumulator<T> factor = *first * *second;
   for (int array = 0; array < arrays.count; ++array) {
     const ScaledArray& own = arrays.arrays[array];
     const auto* from = static_cast<const Accumulator<T>*>(own.from);

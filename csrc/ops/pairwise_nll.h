@@ -94,7 +94,7 @@ int64_t reduce_losses_workspace(int64_t num_edges);
 void scale_arrays(const ScaledArrays& arrays,
                   DType dtype,         // of `to`; the others are of its accumulator
                   const void* first,   // []
-                  const void* second,  // [], or null
+                  const void* second,  // []
                   const ExecutionContext& ctx);
 }  // namespace cuda
 

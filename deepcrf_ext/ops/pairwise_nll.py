@@ -8,7 +8,6 @@ not implemented.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -249,12 +248,12 @@ def _fake_scale_all(
 
 @operator(fake=_fake_scale_all)
 def scale_all(gradients: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Gradients times one or two scalars, in dtype; an operator: differentiating it is an error.
+    """Gradients times two scalars, in dtype; an operator: differentiating it is an error.
 
     Gradients and factors are in the dtype of the sums of `dtype`.
     """
     if not _backend.uses_cuda_kernels(factors[0]):
-        scaled = torch._foreach_mul(gradients, math.prod(factors))
+        scaled = torch._foreach_mul(gradients, factors[0] * factors[1])
         return [gradient.to(dtype) for gradient in scaled]
     results = _fake_scale_all(gradients, factors, dtype)
     _backend.native().scale_arrays(
