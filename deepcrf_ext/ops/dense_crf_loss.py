@@ -65,6 +65,7 @@ def dense_crf_loss(
         UserWarning: as `gated_crf_loss`.
 
     Example:
+        >>> import torch
         >>> logits = torch.randn(2, 4, 24, 32, requires_grad=True)
         >>> image = torch.randint(256, (2, 3, 24, 32), dtype=torch.uint8)
         >>> dense_crf_loss(logits.softmax(1), image).backward()
