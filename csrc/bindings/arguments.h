@@ -52,13 +52,23 @@ inline MatmulPrecision matmul_precision(const std::string& name) {
 }
 
 // A tensor of a dtype, device and shape, as an untyped pointer.
-inline void* untyped(const Tensor& tensor, DType dtype, const Device& device,
-                     std::initializer_list<int64_t> sizes) {
+inline const void* untyped(const Tensor& tensor, DType dtype, const Device& device,
+                           std::initializer_list<int64_t> sizes) {
   return tensor.expect_device(device).expect_shape(sizes).expect_dtype(dtype).untyped_data();
 }
-inline void* untyped(const py::object& object, const char* name, DType dtype, const Device& device,
-                     std::initializer_list<int64_t> sizes) {
+inline const void* untyped(const py::object& object, const char* name, DType dtype,
+                           const Device& device, std::initializer_list<int64_t> sizes) {
   return untyped(Tensor(object, name), dtype, device, sizes);
+}
+
+// The same of a tensor that a kernel writes.
+inline void* untyped_output(const Tensor& tensor, DType dtype, const Device& device,
+                            std::initializer_list<int64_t> sizes) {
+  return tensor.expect_device(device).expect_shape(sizes).expect_dtype(dtype).untyped_output();
+}
+inline void* untyped_output(const py::object& object, const char* name, DType dtype,
+                            const Device& device, std::initializer_list<int64_t> sizes) {
+  return untyped_output(Tensor(object, name), dtype, device, sizes);
 }
 
 // (source, target, weight, bias)
@@ -90,10 +100,10 @@ inline AnyFactoredGradient factored_gradient(const py::tuple& tensors,
   const DType dtype = accumulator_dtype(potential.dtype);
   const int64_t K = potential.num_labels;
   const int64_t D = potential.num_features;
-  return {untyped(tensors[0], "grad_source", dtype, device, {num_nodes, D}),
-          untyped(tensors[1], "grad_target", dtype, device, {num_nodes, D}),
-          untyped(tensors[2], "grad_weight", dtype, device, {K, K, D}),
-          untyped(tensors[3], "grad_bias", dtype, device, {K, K})};
+  return {untyped_output(tensors[0], "grad_source", dtype, device, {num_nodes, D}),
+          untyped_output(tensors[1], "grad_target", dtype, device, {num_nodes, D}),
+          untyped_output(tensors[2], "grad_weight", dtype, device, {K, K, D}),
+          untyped_output(tensors[3], "grad_bias", dtype, device, {K, K})};
 }
 
 inline AnyTablePotential table_potential(const py::object& energies, int64_t num_edges) {

@@ -34,19 +34,21 @@ DenseCRFCall<Lattice> checked_call(const py::list& kernels, const py::object& un
                   " positions, must be ", N);
     const int64_t dim = kernel[3].attr("dim")().cast<int64_t>();
     DEEPCRF_CHECK(dim >= 0 && dim <= 2, "compatibility: got ", dim, " dimensions, must be 0 to 2");
-    void* compatibility = dim == 0   ? untyped(kernel[3], "compatibility", dtype, device, {})
-                          : dim == 1 ? untyped(kernel[3], "compatibility", dtype, device, {K})
-                                     : untyped(kernel[3], "compatibility", dtype, device, {K, K});
+    const void* compatibility = dim == 0 ? untyped(kernel[3], "compatibility", dtype, device, {})
+                                : dim == 1
+                                    ? untyped(kernel[3], "compatibility", dtype, device, {K})
+                                    : untyped(kernel[3], "compatibility", dtype, device, {K, K});
     dense.push_back({lattice, untyped(kernel[1], "splat_scale", dtype, device, {N}),
                      untyped(kernel[2], "slice_scale", dtype, device, {N}), dim, compatibility});
   }
-  const DenseCRFArguments arguments = {dtype,
-                                       K,
-                                       N,
-                                       iterations,
-                                       energies.untyped_data(),
-                                       untyped(marginals, "marginals", dtype, device, {K, N}),
-                                       log};
+  const DenseCRFArguments arguments = {
+      dtype,
+      K,
+      N,
+      iterations,
+      energies.untyped_data(),
+      untyped_output(marginals, "marginals", dtype, device, {K, N}),
+      log};
   return {device, dense, arguments};
 }
 

@@ -25,20 +25,21 @@ GatedCRFLoss checked_loss(const py::object& probabilities, const py::object& ima
   DEEPCRF_CHECK(K > 0 && C > 0 && Z > 0 && Y > 0 && X > 0, "probabilities: got K = ", K,
                 ", C = ", C, ", Z = ", Z, ", Y = ", Y, ", X = ", X, ", must be positive");
   DEEPCRF_CHECK(radius >= 0, "radius: got ", radius, ", must not be negative");
-  return {
-      dtype,
-      B,
-      K,
-      C,
-      Z,
-      Y,
-      X,
-      radius,
-      input.untyped_data(),
-      untyped(image, "image", dtype, device, {B, C, Z, Y, X}),
-      mask.is_none() ? nullptr : untyped(mask, "mask", dtype, device, {B, Z, Y, X}),
-      untyped(total, "total", dtype, device, {}),
-      gradient.is_none() ? nullptr : untyped(gradient, "gradient", dtype, device, {B, K, Z, Y, X})};
+  return {dtype,
+          B,
+          K,
+          C,
+          Z,
+          Y,
+          X,
+          radius,
+          input.untyped_data(),
+          untyped(image, "image", dtype, device, {B, C, Z, Y, X}),
+          mask.is_none() ? nullptr : untyped(mask, "mask", dtype, device, {B, Z, Y, X}),
+          untyped_output(total, "total", dtype, device, {}),
+          gradient.is_none()
+              ? nullptr
+              : untyped_output(gradient, "gradient", dtype, device, {B, K, Z, Y, X})};
 }
 
 // Kernels are (weight, factor of squared pixels, factor of squared colours).

@@ -77,13 +77,13 @@ inline cuda::PermutohedralLattice lattice_view(const py::tuple& tensors, const D
   return {N,
           d,
           neighbours.size(1),
-          num_points.data<int32_t>(),
-          vertices.data<int32_t>(),
-          weights.data<float>(),
-          splat_points.data<int32_t>(),
-          splat_positions.data<int32_t>(),
-          splat_weights.data<float>(),
-          neighbours.data<int32_t>()};
+          num_points.output<int32_t>(),
+          vertices.output<int32_t>(),
+          weights.output<float>(),
+          splat_points.output<int32_t>(),
+          splat_positions.output<int32_t>(),
+          splat_weights.output<float>(),
+          neighbours.output<int32_t>()};
 }
 
 }  // namespace deepcrf

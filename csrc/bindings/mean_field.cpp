@@ -43,7 +43,7 @@ MeanFieldCall checked_call(const py::list& graphs, const py::list& potentials,
       K,
       iterations,
       untyped(energies, accumulator_dtype(potential_dtype), device, {N, K}),
-      untyped(marginals, "marginals", dtype, device, {N, K}),
+      untyped_output(marginals, "marginals", dtype, device, {N, K}),
       matmul_precision(precision)};
   return {device, views, factored, arguments};
 }

@@ -25,7 +25,7 @@ void pairwise_messages_factored(const py::tuple& graph, const py::tuple& potenti
   const int64_t N = view.num_nodes, K = factored.num_labels;
   const DType dtype = accumulator_dtype(factored.dtype);
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
-                                      untyped(messages, "messages", dtype, device, {N, K}),
+                                      untyped_output(messages, "messages", dtype, device, {N, K}),
                                       matmul_precision(precision)};
   const ScratchContext ctx(
       num_threads, stream, device, allocate,
@@ -59,7 +59,7 @@ void pairwise_messages_table(const py::tuple& graph, const py::object& energies,
   const int64_t N = view.num_nodes, K = table.num_labels;
   const DType dtype = accumulator_dtype(table.dtype);
   const MessageArguments arguments = {untyped(marginals, "marginals", dtype, device, {N, K}),
-                                      untyped(messages, "messages", dtype, device, {N, K}),
+                                      untyped_output(messages, "messages", dtype, device, {N, K}),
                                       MatmulPrecision::highest};
   const ScratchContext ctx(
       num_threads, stream, device, allocate,
@@ -78,7 +78,8 @@ void pairwise_messages_table_backward(const py::tuple& graph, const py::object& 
   const MessageGradientArguments arguments =
       gradient_arguments(marginals, grad_messages, accumulator_dtype(table.dtype), device,
                          view.num_nodes, K, MatmulPrecision::highest);
-  void* out = untyped(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
+  void* out =
+      untyped_output(grad_energies, "grad_energies", table.dtype, device, {view.num_edges, K, K});
   DEEPCRF_LAUNCH(device, pairwise_messages_table_backward, view, table, arguments, out,
                  execution_context(num_threads, stream));
 }

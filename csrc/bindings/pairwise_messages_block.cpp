@@ -32,7 +32,7 @@ struct BlockCall {
     const Tensor given(matrix_object, name);
     const int64_t K = potential.num_labels, N = graph.num_nodes;
     const DType element = block_dtype(potential.dtype);
-    matrix = untyped(given, element, device, {-1, 2 * K, potential.num_features});
+    matrix = untyped_output(given, element, device, {-1, 2 * K, potential.num_features});
     block = {first_node, given.size(0)};
     DEEPCRF_CHECK(0 <= first_node && first_node + block.count <= N, name, ": got nodes ",
                   first_node, "..", first_node + block.count - 1, ", must be among ", N);
@@ -58,8 +58,8 @@ void message_coefficients(const py::object& source, const py::object& marginals,
   const int64_t N = values.size(0), K = values.size(1);
   const void* of_marginals = untyped(values, sums, device, {N, K});
   const void* of_gradient = untyped(grad_messages, "grad_messages", sums, device, {N, K});
-  void* out = untyped(coefficients, "coefficients", block_dtype(dtype), device,
-                      {N, num_columns(dtype, precision, K)});
+  void* out = untyped_output(coefficients, "coefficients", block_dtype(dtype), device,
+                             {N, num_columns(dtype, precision, K)});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, message_coefficients, dtype, precision, N, K, of_marginals,
                            of_gradient, out, execution_context(num_threads, stream));
 }
@@ -70,8 +70,8 @@ void message_aggregates(const py::tuple& graph, const py::tuple& potential, int6
                         int num_threads, uintptr_t stream) {
   const BlockCall call(graph, potential, precision, first_node, coefficients, aggregates,
                        "aggregates");
-  void* sums = untyped(coefficient_sums, "coefficient_sums", call.sums, call.device,
-                       {call.block.count, 2 * call.potential.num_labels});
+  void* sums = untyped_output(coefficient_sums, "coefficient_sums", call.sums, call.device,
+                              {call.block.count, 2 * call.potential.num_labels});
   DEEPCRF_LAUNCH_CUDA_ONLY(call.device, message_aggregates, call.graph, call.potential,
                            call.precision, call.block, call.coefficients, call.matrix, sums,
                            execution_context(num_threads, stream));
@@ -83,8 +83,8 @@ void message_node_gradient(const py::tuple& graph, const py::tuple& potential, i
                            const py::object& gradient, int num_threads, uintptr_t stream) {
   const BlockCall call(graph, potential, precision, first_node, coefficients, projections,
                        "projections");
-  void* out = untyped(gradient, "gradient", call.sums, call.device,
-                      {call.graph.num_nodes, call.potential.num_features});
+  void* out = untyped_output(gradient, "gradient", call.sums, call.device,
+                             {call.graph.num_nodes, call.potential.num_features});
   DEEPCRF_LAUNCH_CUDA_ONLY(call.device, message_node_gradient, call.graph, call.potential,
                            call.precision, call.block, call.coefficients, call.matrix, of_targets,
                            out, execution_context(num_threads, stream));

@@ -14,7 +14,7 @@ void pairwise_nll_factored(const py::tuple& graph, const py::tuple& potential,
   const AnyFactoredPotential factored = factored_potential(potential, view.num_nodes);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = accumulator_dtype(factored.dtype);
-  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
+  void* out = untyped_output(losses, "losses", dtype, device, {view.num_edges});
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored, view, factored,
                           matmul_precision(precision), truth, out,
                           execution_context(num_threads, stream));
@@ -31,7 +31,7 @@ void pairwise_nll_factored_backward(const py::tuple& graph, const py::tuple& pot
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = accumulator_dtype(factored.dtype);
   const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
-  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
+  void* out = untyped_output(losses, "losses", dtype, device, {view.num_edges});
   const AnyFactoredGradient gradients =
       factored_gradient(gradient, factored, view.num_nodes, device);
   DEEPCRF_LAUNCH_CPU_ONLY(device, pairwise_nll_factored_backward, view, factored,
@@ -47,7 +47,7 @@ void pairwise_nll_table(const py::tuple& graph, const py::object& energies,
   const AnyTablePotential table = table_potential(energies, view.num_edges);
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = accumulator_dtype(table.dtype);
-  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
+  void* out = untyped_output(losses, "losses", dtype, device, {view.num_edges});
   DEEPCRF_LAUNCH(device, pairwise_nll_table, view, table, truth, out,
                  execution_context(num_threads, stream));
 }
@@ -63,9 +63,9 @@ void pairwise_nll_table_backward(const py::tuple& graph, const py::object& energ
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType dtype = accumulator_dtype(table.dtype);
   const void* weight = optional_edge_weight(edge_weight, dtype, device, view.num_edges);
-  void* out = untyped(losses, "losses", dtype, device, {view.num_edges});
-  void* gradient = untyped(grad_energies, "grad_energies", table.dtype, device,
-                           {view.num_edges, table.num_labels, table.num_labels});
+  void* out = untyped_output(losses, "losses", dtype, device, {view.num_edges});
+  void* gradient = untyped_output(grad_energies, "grad_energies", table.dtype, device,
+                                  {view.num_edges, table.num_labels, table.num_labels});
   DEEPCRF_LAUNCH(device, pairwise_nll_table_backward, view, table, truth, weight, out, gradient,
                  execution_context(num_threads, stream));
 }
@@ -80,8 +80,8 @@ void reduce_losses(const py::tuple& graph, const py::object& labels, int64_t ign
   const GraphView view = graph_view(graph, device);
   of_edges.expect_shape({view.num_edges});
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
-  void* out = untyped(value, "value", dtype, device, {});
-  void* scale = untyped(factor, "factor", dtype, device, {});
+  void* out = untyped_output(value, "value", dtype, device, {});
+  void* scale = untyped_output(factor, "factor", dtype, device, {});
   const ScratchContext ctx(num_threads, stream, device, allocate,
                            DEEPCRF_WORKSPACE(device, reduce_losses, view.num_edges));
   DEEPCRF_LAUNCH(device, reduce_losses, view, truth, dtype, of_edges.untyped_data(), mean, out,
@@ -107,7 +107,7 @@ void scale_arrays(const py::list& from, const py::list& factors, const py::list&
     output.expect_device(device).expect_dtype(dtype);
     DEEPCRF_CHECK(input.numel() == output.numel(), "to: got ", output.numel(),
                   " elements, must be ", input.numel());
-    arrays.arrays[arrays.count] = {input.untyped_data(), output.untyped_data(), input.numel()};
+    arrays.arrays[arrays.count] = {input.untyped_data(), output.untyped_output(), input.numel()};
   }
   DEEPCRF_CHECK(sums == accumulator_dtype(dtype), "factors: got ", dtype_name(sums), ", must be ",
                 dtype_name(accumulator_dtype(dtype)));

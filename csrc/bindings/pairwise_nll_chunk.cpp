@@ -26,11 +26,11 @@ int64_t row_pitch(const Tensor& matrix, const char* name, int64_t columns) {
 uint8_t* mask_rows(const py::object& masks, const EdgeChunk& chunk, DType dtype,
                    int64_t num_features, const Device& device) {
   const Tensor rows(masks, "masks");
-  const int64_t size = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+  const int64_t size = dtype_size(dtype);
   rows.expect_device(device).expect_shape({-1, (num_features * size + 15) / 16});
   DEEPCRF_CHECK(rows.size(0) >= chunk.count, "masks: got ", rows.size(0),
                 " rows, must be at least ", chunk.count);
-  return rows.data<uint8_t>();
+  return rows.output<uint8_t>();
 }
 
 void pack_weight(const py::tuple& potential, int64_t num_nodes, const py::object& rows,
@@ -41,7 +41,7 @@ void pack_weight(const py::tuple& potential, int64_t num_nodes, const py::object
   const int64_t pairs = factored.num_labels * factored.num_labels;
   const int64_t pitch = row_pitch(out, "rows", factored.num_features + 1);
   DEEPCRF_CHECK(out.size(0) >= pairs, "rows: got ", out.size(0), ", must be at least ", pairs);
-  void* data = untyped(out, factored.dtype, device, {-1, pitch});
+  void* data = untyped_output(out, factored.dtype, device, {-1, pitch});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, pack_weight, factored, out.size(0), pitch, data,
                            execution_context(num_threads, stream));
 }
@@ -56,8 +56,8 @@ void unpack_weight(const py::object& rows, const py::object& weight, const py::o
   const int64_t pitch = row_pitch(values, "rows", D + 1);
   DEEPCRF_CHECK(values.size(0) >= K * K, "rows: got ", values.size(0), ", must be at least ",
                 K * K);
-  void* of_weight = untyped(out, dtype, device, {K, K, D});
-  void* of_bias = untyped(bias, "bias", dtype, device, {K, K});
+  void* of_weight = untyped_output(out, dtype, device, {K, K, D});
+  void* of_bias = untyped_output(bias, "bias", dtype, device, {K, K});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, unpack_weight, dtype, values.untyped_data(), K, D, pitch,
                            of_weight, of_bias, execution_context(num_threads, stream));
 }
@@ -72,7 +72,7 @@ void edge_hidden(const py::tuple& graph, const py::tuple& potential, int64_t fir
   const int64_t D = factored.num_features;
   const int64_t pitch = row_pitch(out, "hidden", D + 1);
   const EdgeChunk chunk = edge_chunk(first_edge, out.size(0), view.num_edges);
-  void* data = untyped(out, factored.dtype, device, {chunk.count, pitch});
+  void* data = untyped_output(out, factored.dtype, device, {chunk.count, pitch});
   uint8_t* positive = mask_rows(masks, chunk, factored.dtype, D, device);
   DEEPCRF_LAUNCH_CUDA_ONLY(device, edge_hidden, view, factored, chunk, pitch, data, positive,
                            execution_context(num_threads, stream));
@@ -91,9 +91,9 @@ void chunk_losses(const py::tuple& graph, const py::object& labels, int64_t igno
   const EdgeLabels truth = edge_labels(labels, ignore_index, view.num_nodes, device);
   const DType sums = accumulator_dtype(dtype);
   const void* weight = optional_edge_weight(edge_weight, sums, device, view.num_edges);
-  void* out = untyped(losses, "losses", sums, device, {view.num_edges});
+  void* out = untyped_output(losses, "losses", sums, device, {view.num_edges});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, chunk_losses, view, dtype, num_labels, pitch, truth, chunk,
-                           weight, table.untyped_data(), out, differentiate,
+                           weight, table.untyped_output(), out, differentiate,
                            execution_context(num_threads, stream));
 }
 
@@ -110,8 +110,8 @@ void reduce_edges(const py::tuple& graph, int64_t first_edge, const py::object& 
   const int64_t pitch = row_pitch(values, "grad_hidden", D);
   const EdgeChunk chunk = edge_chunk(first_edge, values.size(0), view.num_edges);
   const uint8_t* positive = mask_rows(masks, chunk, dtype, D, device);
-  void* of_source = untyped(source, sums, device, {N, D});
-  void* of_target = untyped(grad_target, "grad_target", sums, device, {N, D});
+  void* of_source = untyped_output(source, sums, device, {N, D});
+  void* of_target = untyped_output(grad_target, "grad_target", sums, device, {N, D});
   DEEPCRF_LAUNCH_CUDA_ONLY(device, reduce_edges, view, dtype, D, chunk, pitch,
                            values.untyped_data(), positive, of_source, of_target,
                            execution_context(num_threads, stream));

@@ -17,11 +17,11 @@ LatticePoints permutohedral_lattice(const py::object& features, const py::object
   int16_t* vertex = Tensor(vertices, "vertices")
                         .expect_device(values.device())
                         .expect_shape({N, d + 1})
-                        .data<int16_t>();
+                        .output<int16_t>();
   float* weight = Tensor(weights, "weights")
                       .expect_device(values.device())
                       .expect_shape({N, d + 1})
-                      .data<float>();
+                      .output<float>();
   LatticePoints points;
   DEEPCRF_LAUNCH_CPU_ONLY(values.device(), permutohedral_lattice, values.data<float>(), N, d,
                           vertex, weight, &points, execution_context(num_threads, stream));
@@ -61,7 +61,7 @@ template <class T>
 void copy_to(const std::vector<T>& from, const py::object& to, const char* name) {
   const Tensor tensor(to, name);
   tensor.expect_device({false, 0}).expect_shape({static_cast<int64_t>(from.size())});
-  std::copy(from.begin(), from.end(), tensor.data<T>());
+  std::copy(from.begin(), from.end(), tensor.output<T>());
 }
 
 template <class Lattice>
@@ -80,7 +80,7 @@ struct FilterCall {
     input.expect_shape({N, -1});
     num_channels = input.size(1);
     DEEPCRF_CHECK(num_channels > 0, "values: got 0 channels, must be positive");
-    filtered = untyped(output, "filtered", dtype, input.device(), {N, num_channels});
+    filtered = untyped_output(output, "filtered", dtype, input.device(), {N, num_channels});
   }
 };
 

@@ -25,12 +25,12 @@ void range_box_edges(int64_t height, int64_t width, int64_t top, int64_t bottom,
     return Tensor(tensor, name).expect_device(device).expect_shape({size});
   };
   const RangeBoxEdges edges = {
-      output(row_offsets, "row_offsets", num_nodes + 1).data<int64_t>(),
-      output(targets, "targets", num_edges).data<int32_t>(),
-      output(reverse_row_offsets, "reverse_row_offsets", num_nodes + 1).data<int64_t>(),
-      output(reverse_sources, "reverse_sources", num_edges).data<int32_t>(),
-      output(reverse_edges, "reverse_edges", num_edges).data<int64_t>(),
-      output(sources, "sources", num_edges).data<int32_t>(),
+      output(row_offsets, "row_offsets", num_nodes + 1).output<int64_t>(),
+      output(targets, "targets", num_edges).output<int32_t>(),
+      output(reverse_row_offsets, "reverse_row_offsets", num_nodes + 1).output<int64_t>(),
+      output(reverse_sources, "reverse_sources", num_edges).output<int32_t>(),
+      output(reverse_edges, "reverse_edges", num_edges).output<int64_t>(),
+      output(sources, "sources", num_edges).output<int32_t>(),
   };
   DEEPCRF_LAUNCH(device, range_box_edges, grid, edges, execution_context(num_threads, stream));
 }

@@ -15,6 +15,7 @@
 #include "core/checks.h"
 #include "core/context.h"
 #include "core/dtypes.h"
+#include "core/huge_pages.h"
 #ifdef DEEPCRF_WITH_CUDA
 #include "cuda/runtime.h"
 #endif
@@ -144,12 +145,25 @@ class Tensor {
     return *this;
   }
 
-  void* untyped_data() const { return data_; }
+  const void* untyped_data() const { return data_; }
 
   template <class T>
-  T* data() const {
+  const T* data() const {
     expect_dtype(DTypeOf<T>::value);
-    return static_cast<T*>(data_);
+    return static_cast<const T*>(data_);
+  }
+
+  // What a kernel writes.
+  void* untyped_output() const {
+    if (device_.is_cuda) return data_;
+    advise_huge_pages(data_, dtype_size(dtype()) * numel());
+    return data_;
+  }
+
+  template <class T>
+  T* output() const {
+    expect_dtype(DTypeOf<T>::value);
+    return static_cast<T*>(untyped_output());
   }
 
  private:
@@ -179,7 +193,7 @@ inline ExecutionContext execution_context(int num_threads, uintptr_t stream,
   ExecutionContext ctx = execution_context(num_threads, stream);
   const Tensor tensor(workspace, "workspace");
   tensor.expect_device(device).expect_shape({-1});
-  ctx.workspace = tensor.data<uint8_t>();
+  ctx.workspace = tensor.output<uint8_t>();
   ctx.workspace_bytes = tensor.size(0);
   return ctx;
 }

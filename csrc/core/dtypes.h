@@ -1,6 +1,7 @@
 // Element types of tensors: run-time tags, the 16-bit storage types, and dispatch over them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -132,6 +133,22 @@ inline const char* dtype_name(DType dtype) {
     case DType::boolean: return "bool";
   }
   return "unknown";
+}
+
+// Bytes of an element.
+inline size_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+    case DType::int64: return 8;
+    case DType::float32:
+    case DType::int32: return 4;
+    case DType::bfloat16:
+    case DType::float16:
+    case DType::int16: return 2;
+    case DType::uint8:
+    case DType::boolean: return 1;
+  }
+  return 0;
 }
 
 // Calls function(T{}) with T = float, double, bfloat16 or float16:

@@ -13,6 +13,7 @@
 #include <new>
 #include <vector>
 
+#include "core/huge_pages.h"
 #include "cpu/lanes.h"
 
 namespace deepcrf::cpu::DEEPCRF_ISA {
@@ -23,6 +24,7 @@ class Buffer {
  public:
   explicit Buffer(int64_t size)
       : data_(static_cast<T*>(::operator new(sizeof(T) * std::max<int64_t>(size, 1), kAlignment))) {
+    advise_huge_pages(data_.get(), sizeof(T) * size);
   }
   T* get() const { return data_.get(); }
 
