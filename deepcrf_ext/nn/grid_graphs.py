@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.nn.relations import RelationConfig
@@ -80,6 +81,15 @@ def _relation(
     return RelationConfig(kind, width, height, four, step)  # type: ignore[arg-type]
 
 
+def _dynamic_size() -> int | torch.SymInt | None:
+    """A size that is known when the graph runs; None where it may hold none of them, as under
+    `torch.compile` without ``fullgraph=True``."""
+    try:
+        return torch.library.get_ctx().new_dynamic_size()
+    except DynamicOutputShapeException:
+        return None
+
+
 def _allocate(
     kind: str,
     box_width: float,
@@ -91,12 +101,12 @@ def _allocate(
     width: int,
     device: torch.device,
 ) -> Edges:
-    num_edges: int | torch.SymInt
-    if all(isinstance(size, int) for size in (batch, height, width)):
+    known = all(isinstance(size, int) for size in (batch, height, width))
+    num_edges = None if known else _dynamic_size()
+    if num_edges is None:  # of these sizes, the only ones of this graph
+        batch, height, width = int(batch), int(height), int(width)
         box = _relation(kind, box_width, box_height, offsets, step).box(height, width)
         num_edges = batch * box.num_edges(height, width)
-    else:
-        num_edges = torch.library.get_ctx().new_dynamic_size()
     num_offsets = batch * height * width + 1
     return (
         torch.empty(num_offsets, dtype=torch.int64, device=device),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import result_dtype
+from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._registration import operator
@@ -32,6 +33,7 @@ from deepcrf_ext.ops.permutohedral_filter import (
 )
 
 
+@in_one_graph
 def dense_crf(
     unary: Tensor,
     image: Tensor,
@@ -101,6 +103,7 @@ def dense_crf(
     return _batch(results, unary).to(result_dtype(unary.dtype, unary.device))
 
 
+@in_one_graph
 def dense_crf_log_marginals(
     unary: Tensor, image: Tensor, params: DenseCRFParams, iterations: int
 ) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
+from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._loss_arguments import (
     checked_segmentation,
     num_pixels,
@@ -20,6 +21,7 @@ from deepcrf_ext.ops.dense_crf_params import Width, checked_width
 from deepcrf_ext.ops.permutohedral_filter import PermutohedralLattice
 
 
+@in_one_graph
 def dense_crf_loss(
     probabilities: Tensor,
     image: Tensor,

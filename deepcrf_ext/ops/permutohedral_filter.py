@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._device_cache import is_capturing, keep_for_stream
 from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._registration import operator
@@ -93,6 +94,7 @@ class PermutohedralLattice:
         return self.tensors if self._norms is None else [*self.tensors, self._norms]
 
 
+@in_one_graph
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     """Sum the values of all points under a Gaussian of the distance of their features.
 

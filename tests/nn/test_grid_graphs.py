@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from registered import opcheck
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deepcrf_ext import InputError, RangeBox, TablePotential, pairwise_messages
@@ -114,3 +115,23 @@ def test_compiled_code_knows_the_edges_of_a_size_that_it_knows() -> None:
     found = torch.compile(targets, backend=backend, dynamic=False)(nodes)
     assert torch.equal(found, targets(nodes))
     assert backend.frame_count == 1
+
+
+@pytest.mark.parametrize("relation", NAMED_RELATIONS.values(), ids=NAMED_RELATIONS)
+def test_compiled_code_takes_a_size_it_may_not_leave_open(relation: RelationConfig) -> None:
+    """Without `fullgraph=True` a graph may hold no size that is known when it runs."""
+
+    def messages(marginals: Tensor) -> Tensor:
+        batch, height, width, labels = marginals.shape
+        graph = relation_graph(relation, batch, height, width, marginals.device)
+        energies = torch.ones(graph.num_edges, labels, labels)
+        return pairwise_messages(TablePotential(graph, energies), marginals.flatten(0, 2))
+
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(messages, backend=counter)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=False):
+        for index, (height, width) in enumerate(((4, 5), (6, 3), (5, 7))):
+            marginals = torch.rand(2, height, width, 3)
+            assert torch.equal(compiled(marginals), messages(marginals))
+            assert counter.frame_count == index + 1

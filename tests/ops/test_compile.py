@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from accuracy import assert_close
@@ -116,3 +118,35 @@ def test_compiled_code_checks_labels() -> None:
         labels[4] = label
         with pytest.raises(RuntimeError, match=r"labels: must be in 0\.\.2 or ignore_index = 255"):
             compiled(labels)
+
+
+def refined(image: Tensor) -> Tensor:
+    return deepcrf_ext.dense_crf(image.cos(), image, iterations=2).sin()
+
+
+def loss(image: Tensor) -> Tensor:
+    return deepcrf_ext.dense_crf_loss(image.cos().softmax(1), image).sin()
+
+
+def filtered(image: Tensor) -> Tensor:
+    colours = image[0].flatten(1).t()
+    return deepcrf_ext.permutohedral_filter(colours.cos(), colours / 50).sin()
+
+
+@pytest.mark.parametrize("function", [refined, loss, filtered])
+def test_lattices_cut_a_graph_once(function: Callable[[Tensor], Tensor]) -> None:
+    """Without `fullgraph=True`, which is the default: what is before and after them, at a size and
+    then at any other."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=False):
+        for height, width in ((5, 6), (7, 4), (6, 8), (9, 5)):
+            image = torch.rand(1, 3, height, width).mul(255).requires_grad_()
+            results = [
+                (value, *torch.autograd.grad(value.sum(), image))
+                for value in (compiled(image), function(image))
+            ]
+            for found, wanted in zip(*results, strict=True):
+                assert_close(found.detach(), wanted.detach())
+    assert counter.frame_count <= 4
