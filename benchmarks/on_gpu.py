@@ -355,6 +355,9 @@ def main() -> int:
     parser.add_argument("--commit", default="", help="of the code, where there is no git")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, no tools")
     arguments = parser.parse_args()
+    missing = [name for name in ("torch", "pybind11", "pytest") if find_spec(name) is None]
+    if missing:
+        parser.error(f"{sys.executable} has no {', '.join(missing)}")
     start, begin = time.time(), time.monotonic()
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)

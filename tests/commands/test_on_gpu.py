@@ -210,3 +210,14 @@ def test_a_file_that_cannot_be_collected_is_not_all(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "1 passed" in done.stdout
     assert "1 error" in done.stdout
+
+
+def test_missing_packages_are_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", SCRIPT, "--dry-run", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("has no torch, pybind11, pytest")
+    assert not list(tmp_path.iterdir())
