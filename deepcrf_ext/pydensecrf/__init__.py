@@ -12,8 +12,9 @@ a diagonal; an array [K, K], made symmetric) and normalisations mean what they m
 marginals agree to rounding. Its calls give the same here, with one difference: arrays of any dtype
 and layout are taken, as are tensors, lists and read-only arrays, not only contiguous float32 (for
 images uint8). What is undefined there is an error here that names the argument: NaN and infinity, a
-width of 0, a compatibility of the wrong size, a label out of range (as -1, which is the last one
-there), less than 0 iterations, a keyword that is unknown. Errors are TypeError and ValueError. A
+width or size of 0, features or compatibilities so large that arithmetic overflows, a compatibility
+of the wrong size, a label out of range (as -1, which is the last one there), less than 0
+iterations, a keyword that is unknown. Errors are TypeError and ValueError. A
 `Unary` can be set more than once, `kernel` is checked and otherwise ignored, as it changes nothing
 without learning the features' scale, and arrays are returned where there are Eigen matrices.
 

@@ -52,6 +52,9 @@ class NormalizationType(IntEnum):
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
 
+_LARGEST_COMPATIBILITY = 1e30
+"""What it multiplies may be sums over all variables; larger ones could leave float32."""
+
 _default_device = CPU
 
 
@@ -151,6 +154,10 @@ class DenseCRF:
     ) -> None:
         """Add a Gaussian of features [d, nvar], which are in standard deviations."""
         planes = as_tensor("features", features, (-1, self._num_values), self._device, finite=True)
+        if len(planes) == 0:
+            raise ValueError(
+                f"features: got shape {list(planes.shape)}, must have at least one row"
+            )
         self._add("features", planes, compat, kernel, normalization)
 
     def inference(self, niter: int) -> Any:
@@ -174,6 +181,10 @@ class DenseCRF:
         """Update the marginals `Q` in place. The two buffers are left alone."""
         with torch.no_grad():
             marginals = self._checked_marginals(Q)
+            if Q.dtype.kind != "f":
+                raise TypeError(f"Q: got dtype {Q.dtype}, must be floating-point")
+            if not Q.flags.writeable:
+                raise ValueError("Q: got a read-only array, must be writable")
             Q[...] = (-self._energies(marginals)).softmax(0).cpu().numpy()
 
     def klDivergence(self, Q: Array) -> float:
@@ -237,6 +248,11 @@ class DenseCRF:
             raise ValueError(f"compat: got {compat.ndim} dimensions, must be 0, 1 or 2")
         shape = (self._num_labels,) * compat.ndim
         matrix = as_tensor("compat", compat, shape, self._device, finite=True)
+        if (matrix.abs() > _LARGEST_COMPATIBILITY).any():
+            raise ValueError(
+                f"compat: got {matrix.abs().max():g} in magnitude, must be at most "
+                f"{_LARGEST_COMPATIBILITY:g}"
+            )
         return (matrix + matrix.t()) / 2 if matrix.dim() == 2 else matrix
 
 

@@ -76,7 +76,10 @@ def unary_from_softmax(
             raise ValueError(f"scale: got {scale}, must lie in (0, 1]")
         probabilities = certainty * probabilities + (1 - certainty) / len(probabilities)
     if clip is not None:
-        probabilities = probabilities.clip(as_number("clip", clip), 1.0)
+        least = as_number("clip", clip)
+        if np.isnan(least):
+            raise ValueError("clip: got NaN, must be a number or None")
+        probabilities = probabilities.clip(least, 1.0)
     if isinstance(probabilities, Tensor):
         return -probabilities.log().flatten(1).float()
     with np.errstate(divide="ignore"):  # of probabilities of 0 where nothing is clipped

@@ -39,6 +39,12 @@ def labelled(labels: Any, count: Any = K, gt_prob: Any = 0.7, **kwargs: Any) -> 
     return of("unary_from_labels", labels, count, gt_prob, **kwargs)
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
 NAN = np.float32(np.nan)
 REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
     "niter": [
@@ -90,6 +96,8 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (TypeError, lambda m: crf(m, compat=3).stepInference(U.tolist(), None, None)),
         (ValueError, lambda m: crf(m, compat=3).klDivergence(U[:2])),
         (ValueError, lambda m: crf(m, compat=3).stepInference(U[:, :5], None, None)),
+        (TypeError, lambda m: crf(m, compat=3).stepInference(U.astype(int), None, None)),
+        (ValueError, lambda m: crf(m, compat=3).stepInference(read_only(U), None, None)),
     ],
     "sxy": [
         (TypeError, gaussian(None, 3)),
@@ -138,6 +146,8 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (ValueError, gaussian(3, np.nan)),
         (ValueError, gaussian(3, np.inf)),
         (ValueError, gaussian(3, 1e39)),
+        (ValueError, gaussian(3, -1e38)),  # marginals would be NaN
+        (ValueError, gaussian(3, np.float32([0, 1e38, 0]))),
         (ValueError, gaussian(3, [1.0, np.nan, 2.0])),
         (ValueError, gaussian(3, np.float32([2.5]))),
         (ValueError, gaussian(3, DIAGONAL[:2])),
@@ -189,6 +199,10 @@ REFUSED: dict[str, list[tuple[type[Exception], Callable[[Any], Any]]]] = {
         (ValueError, of("unary_from_softmax", SOFTMAX, np.nan)),
         (TypeError, of("unary_from_softmax", SOFTMAX, "1")),
     ],
+    "clip": [
+        (ValueError, of("unary_from_softmax", SOFTMAX, clip=np.nan)),
+        (TypeError, of("unary_from_softmax", SOFTMAX, clip="1")),
+    ],
     "sdims": [
         (ValueError, of("create_pairwise_gaussian", (2,), (5, 6))),
         (ValueError, of("create_pairwise_gaussian", (2, 3, 4), (5, 6))),
@@ -231,6 +245,8 @@ def test_refusals_say_what_must_be() -> None:
         crf(OURS).setUnaryEnergy(U[:2])
     with pytest.raises(ValueError, match=rf"got shape \[2, 5\], must be \[any, {N}\]"):
         crf(OURS).addPairwiseEnergy(FEATURES[:, :5], 3)
+    with pytest.raises(ValueError, match=rf"features: got shape \[0, {N}\]"):
+        crf(OURS).addPairwiseEnergy(FEATURES[:0], 3)
     OURS.DenseCRF(2**31 - 1, 1)
 
 
