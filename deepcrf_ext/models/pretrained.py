@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ def from_pretrained(folder: Path, backbone: nn.Module | None) -> DeepCRF:
     """The model that `save_pretrained` wrote (`DeepCRF.from_pretrained`)."""
     description = _read_description(folder / CONFIG_FILE)
     weights = _read_weights(folder / WEIGHTS_FILE)
-    complete_potentials(description.get("model"), weights)
     needed = description.get("backbone")
     if (needed is None) != (backbone is None):
         must = "None, as it has none" if needed is None else f"given: the {needed} it was made with"
@@ -84,20 +82,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from error
-
-
-def complete_potentials(settings: Any, weights: Mapping[str, Tensor]) -> None:
-    """Writes what null means for the potentials into the settings of a model of an earlier version.
-
-    Until version 0.1.0 a model whose settings named no potentials had "unary_1scale" too.
-
-    Args:
-        settings: of the model, as `to_dict` gives them; changed in place.
-        weights: of the model.
-    """
-    has_it = any(name.startswith("potentials.unary_1scale.") for name in weights)
-    if has_it and isinstance(settings, dict) and settings.get("potentials") is None:
-        settings["potentials"] = "all"
 
 
 def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deepcrf_ext.config import TrainConfig, from_dict
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.models.pretrained import check_weights, complete_potentials
+from deepcrf_ext.models.pretrained import check_weights
 from deepcrf_ext.whole_files import write_whole
 
 FORMAT = "deepcrf_ext checkpoint 1"
@@ -91,14 +89,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
-    if any(key.startswith("parts.") for key in state.get("model", ())):
-        state["model"] = _weights_by_name(state, path)
-    complete_potentials(state.get("config", {}).get("model"), state.get("model", {}))
-    for key in [key for key in state.get("model", ()) if key.endswith(".target.weight")]:
-        # Relations had no weights before version 0.1.0: theirs was the paper's 1.
-        state["model"].setdefault(
-            key.replace("target.weight", "log_weight"), torch.tensor(0.0, device="cpu")
-        )
     return state
 
 
@@ -109,25 +99,6 @@ def read_config(state: dict[str, Any], path: Path) -> TrainConfig:
         return from_dict(state["config"])
     except InputError as error:
         raise InputError(f"{path}: of another version: {error}") from error
-
-
-def _weights_by_name(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint that numbered its potentials, in the order of its settings.
-
-    Until version 0.1.0 `potentials.surrounding.features.head.0.weight` was called, say,
-    `parts.2.part.head.0.weight`.
-    """
-    model = read_config(state, path).model
-    names = dict(enumerate(model.potentials or model.all_potentials()))  # null was all
-
-    def today(key: str) -> str:
-        match = re.fullmatch(r"parts\.(\d+)\.(part\.)?(.+)", key)
-        if match is None or int(match[1]) not in names:
-            return key
-        features = "features." if match[2] else ""
-        return f"potentials.{names[int(match[1])]}.{features}{match[3]}"
-
-    return {today(key): value for key, value in state["model"].items()}
 
 
 def load_model(

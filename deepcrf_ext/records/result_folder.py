@@ -108,8 +108,6 @@ class ResultFolder:
                     f"{before.get(key)}, is {settings.get(key)}); choose another folder, or give "
                     "--overwrite to replace them"
                 )
-        if former and "sources" not in former:
-            return  # of an earlier version, which noted none
         noted = former.get("sources", {})
         for task in tasks:
             present = next((path for path in task.results if path.exists()), None)

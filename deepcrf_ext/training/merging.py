@@ -30,20 +30,18 @@ class _Run:
     def __init__(self, path: Path) -> None:
         self.path = find_checkpoint(path)
         self.state = load_checkpoint(self.path)
-        if "stage" not in self.state.get("progress", {}):
-            raise InputError(f"{self.path} is of a version whose runs cannot be merged")
         self.config = read_config(self.state, self.path)
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
-        self.initialised: list[str] = self.state.get("initialised", [])
-        self.model, self.optimiser = _build(
-            self.config, len(self.state["classes"]), self.initialised
-        )
-        load_weights(self.model, self.state, self.path)
         try:
+            self.initialised: list[str] = self.state["initialised"]
+            self.model, self.optimiser = _build(
+                self.config, len(self.state["classes"]), self.initialised
+            )
             self.optimiser.load_state_dict(self.state["optimiser"])
-        except ValueError as error:  # its groups are others
+        except (KeyError, ValueError) as error:  # its groups are others
             raise InputError(f"{self.path} is of a version whose runs cannot be merged") from error
+        load_weights(self.model, self.state, self.path)
 
     def must_match(self, other: _Run) -> None:
         """Raises InputError naming what keeps two runs from being merged."""

@@ -144,21 +144,22 @@ class Trainer:
                 f"{', '.join(self.train_set.classes)}"
             )
         self.average.restore(state, path)
-        self.initialised = set(state.get("initialised", ()))
-        self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
         try:
+            self.initialised = set(state["initialised"])
+            self.optimiser = make_optimiser(self.model, self.config.optim, self.initialised)
             self.optimiser.load_state_dict(state["optimiser"])
-            self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
+            self.scaler.load_state_dict(state["scaler"] or self.scaler.state_dict())
             self.progress = Progress(**state["progress"])
-        except (TypeError, ValueError) as error:
+            class_weights = state["class_weights"]
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is of a version whose runs cannot be continued") from error
         if self.progress.epoch > self.config.epochs:
             raise InputError(
                 f"epochs: got {self.config.epochs}, must be at least the {self.progress.epoch} of "
                 f"{path} that are done"
             )
-        if state.get("class_weights") is not None:
-            self.model.class_weights = torch.tensor(state["class_weights"], device=self.device)
+        if class_weights is not None:
+            self.model.class_weights = torch.tensor(class_weights, device=self.device)
 
     def fit(self, folder: str | Path, stop: StopRequest | None = None) -> bool:
         """Trains to the end; False when `stop` ended it early, with a checkpoint to go on from.

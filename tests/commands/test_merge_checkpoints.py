@@ -72,18 +72,6 @@ def test_relations_of_a_warm_start_bring_their_unary(data, tmp_path):
     assert_same_weights(joint, tmp_path / "merged")
 
 
-def test_runs_of_earlier_versions_are_merged(data, tmp_path):
-    """Their null was all potentials."""
-    old = run(tmp_path / "old", data, ALL, "--warm_start", "0")
-    state = load_checkpoint(old / "last.pt")
-    state["config"]["model"]["potentials"] = None
-    save_checkpoint(old / "last.pt", state)
-    unary = run(tmp_path / "unary", data, ("unary",), "--warm_start", "0", "--seed", "1")
-    assert merge(tmp_path / "merged", old, unary) == 0
-    assert_same_weights(old, tmp_path / "merged")
-    assert load_model(tmp_path / "merged")[0].potential_names == ALL
-
-
 def test_what_cannot_be_merged(data, tmp_path, capsys):
     short = ("--warm_start", "0", "--epochs", "1")
     unary = run(tmp_path / "unary", data, ("unary",), *short)
@@ -104,7 +92,7 @@ def test_what_cannot_be_merged(data, tmp_path, capsys):
 def test_checkpoints_that_cannot_be_merged_are_named(data, tmp_path, capsys):
     unary = run(tmp_path / "unary", data, ("unary",), "--warm_start", "0", "--epochs", "1")
     for change, reason in (
-        (lambda state: state["progress"].pop("stage"), "is of a version whose runs cannot be"),
+        (lambda state: state.pop("initialised"), "is of a version whose runs cannot be merged"),
         (lambda state: state["optimiser"]["param_groups"].clear(), "is of a version whose runs"),
         (lambda state: state["config"]["model"].update(share_blocks=True), "share blocks, and"),
         (lambda state: state["config"].update(ema=0.5), "other averages of the weights (ema): "),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +78,6 @@ def test_a_setting_that_is_no_longer_given_is_another(folders: Path, capsys) -> 
     assert run(folders, "--normalisation", "none") == 0
     assert run(folders) == 2
     assert "normalisation was none" in capsys.readouterr().err
-
-
-def test_records_of_earlier_versions_are_gone_on_with(folders: Path, capsys) -> None:
-    """They do not say which files results are of."""
-    assert run(folders) == 0
-    path = folders / "out" / "refine.json"
-    record = json.loads(path.read_text())
-    del record["sources"]
-    path.write_text(json.dumps(record))
-    (folders / "out/labels/a.png").unlink()
-    assert run(folders) == 0
-    assert "(1 of them earlier)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stem", ["x" * 251, "é" * 125])

@@ -24,7 +24,7 @@ from tiny_run import lines, training_options, write_learnable_camvid
 from deepcrf_ext import train as command
 from deepcrf_ext.config import from_dict
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 from deepcrf_ext.records.provenance import package_commit
 from deepcrf_ext.records.run_folder import MetricsLog
 
@@ -134,20 +134,6 @@ def test_epochs_are_measured_now_and_then_and_in_the_end(data, tmp_path):
     arguments = training_options(tmp_path, data, run, "--validate-every", "2")
     assert command.main(arguments) == 0
     assert [line["epoch"] for line in lines(run, "val")] == [2, 3]
-
-
-def test_run_of_an_earlier_version_goes_on(tmp_path, data):
-    """Its null was all potentials."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    more = ["--model.potentials", "all", "--optim.schedule", "exponential", "--warm-start", "0"]
-    assert command.main(training_options(tmp_path, data, whole, *more, "--epochs", "2")) == 0
-    assert command.main(training_options(tmp_path, data, run, *more, "--epochs", "1")) == 0
-    state = load_checkpoint(run / "last.pt")
-    assert any(name.startswith("potentials.unary_1scale.") for name in state["model"])
-    state["config"]["model"]["potentials"] = None
-    save_checkpoint(run / "last.pt", state)
-    assert command.main(["--resume", str(run), "--epochs", "2"]) == 0
-    assert same_weights(run, whole)
 
 
 @pytest.mark.slow
@@ -300,10 +286,17 @@ def test_checkpoint_of_another_model_is_not_continued(data, tmp_path, finished, 
     assert "last.pt: potentials." in capsys.readouterr().err
 
 
-def test_a_run_from_before_the_weights_of_relations_is_not_continued(tmp_path, finished, capsys):
-    """Those weights are a group of the optimiser that it lacks."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["optimiser"]["param_groups"].pop(),
+        lambda state: state["progress"].update(later=1),
+        lambda state: state.pop("class_weights"),
+    ],
+)
+def test_a_run_of_another_version_is_not_continued(tmp_path, finished, capsys, change):
     state = load_checkpoint(finished / "last.pt")
-    del state["optimiser"]["param_groups"][-1]
+    change(state)
     run = tmp_path / "run"
     run.mkdir()
     torch.save(state, run / "last.pt")

@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -232,20 +232,6 @@ def test_a_folder_names_the_network_of_its_backbone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text.replace("efficientnet_lite:0", "timm:none"))
     with pytest.raises(dc.InputError, match=r"config\.json: model\.backbone: timm"):
         DeepCRF.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("potentials", ["all", None])
-def test_folders_of_earlier_versions_name_no_potentials(
-    potentials: Literal["all"] | None, tmp_path: Path
-) -> None:
-    model = make(potentials=potentials)
-    model.save_pretrained(tmp_path)
-    description = json.loads((tmp_path / "config.json").read_text())
-    description["model"]["potentials"] = None  # was all
-    (tmp_path / "config.json").write_text(json.dumps(description))
-    loaded = DeepCRF.from_pretrained(tmp_path)
-    assert loaded.config == model.config
-    assert torch.equal(loaded(images()), model(images()))
 
 
 def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:

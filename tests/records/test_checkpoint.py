@@ -55,58 +55,6 @@ def test_model_comes_back_as_it_was(run):
     assert torch.equal(model.predict(image, "1unary+2pair"), again.predict(image, "1unary+2pair"))
 
 
-@pytest.mark.parametrize("potentials", ["all", None])
-def test_null_potentials_are_those_of_the_weights(potentials, tmp_path):
-    """Null was all of them in earlier versions."""
-    run = write_run(tmp_path / "run", tmp_path / "camvid", potentials=potentials)
-    expected = load_model(run)[0]
-    assert ("unary_1scale" in expected.potential_names) == (potentials == "all")
-    state = load_checkpoint(run / "last.pt")
-    state["config"]["model"]["potentials"] = None
-    save(run / "last.pt", state)
-    found, config, _ = load_model(run)
-    assert config.model.potentials == potentials
-    assert found.potential_names == expected.potential_names
-    weights = expected.state_dict()
-    assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
-
-
-@pytest.mark.parametrize("potentials", ["all", ("above_below", "unary")])
-def test_numbered_potentials_of_earlier_versions_are_read_by_name(potentials, tmp_path):
-    """The order of the numbers was that of the settings."""
-    run = write_run(tmp_path / "run", tmp_path / "camvid", potentials=potentials)
-    expected = load_model(run)[0]
-    state = load_checkpoint(run / "last.pt")
-    numbers = {name: str(index) for index, name in enumerate(expected.potential_names)}
-
-    def earlier(key: str) -> str:
-        _, name, *rest = key.split(".")
-        rest = ["part" if word == "features" else word for word in rest]
-        return ".".join(["parts", numbers[name], *rest])
-
-    old = {earlier(key): value for key, value in state["model"].items()}
-    assert any(key.startswith("parts.1.part.head.0.") for key in old)
-    if potentials == "all":
-        state["config"]["model"]["potentials"] = None
-    save(run / "last.pt", {**state, "model": old})
-    found = load_model(run)[0].state_dict()
-    assert list(found) == list(expected.state_dict())
-    assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
-    save(run / "last.pt", {**state, "model": {**old, "parts.9.bias": torch.zeros(1)}})
-    with pytest.raises(InputError, match=r"parts\.9\.bias has \(1,\), the model needs nothing"):
-        load_model(run)
-
-
-def test_relations_of_earlier_versions_weigh_1(run):
-    state = load_checkpoint(run / "last.pt")
-    weights = [key for key in state["model"] if key.endswith(".log_weight")]
-    assert len(weights) == 2
-    state["model"] = {key: value for key, value in state["model"].items() if key not in weights}
-    save(run / "last.pt", state)
-    found = load_model(run)[0].state_dict()
-    assert [found[key].exp().item() for key in weights] == [1.0, 1.0]
-
-
 def test_potentials_in_another_order_are_loaded_by_name(run):
     state = load_checkpoint(run / "last.pt")
     names = ["above_below", "unary_1scale", "surrounding", "unary"]

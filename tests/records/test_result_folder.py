@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,17 +124,6 @@ def test_results_of_other_files_are_refused(folder: Path, tmp_path: Path) -> Non
     both.results[0].touch()
     with pytest.raises(InputError, match=rf"of {tmp_path}/a.jpg and {tmp_path}/b.jpg, exists"):
         begin(folder, [task(tmp_path, "c")])
-
-
-def test_results_of_which_no_sources_are_noted_are_taken_for_theirs(
-    folder: Path, tmp_path: Path
-) -> None:
-    """As an earlier version left them."""
-    a = task(tmp_path, "a")
-    folder.mkdir()
-    (folder / "record.json").write_text(json.dumps({**SETTINGS, "scales": [1.0, 2.0]}))
-    finish(a)
-    assert begin(folder, [a]) == []
 
 
 def test_inputs_are_never_replaced(folder: Path, tmp_path: Path) -> None:
