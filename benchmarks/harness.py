@@ -313,7 +313,9 @@ def write_results(
         **extra,
         "measurements": [asdict(measurement) for measurement in measurements],
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")  # an interrupt leaves the record as it was
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
     return path
 
 

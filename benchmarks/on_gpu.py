@@ -5,36 +5,28 @@
 Each part is a process with a time limit of its own; when the budget is short it gets what is left,
 or is left out. Tests and sanitizers share the GPU, times and profiles have it alone. What a part
 says goes to on_gpu.log when it ends, profiles too; times to NAME-MODEL.json, as in edges-h100.json;
-how each part ended to on_gpu.json. It needs no network, and
-of Python packages torch, NumPy, OpenCV, Pillow, PyYAML, tqdm, tensorboard, pytest, hypothesis,
-setuptools, CMake, ninja and pybind11; with pytest-xdist, tests run side by side.
+how each part ended to on_gpu.json. It needs no network, and of Python packages torch, NumPy, SciPy,
+OpenCV, Pillow, PyYAML, tqdm, tensorboard, pytest, hypothesis, setuptools, CMake, ninja and
+pybind11; with pytest-xdist, tests run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO, cast
+
+from timed_parts import Outcome, Part, answer, find_tool, run, together
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAST = 5.0  # seconds; a part that has less is not begun
-GRACE = 8.0  # seconds to stop in, after an interrupt
-TAIL = 15  # lines of a failed part's output that are shown
-SUMMARY = re.compile(r"\d+ (?:passed|failed|error|deselected).*|(?:ERROR|RACECHECK) SUMMARY.*")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TIMES = ("pairwise_loss", "meanfield", "densecrf", "edges", "end_to_end")
 
@@ -61,51 +53,11 @@ SANITIZED = f"{ON_DEVICE} and (" + " or ".join(
 SANITIZED += ")"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A command with its time limit in seconds.
-
-    tool: a program of CUDA's that runs the command, with its options. timed: the command takes
-    --until, after which (a time of the monotonic clock) it begins nothing more. beside: it runs
-    beside the part before it.
-    """
-
-    name: str
-    limit: float
-    command: Sequence[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    tool: Sequence[str] = ()
-    timed: bool = False
-    beside: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a part ended: "ok", "failed", "out of time" or why it was left out; and its summary."""
-
-    part: str
-    result: str
-    seconds: float = 0.0
-    summary: str = ""
-
-
-def find_tool(name: str) -> str | None:
-    """The path of a program of CUDA's: on PATH, beside nvcc, or where NVIDIA installs it."""
-    nvcc = shutil.which("nvcc")
-    beside = [] if nvcc is None else [Path(nvcc).resolve().parent]
-    folders = [*beside, Path("/usr/local/cuda/bin"), *Path("/opt/nvidia").glob("nsight-compute/*")]
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)])
-    return shutil.which(name, path=search)
-
-
 def architecture() -> str:
     """The card's compute capability as CMake writes it, such as 90-real; empty where unknown."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True)
-        return done.stdout.split()[0].replace(".", "") + "-real"
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return ""
+    printed = answer("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    found = re.match(r"(\d+)\.(\d+)\b", printed)
+    return f"{found[1]}{found[2]}-real" if found else ""
 
 
 def build(dry_run: bool) -> Part:
@@ -141,8 +93,8 @@ def sanitizer(tool: str, dry_run: bool) -> Part:
     """A tool of compute-sanitizer over small cases, this package's kernels alone; but initcheck
     must see what torch's kernels write."""
     program = find_tool("compute-sanitizer")
-    helps = subprocess.run([program, "--help"], capture_output=True, text=True) if program else None
-    filters = "--kernel-regex" if helps and "--kernel-regex" in helps.stdout else "--kernel-name"
+    known = answer(program, "--help") if program else ""
+    filters = "--kernel-regex" if "--kernel-regex" in known else "--kernel-name"
     options = ["--tool", tool, "--error-exitcode", "9"]
     if tool != "initcheck":
         options += [filters, "kernel_substring=deepcrf"]
@@ -209,109 +161,6 @@ def parts(dry_run: bool, output: Path, commit: str) -> list[Part]:
     ]
 
 
-def together(every: Sequence[Part]) -> list[list[Part]]:
-    """Parts that run at the same time, one group after another."""
-    groups: list[list[Part]] = []
-    for part in every:
-        if part.beside:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
-
-
-@dataclass
-class Running:
-    """A part that has begun, its output and when to interrupt it, both of the monotonic clock."""
-
-    part: Part
-    command: Sequence[str]
-    process: subprocess.Popen[str]
-    output: TextIO
-    begin: float
-    end: float
-    interrupted: bool = False
-
-    def has_ended(self) -> bool:
-        """Whether it has; past its end it is interrupted, on which pytest still tells of failures,
-        then killed."""
-        if self.process.poll() is not None:
-            return True
-        if time.monotonic() > self.end + GRACE:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        elif time.monotonic() > self.end and not self.interrupted:
-            self.interrupted = True
-            os.killpg(self.process.pid, signal.SIGINT)
-        return False
-
-    def outcome(self, folder: Path) -> Outcome:
-        """How it ended; its output goes to the log."""
-        self.output.seek(0)
-        text = self.output.read()
-        self.output.close()
-        with (folder / "on_gpu.log").open("a", encoding="utf-8") as log:
-            log.write(f"\n==== {self.part.name}: {' '.join(self.command)}\n{text}")
-        result = "ok" if self.process.returncode == 0 else "failed"
-        result = "out of time" if self.interrupted else result
-        if result != "ok":
-            print("\n".join(text.splitlines()[-TAIL:]), flush=True)
-        found = SUMMARY.findall(text)
-        seconds = time.monotonic() - self.begin
-        return Outcome(self.part.name, result, seconds, found[-1] if found else "")
-
-
-def start(part: Part, left: float, dry_run: bool) -> Running | Outcome:
-    """Begins a part, for its limit at most, or for what is left of the budget; a dry run, whose
-    machine may be slow, for that alone."""
-    limit = min(math.inf if dry_run else part.limit, left - GRACE)
-    if limit < LEAST:
-        return Outcome(part.name, "left out: no time left")
-    command = list(part.command)
-    if part.tool and not dry_run:
-        program = find_tool(part.tool[0])
-        if program is None:
-            return Outcome(part.name, f"left out: no {part.tool[0]} here")
-        command = [program, *part.tool[1:], *command]
-    begin = time.monotonic()
-    if part.timed:
-        until = begin + 0.8 * limit  # the rest for what is under way then
-        command.append(f"--until={until:.0f}")
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": paths, **part.environment}
-    output = cast(TextIO, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))  # noqa: SIM115
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    return Running(part, command, process, output, begin, begin + limit)
-
-
-def run(group: Sequence[Part], left: float, output: Path, dry_run: bool) -> Iterator[Outcome]:
-    """Runs parts at the same time; yields how each ended when it has."""
-    running: list[Running] = []
-    try:
-        for part in group:
-            begun = start(part, left, dry_run)
-            if isinstance(begun, Outcome):
-                yield begun
-            else:
-                running.append(begun)
-        while running:
-            for one in [one for one in running if one.has_ended()]:
-                running.remove(one)
-                yield one.outcome(output)
-            time.sleep(0.05)
-    finally:
-        for one in running:
-            os.killpg(one.process.pid, signal.SIGKILL)
-
-
 def begin_facts(output: Path) -> None:
     """Writes what the machine and its programs are to the log, while the build runs, and so has
     torch come from the disk before it is needed."""
@@ -360,7 +209,11 @@ def main() -> int:
         parser.error(f"{sys.executable} has no {', '.join(missing)}")
     start, begin = time.time(), time.monotonic()
     output = arguments.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "on_gpu.log").open("a", encoding="utf-8").close()
+    except OSError as error:
+        parser.error(f"--output: got {output}, must be a folder to write to ({error.strerror})")
     every = parts(arguments.dry_run, output, arguments.commit)
     names = [part.name for part in every]
     for option in ("only", "skip"):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,121 @@ def test_part_that_is_not_there(tmp_path: Path) -> None:
     assert "--only: got ['bulid'], must be of ['build', " in done.stderr
 
 
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("--output", str(tmp_path / "file" / "folder"), "--only", "edges")
+    assert done.returncode == 2
+    assert "must be a folder to write to (Not a directory)" in done.stderr
+
+
+def program(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("body", "architecture"),
+    [
+        ("echo 9.0", "90-real"),
+        ("echo 12.1; echo 9.0", "121-real"),
+        ("echo '[N/A]'", ""),
+        ("echo NVIDIA-SMI has failed; exit 9", ""),
+        ("exec sleep 60", ""),
+    ],
+)
+def test_a_driver_that_does_not_say_what_the_card_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, architecture: str
+) -> None:
+    import on_gpu
+    import timed_parts
+
+    program(tmp_path / "nvidia-smi", body)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(timed_parts, "ANSWER", 2.0)
+    timed_parts.answer.cache_clear()
+    assert on_gpu.architecture() == architecture
+    timed_parts.answer.cache_clear()
+
+
+def test_tools_that_may_not_look_at_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their parts fail and say why, those behind them run."""
+    import on_gpu
+    import timed_parts
+
+    program(tmp_path / "ncu", "echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1")
+    program(tmp_path / "compute-sanitizer", "echo '========= Error: Device not supported'; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    timed_parts.answer.cache_clear()
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
+    parts = [
+        on_gpu.sanitizer("memcheck", False),
+        on_gpu.profile("meanfield", "any", 0, 1, []),
+        timed_parts.Part("behind", 30.0, ["true"]),
+    ]
+    results = {
+        part.name: next(timed_parts.run([part], 100.0, tmp_path, False)).result for part in parts
+    }
+    assert results == {"memcheck": "failed", "profile meanfield": "failed", "behind": "ok"}
+    printed = capsys.readouterr().out
+    assert "ERR_NVGPUCTRPERM" in printed
+    assert "Device not supported" in printed
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_part_leaves_behind_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timed_parts
+
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
+    part = timed_parts.Part("parent", 30.0, ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/child"])
+    (outcome,) = timed_parts.run([part], 100.0, tmp_path, False)
+    assert outcome.result == "ok"
+    child = int((tmp_path / "child").read_text(encoding="utf-8"))
+    deadline = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_part_that_nothing_ends_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process is that waits in a driver; those behind it have the rest of the time."""
+    import timed_parts
+
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
+    monkeypatch.setattr(timed_parts, "GRACE", 0.5)
+    monkeypatch.setattr(timed_parts.Running, "stop", lambda *_: None)
+    part = timed_parts.Part("deaf", 0.5, ["sh", "-c", "echo begun; exec sleep 20"])
+    (outcome,) = timed_parts.run([part], 100.0, tmp_path, False)
+    assert outcome.result == "out of time"
+    assert outcome.seconds < 15
+    assert "begun" in (tmp_path / "on_gpu.log").read_text()
+
+
+def test_a_log_that_would_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timed_parts
+
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
+    code = "print('first'); print('x' * 3_000_000); print('last')"
+    part = timed_parts.Part("talker", 30.0, [sys.executable, "-c", code])
+    assert [one.result for one in timed_parts.run([part], 100.0, tmp_path, False)] == ["ok"]
+    log = (tmp_path / "on_gpu.log").read_text()
+    assert len(log) < 1_000_000
+    assert "\nfirst\n" in log
+    assert "characters left out" in log
+    assert log.endswith("last\n")
+
+
 def test_calls_that_fail_do_not_end_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +227,24 @@ def test_calls_that_fail_do_not_end_the_others(
 
     assert reasons(math.inf) == (False, ["RuntimeError: no such kernel", None])
     assert reasons(0.0) == (True, ["no time left"] * 2)
+
+
+def test_a_record_survives_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    cpu = torch.device("cpu")
+    path = harness.write_results("any", cpu, [harness.Measurement("case", "contender")])
+    written = path.read_text(encoding="utf-8")
+
+    def interrupted(self: Path, *_: object, **__: object) -> None:
+        self.write_bytes(b"{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harness.write_results("any", cpu, [])
+    assert path.read_text(encoding="utf-8") == written
 
 
 def test_a_process_whose_gpu_is_out_of_use_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,31 +275,37 @@ def test_a_process_whose_gpu_is_out_of_use_ends(monkeypatch: pytest.MonkeyPatch)
 def test_command_past_its_limit_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import on_gpu
+    import timed_parts
 
-    monkeypatch.setattr(on_gpu, "LEAST", 0.0)
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
     program = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, lambda *_: sys.exit(print('1 failed, 3 passed in 2s')))\n"
         "print('begun', flush=True); time.sleep(60)\n"
     )
-    part = on_gpu.Part("sleeper", 1.0, [sys.executable, "-c", program])
-    (outcome,) = on_gpu.run([part], 100.0, tmp_path, False)
+    part = timed_parts.Part("sleeper", 1.0, [sys.executable, "-c", program])
+    (outcome,) = timed_parts.run([part], 100.0, tmp_path, False)
     assert (outcome.result, outcome.summary) == ("out of time", "1 failed, 3 passed in 2s")
     assert outcome.seconds < 30
     assert "begun" in capsys.readouterr().out
-    absent = on_gpu.Part("absent", 1.0, ["true"], tool=("no-such-tool",))
-    (outcome,) = on_gpu.run([absent], 100.0, tmp_path, False)
+    absent = timed_parts.Part("absent", 1.0, ["true"], tool=("no-such-tool",))
+    (outcome,) = timed_parts.run([absent], 100.0, tmp_path, False)
     assert outcome.result == "left out: no no-such-tool here"
+    (tmp_path / "broken").write_text("#!/no/such/interpreter\n", encoding="utf-8")
+    (tmp_path / "broken").chmod(0o755)
+    broken = timed_parts.Part("broken", 1.0, [str(tmp_path / "broken")])
+    (outcome,) = timed_parts.run([broken], 100.0, tmp_path, False)
+    assert outcome.result == "failed"
+    assert "No such file or directory" in outcome.summary
 
 
 def test_parts_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each can only end while the other runs; a third, which does not, is killed."""
     monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
-    import on_gpu
+    import timed_parts
 
-    monkeypatch.setattr(on_gpu, "LEAST", 0.0)
-    monkeypatch.setattr(on_gpu, "GRACE", 1.0)
+    monkeypatch.setattr(timed_parts, "LEAST", 0.0)
+    monkeypatch.setattr(timed_parts, "GRACE", 1.0)
     meet = (
         "import sys, time\nfrom pathlib import Path\n"
         "own, other = (Path(name) for name in sys.argv[1:])\n"
@@ -174,16 +314,18 @@ def test_parts_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     names = [str(tmp_path / name) for name in ("first", "second")]
     group = [
-        on_gpu.Part("first", 30.0, [sys.executable, "-c", meet, *names]),
-        on_gpu.Part("second", 30.0, [sys.executable, "-c", meet, *names[::-1]], beside=True),
-        on_gpu.Part("deaf", 1.0, [sys.executable, "-c", deaf], beside=True),
-        on_gpu.Part("behind", 1.0, ["true"]),
+        timed_parts.Part("first", 30.0, [sys.executable, "-c", meet, *names]),
+        timed_parts.Part("second", 30.0, [sys.executable, "-c", meet, *names[::-1]], beside=True),
+        timed_parts.Part("deaf", 1.0, [sys.executable, "-c", deaf], beside=True),
+        timed_parts.Part("behind", 1.0, ["true"]),
     ]
-    assert [[part.name for part in parts] for parts in on_gpu.together(group)] == [
+    assert [[part.name for part in parts] for parts in timed_parts.together(group)] == [
         ["first", "second", "deaf"],
         ["behind"],
     ]
-    found = {outcome.part: outcome for outcome in on_gpu.run(group[:3], 100.0, tmp_path, False)}
+    found = {
+        outcome.part: outcome for outcome in timed_parts.run(group[:3], 100.0, tmp_path, False)
+    }
     results = {name: outcome.result for name, outcome in found.items()}
     assert results == {"first": "ok", "second": "ok", "deaf": "out of time"}
     assert found["deaf"].seconds < 30
@@ -214,9 +356,10 @@ def test_a_file_that_cannot_be_collected_is_not_all(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-I", "-S", SCRIPT, "--dry-run", "--output", tmp_path],
+        [sys.executable, "-s", "-S", SCRIPT, "--dry-run", "--output", tmp_path],
         capture_output=True,
         text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("has no torch, pybind11, pytest")
