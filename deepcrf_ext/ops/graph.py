@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -349,6 +350,14 @@ class EdgeGraph:
             None if self.edge_order is None else self.edge_order.to(device),
             self.num_self_loops,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies: sending a tensor to another process moves its memory, which layers that keep
+        a graph for later calls may be reading."""
+        return {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
 
     def __repr__(self) -> str:
         return (

@@ -93,6 +93,12 @@ class PermutohedralLattice:
         """The tensors of the lattice, those of `keep_norms` included."""
         return self.tensors if self._norms is None else [*self.tensors, self._norms]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies: sending a tensor to another process moves its memory, which calls of
+        `dense_crf` that share the lattice may be reading."""
+        norms = None if self._norms is None else self._norms.clone()
+        return {**vars(self), "tensors": [t.clone() for t in self.tensors], "_norms": norms}
+
 
 @in_one_graph
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, patch
@@ -52,6 +54,29 @@ def test_a_graph_above_the_bound_is_kept_alone() -> None:
     cache.put("small", small)
     assert cache.get("large") is None
     assert cache.num_bytes == nbytes(small)
+
+
+@pytest.mark.parametrize(
+    ("value", "tensors"),
+    [
+        (EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 1]), 3), graph_tensors),
+        (
+            DenseCRFLattices.build(torch.rand(1, 3, 8, 9), DenseCRFParams(bilateral_srgb=0.1)),
+            lambda lattices: [t for each in (lattices.gaussian, *lattices.bilateral)
+                              for t in each.kept_tensors()],
+        ),
+    ],
+    ids=["graph", "lattices"],
+)  # fmt: skip
+def test_what_is_sent_to_another_process_stays_where_it_is(value: Any, tensors: Any) -> None:
+    """A worker of a `DataLoader` computes while a thread of its own moves what it sends into
+    memory that processes share: what later calls read must not be among it."""
+    sent = ForkingPickler.dumps(value)
+    assert not any(tensor.is_shared() for tensor in tensors(value))
+    received = pickle.loads(sent)
+    for own, other in zip(tensors(value), tensors(received), strict=True):
+        assert torch.equal(own, other)
+    assert all(tensor.is_shared() for tensor in tensors(received))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
