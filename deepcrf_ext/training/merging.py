@@ -33,15 +33,15 @@ class _Run:
         self.config = read_config(self.state, self.path)
         if self.config.model.share_blocks:
             raise InputError(f"{self.path}: its potentials share blocks, and cannot be merged")
-        try:
-            self.initialised: list[str] = self.state["initialised"]
-            self.model, self.optimiser = _build(
-                self.config, len(self.state["classes"]), self.initialised
-            )
-            self.optimiser.load_state_dict(self.state["optimiser"])
-        except (KeyError, ValueError) as error:  # its groups are others
-            raise InputError(f"{self.path} is of a version whose runs cannot be merged") from error
+        self.initialised: list[str] = self.state.get("initialised", [])
+        self.model, self.optimiser = _build(
+            self.config, len(self.state["classes"]), self.initialised
+        )
         load_weights(self.model, self.state, self.path)
+        try:
+            self.optimiser.load_state_dict(self.state["optimiser"])
+        except (KeyError, ValueError) as error:  # none, or its groups are others
+            raise InputError(f"{self.path} is of a version whose runs cannot be merged") from error
 
     def must_match(self, other: _Run) -> None:
         """Raises InputError naming what keeps two runs from being merged."""

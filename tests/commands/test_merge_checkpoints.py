@@ -92,7 +92,7 @@ def test_what_cannot_be_merged(data, tmp_path, capsys):
 def test_checkpoints_that_cannot_be_merged_are_named(data, tmp_path, capsys):
     unary = run(tmp_path / "unary", data, ("unary",), "--warm_start", "0", "--epochs", "1")
     for change, reason in (
-        (lambda state: state.pop("initialised"), "is of a version whose runs cannot be merged"),
+        (lambda state: state.pop("optimiser"), "is of a version whose runs cannot be merged"),
         (lambda state: state["optimiser"]["param_groups"].clear(), "is of a version whose runs"),
         (lambda state: state["config"]["model"].update(share_blocks=True), "share blocks, and"),
         (lambda state: state["config"].update(ema=0.5), "other averages of the weights (ema): "),
