@@ -177,13 +177,16 @@ def _lifted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             ctx.places = [i for i, arg in enumerate(inputs) if isinstance(arg, Tensor)]
             ctx.save_for_backward(*(inputs[i] for i in ctx.places))
             ctx.others = [None if isinstance(arg, Tensor) else arg for arg in inputs]
+            ctx.set_materialize_grads(False)
 
         @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+            wanted = ctx.needs_input_grad
+            if all(gradient is None for gradient in gradients):
+                return (None,) * len(wanted)
             args = list(ctx.others)
             for i, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
                 args[i] = tensor
-            wanted = ctx.needs_input_grad
             of_function = _lifted(name, _gradient(function, wanted, len(gradients)))
             found = iter(of_function(*gradients, *args))
             return tuple(next(found) if want else None for want in wanted)
@@ -203,7 +206,8 @@ def _lifted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _gradient(
     function: Callable[..., Any], wanted: Sequence[bool], num_results: int
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """From gradients of a function's results, then its arguments, to gradients of those wanted."""
+    """From gradients of a function's results, None for zeros, then its arguments, to gradients of
+    those wanted."""
 
     def gradient(*args: Any) -> tuple[Tensor, ...]:
         create_graph = wants_gradient(*args)
@@ -216,8 +220,12 @@ def _gradient(
                 own[i] = own[i].detach().requires_grad_(want)
         with torch.enable_grad():
             results = tree_leaves(function(*own))
-        pairs = zip(results, args[:num_results], strict=True)
-        outputs, gradients = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        pairs = [
+            (result, grad)
+            for result, grad in zip(results, args[:num_results], strict=True)
+            if result.requires_grad and grad is not None
+        ]
+        outputs, gradients = zip(*pairs, strict=True)
         inputs = [arg for arg, want in zip(own, wanted, strict=True) if want]
         return torch.autograd.grad(
             outputs, inputs, gradients, create_graph=create_graph, materialize_grads=True

@@ -136,17 +136,17 @@ def _fake_total(
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    probabilities, *ctx.constants = inputs
+    probabilities, image, mask, *ctx.settings = inputs
     ctx.dtype = probabilities.dtype
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(output[1], image, mask)
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, grad_gradient: Tensor | None) -> tuple[Any, ...]:
-    (gradient,) = ctx.saved_tensors
+    gradient, image, mask = ctx.saved_tensors
     grad = None if grad_total is None else grad_total * gradient
     if grad_gradient is not None:
-        _, further = gated_crf_loss_total(grad_gradient, *ctx.constants)
+        _, further = gated_crf_loss_total(grad_gradient, image, mask, *ctx.settings)
         grad = further if grad is None else grad + further
     return None if grad is None else grad.to(ctx.dtype), None, None, None, None, None
 

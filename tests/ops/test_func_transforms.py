@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import deepcrf_ext as dc
 from deepcrf_ext.nn import grid_graphs
 from deepcrf_ext.nn.relations import NAMED_RELATIONS
+from deepcrf_ext.ops import _backend
 
 IMAGE = (torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) * 41 % 256).float()
 LOGITS = (torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) * 17 % 29).double() / 10
@@ -166,6 +168,33 @@ def test_second_derivatives(request: pytest.FixtureRequest, function: Function) 
     (first,) = torch.autograd.grad(scalar(function, scale), scale, create_graph=True)
     (wanted,) = torch.autograd.grad(first, scale, materialize_grads=True)
     assert_close(second(SIZES[1]), wanted)
+
+
+def test_a_transform_runs_an_operator_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the value and once for its gradient; what has none costs no pass."""
+    native, runs = _backend.native(), []
+    kernel = native.gated_crf_loss
+    monkeypatch.setattr(native, "gated_crf_loss", lambda *args: (runs.append(1), kernel(*args)))
+    torch.func.grad(FUNCTIONS["gated_crf_loss"])(SIZES[1])
+    assert len(runs) == 2
+
+
+def test_what_has_no_gradient_hands_none_on() -> None:
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> None:
+            return None
+
+    function = FUNCTIONS["gated_crf_loss"]
+    assert torch.func.grad(lambda scale: scale + Constant.apply(function(scale)))(SIZES[1]) == 1
 
 
 def test_labels_of_a_batch_are_checked() -> None:

@@ -193,6 +193,18 @@ def test_second_derivatives(operator_target: Target, masked: str) -> None:
         assert_close(own, right)
 
 
+@pytest.mark.parametrize("changed", ["image", "mask"])
+def test_second_derivatives_are_of_what_was_there(changed: str) -> None:
+    probabilities, image, mask = segmentation(1, 3, 3, (4, 5), "weights")
+    assert mask is not None
+    leaf = probabilities.requires_grad_()
+    loss = gated_crf_loss(leaf, image, 2, mask=mask)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    {"image": image, "mask": mask}[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient.square().sum().backward()
+
+
 def test_uniform_one_hot_costs_nothing(target: Target) -> None:
     _, image, _ = segmentation(1, 3, 3, (9, 20))
     probabilities = torch.zeros(1, 3, 9, 20)
