@@ -29,7 +29,7 @@ class UnaryNet(nn.Module):
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Energies [B, h, w, K], float32."""
         features = self.features(scales)
-        check_features("features", features, self.hidden.weight)
+        check_features(features, self.hidden.weight)
         hidden = self.hidden(features).relu()
         with torch.autocast(hidden.device.type, enabled=False):
             energies: Tensor = self.output(hidden.to(self.output.weight.dtype))

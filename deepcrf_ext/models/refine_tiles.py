@@ -116,7 +116,7 @@ def refine_labels(
     num_classes: int,
     settings: DenseCRFSettings,
     device: torch.device,
-    memory: int = MEMORY,
+    memory: int,
 ) -> Tensor:
     """The likeliest label of every pixel by `refine_parts`, uint8 [H, W] on the CPU."""
     labels = torch.empty(image.shape[1:], dtype=torch.uint8, device="cpu")
@@ -132,7 +132,7 @@ def refine_parts(
     num_classes: int,
     settings: DenseCRFSettings,
     device: torch.device,
-    memory: int = MEMORY,
+    memory: int,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Marginals of pixels by a dense CRF: all at once where that fits in the memory, else in tiles,
     one part of the image after another.

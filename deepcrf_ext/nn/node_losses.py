@@ -40,7 +40,7 @@ def checked_node_labels(
     return checked_labels(nodes, nodes.shape[0], num_classes, ignore_index, device)[0]
 
 
-def node_weights(nodes: Tensor, class_weights: Tensor | None, ignore_index: int = 255) -> Tensor:
+def node_weights(nodes: Tensor, class_weights: Tensor | None, ignore_index: int) -> Tensor:
     """What each node counts in a loss, float64 [N]: 1, or as its class; 0 where it is ignored.
 
     nodes: int64 [N]. class_weights: [K] or None.
@@ -52,7 +52,7 @@ def node_weights(nodes: Tensor, class_weights: Tensor | None, ignore_index: int 
 
 
 def edge_weights(
-    graph: EdgeGraph, nodes: Tensor, class_weights: Tensor | None, ignore_index: int = 255
+    graph: EdgeGraph, nodes: Tensor, class_weights: Tensor | None, ignore_index: int
 ) -> Tensor:
     """What each edge counts in a loss, float64 [E]: the geometric mean of its `node_weights`."""
     roots = node_weights(nodes, class_weights, ignore_index).sqrt()
@@ -89,10 +89,7 @@ def node_nll(
 
 
 def edge_nll(
-    potential: Potential,
-    nodes: Tensor,
-    class_weights: Tensor | None = None,
-    ignore_index: int = 255,
+    potential: Potential, nodes: Tensor, class_weights: Tensor | None, ignore_index: int
 ) -> Tensor:
     """`pairwise_nll` of labels [N], mean over valid edges, weighted by `edge_weights`.
 

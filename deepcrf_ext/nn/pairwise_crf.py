@@ -289,7 +289,7 @@ class PairwiseCRF(nn.Module):
         check_tensor("features", features, "B C h w", sizes)
         check_device("features", features.device, logits.device, "logits")
         for _, network in self._networks():
-            check_features("features", features, network.weight)
+            check_features(features, network.weight)
 
     def _nodes(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Labels at the nodes, int64 [N]."""

@@ -82,7 +82,7 @@ class PairwisePotential(nn.Module):
         if not isinstance(graph, EdgeGraph):
             raise TypeError(f"graph: got {type(graph).__name__}, must be an EdgeGraph")
         check_tensor("features", features, "N C", {"N": graph.num_nodes, "C": self.in_channels})
-        check_features("features", features, self.weight)
+        check_features(features, self.weight)
         check_device("graph", graph.device, features.device, "features")
         source, target = self.source(features), self.target(features)
         weight, bias = self.weight.to(source.dtype), self.bias.to(source.dtype)
@@ -94,14 +94,14 @@ class PairwisePotential(nn.Module):
         )
 
 
-def check_features(name: str, features: Tensor, parameter: Tensor) -> None:
+def check_features(features: Tensor, parameter: Tensor) -> None:
     """Check that a layer with this parameter can take features of this dtype, on this device."""
-    check_floating(name, features)
-    check_device(name, features.device, parameter.device, "the layer")
+    check_floating("features", features)
+    check_device("features", features.device, parameter.device, "the layer")
     autocast = torch.is_autocast_enabled(features.device.type)
     # As matrix products have it: autocast leaves float64 as it is.
     free = autocast and torch.float64 not in (features.dtype, parameter.dtype)
     if features.dtype != parameter.dtype and not free:
         raise TypeError(
-            f"{name}: got dtype {features.dtype}, must be {parameter.dtype} as the layer"
+            f"features: got dtype {features.dtype}, must be {parameter.dtype} as the layer"
         )

@@ -11,7 +11,7 @@ from deepcrf_ext.constants import Amp
 from deepcrf_ext.data import SegmentationDataset, write_labels
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation.prediction import predict_image
-from deepcrf_ext.evaluation.views import ONE_VIEW, Views
+from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.progress import progress
@@ -23,9 +23,9 @@ def write_archive(
     dataset: SegmentationDataset,
     folder: str,
     path: Path,
-    views: Views = ONE_VIEW,
-    amp: Amp = None,
-    dense_crf: DenseCRFSettings | None = None,
+    views: Views,
+    amp: Amp,
+    dense_crf: DenseCRFSettings | None,
 ) -> None:
     """Segments every image of a data set into a .tgz of palette PNGs.
 

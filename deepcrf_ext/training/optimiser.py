@@ -16,7 +16,7 @@ _LOG_WEIGHT_RATE = 10  # of AdamW's steps, which do not grow with the gradient; 
 
 
 def make_optimiser(
-    model: nn.Module, config: OptimConfig, initialised: Collection[str] = ()
+    model: nn.Module, config: OptimConfig, initialised: Collection[str]
 ) -> Optimizer:
     """SGD or AdamW in groups: new layers at `lr`, those that start from given weights at
     `lr_initialised`; logarithms of the weights of relations at `lr`, ten times that for AdamW,

@@ -9,7 +9,7 @@ from deepcrf_ext.data import SegmentationDataset
 from deepcrf_ext.data.reduced import spread
 from deepcrf_ext.evaluation.evaluation import before_and_after
 from deepcrf_ext.evaluation.prediction import predict_image
-from deepcrf_ext.evaluation.views import ONE_VIEW, Views
+from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.pictures.labels import colour, picture_grid
 
@@ -21,7 +21,7 @@ def write_picture_grid(
     dataset: SegmentationDataset,
     amp: Amp,
     path: Path,
-    views: Views = ONE_VIEW,
+    views: Views,
 ) -> None:
     """Image, truth and the variants of `before_and_after`, for some images of a data set."""
     model.eval()
