@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from deepcrf_ext.models.features import (
     check_images,
     make_blocks,
 )
-from deepcrf_ext.models.potential_nets import PairwiseNet, UnaryNet
+from deepcrf_ext.models.potential_nets import CRFEnergies, PairwiseNet, UnaryNet
 from deepcrf_ext.models.refine import DenseCRFSettings, refine
 from deepcrf_ext.models.variants import VARIANTS, Variant, variants_of, whole_crf
 from deepcrf_ext.nn.grid_graphs import relation_graph
@@ -39,18 +38,6 @@ from deepcrf_ext.nn.pairwise_crf import log_marginals
 from deepcrf_ext.ops._argument_checks import checked_iterations
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops.potentials import FactoredPotential
-
-
-@dataclass(frozen=True)
-class CRFEnergies:
-    """Energies of a batch of images whose node grids have one size, grid = (B, h, w).
-
-    unaries: by potential name [B·h·w, K]; pairwise: by relation name.
-    """
-
-    unaries: dict[str, Tensor]
-    pairwise: dict[str, FactoredPotential]
-    grid: tuple[int, int, int]
 
 
 class DeepCRF(nn.Module):
@@ -75,6 +62,18 @@ class DeepCRF(nn.Module):
             label, an edge as the geometric mean of its two labels. Not part of the state.
         label_smoothing: the share of a label that the losses of the unaries spread over all
             classes. Not part of the state.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it (InputError for what
+            the settings ask for).
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> from deepcrf_ext.config import ModelConfig
+        >>> model = dc.DeepCRF(ModelConfig(widths=(8, 16), convs=(1, 1), pooled_blocks=2), 5)
+        >>> model(255 * torch.rand(1, 3, 60, 80)).shape
+        torch.Size([1, 5, 60, 80])
     """
 
     class_weights: Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,18 @@ from deepcrf_ext.ops.potentials import FactoredPotential
 
 Features = FeatureNet | BackboneFeatures
 _NO_WEIGHT = 1e-30  # stands for the weight 0, which has no logarithm
+
+
+@dataclass(frozen=True)
+class CRFEnergies:
+    """Energies of a batch of images whose node grids have one size, grid = (B, h, w).
+
+    unaries: by potential name [B·h·w, K]; pairwise: by relation name.
+    """
+
+    unaries: dict[str, Tensor]
+    pairwise: dict[str, FactoredPotential]
+    grid: tuple[int, int, int]
 
 
 class UnaryNet(nn.Module):

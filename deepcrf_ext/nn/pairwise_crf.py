@@ -63,6 +63,9 @@ class PairwiseCRF(nn.Module):
             plain SGD wants a rate some hundred times lower than that of the rest.
         relations: the `RelationConfig` of each relation by name.
 
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
     Example:
         >>> import torch
         >>> from torch.nn import functional as F

@@ -33,6 +33,9 @@ class PairwisePotential(nn.Module):
             energies of a fresh layer are close to 0.
         bias: [K, K].
 
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
     Example:
         Three superpixels in a row, and the loss of their labels:
 

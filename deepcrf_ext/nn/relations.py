@@ -31,6 +31,16 @@ class RelationConfig:
             grow downward.
         step: A dilated box: only neighbours whose offsets, of rows and of columns, are multiples
             of it.
+
+    Raises:
+        TypeError, InputError: a value does not fit; the message names it.
+
+    Example:
+        >>> from deepcrf_ext import nn as crf
+        >>> wide = crf.RelationConfig("left_right", width=0.8, height=0.2, step=2)
+        >>> wide.box(height=10, width=15)
+        RangeBox(top=-1, bottom=1, left=1, right=8, step=2)
+        >>> layer = crf.PairwiseCRF(in_channels=16, num_classes=5, relations={"wide": wide})
     """
 
     kind: Kind

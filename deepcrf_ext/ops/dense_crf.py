@@ -90,10 +90,12 @@ def dense_crf(
             widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
 
     Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
         >>> volume = torch.rand(1, 1, 6, 16, 16)  # one channel within 0..1
         >>> energies = torch.cat([volume, 1 - volume], 1)
-        >>> params = DenseCRFParams(bilateral_sxy=(2, 5, 5), bilateral_srgb=0.1)
-        >>> dense_crf(energies, volume, params, iterations=3).shape
+        >>> params = dc.DenseCRFParams(bilateral_sxy=(2, 5, 5), bilateral_srgb=0.1)
+        >>> dc.dense_crf(energies, volume, params, iterations=3).shape
         torch.Size([1, 2, 6, 16, 16])
     """
     results = [

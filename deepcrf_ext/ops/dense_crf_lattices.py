@@ -26,6 +26,15 @@ class DenseCRFLattices:
     Once built they may be read on any CUDA stream, and while a CUDA graph is captured. `gaussian`
     is shared by the images of the batch, `bilateral` holds one lattice an image. They hold numbers
     alone: gradients in an image or a width go through what `dense_crf` is given.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> image = torch.randint(256, (1, 3, 24, 32), dtype=torch.uint8)
+        >>> lattices = dc.DenseCRFLattices.build(image, dc.DenseCRFParams())
+        >>> marginals = torch.rand(1, 2, 24, 32).softmax(1)
+        >>> for _ in range(3):  # as a network in training gives others every time
+        ...     marginals = dc.dense_crf(-marginals.log(), image, lattices=lattices)
     """
 
     shape: torch.Size

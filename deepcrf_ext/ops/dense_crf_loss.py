@@ -68,9 +68,10 @@ def dense_crf_loss(
 
     Example:
         >>> import torch
+        >>> import deepcrf_ext as dc
         >>> logits = torch.randn(2, 4, 24, 32, requires_grad=True)
         >>> image = torch.randint(256, (2, 3, 24, 32), dtype=torch.uint8)
-        >>> dense_crf_loss(logits.softmax(1), image).backward()
+        >>> dc.dense_crf_loss(logits.softmax(1), image).backward()
     """
     mask = checked_segmentation(probabilities, image, mask)
     sxy, srgb = checked_width("sxy", sxy), checked_width("srgb", srgb)

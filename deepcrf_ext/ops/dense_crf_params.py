@@ -75,7 +75,8 @@ class DenseCRFParams:
             nothing waits, are not looked at.
 
     Example:
-        >>> DenseCRFParams(bilateral_sxy=(4, 40, 40), bilateral_srgb=0.1).bilateral_sxy
+        >>> import deepcrf_ext as dc
+        >>> dc.DenseCRFParams(bilateral_sxy=(4, 40, 40), bilateral_srgb=0.1).bilateral_sxy
         (4.0, 40.0, 40.0)
     """
 
@@ -153,6 +154,12 @@ def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Te
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> dc.unary_from_probabilities(torch.tensor([0.5, 0.1, 0.0]))
+        tensor([ 0.6931,  2.3026, 11.5129])
     """
     if not isinstance(probabilities, Tensor):
         got = type(probabilities).__name__
@@ -181,6 +188,14 @@ def unary_from_labels(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> labels = torch.tensor([[0, 1, 255]])
+        >>> dc.unary_from_labels(labels, num_labels=2, confidence=0.9, unsure=255)
+        tensor([[[0.1054, 2.3026, 0.6931],
+                 [2.3026, 0.1054, 0.6931]]])
     """
     check_spatial("labels", labels, "B", {})
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

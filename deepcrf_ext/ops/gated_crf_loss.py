@@ -97,9 +97,11 @@ def gated_crf_loss(
             widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
 
     Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
         >>> logits = torch.randn(2, 4, 24, 32, requires_grad=True)
         >>> image = torch.randint(256, (2, 3, 24, 32), dtype=torch.uint8)
-        >>> gated_crf_loss(logits.softmax(1), image).backward()
+        >>> dc.gated_crf_loss(logits.softmax(1), image).backward()
     """
     mask = checked_segmentation(probabilities, image, mask)
     radius = min(checked_int("radius", radius, at_least=0), 2**31)  # beyond any image

@@ -72,6 +72,11 @@ class RangeBox:
     Raises:
         TypeError: An offset is not an integer.
         ValueError: The box is inverted, or step is below 1.
+
+    Example:
+        >>> import deepcrf_ext as dc
+        >>> dc.RangeBox.surrounding(10, 15)
+        RangeBox(top=-2, bottom=2, left=-2, right=2, step=1)
     """
 
     top: int
@@ -173,6 +178,16 @@ class EdgeGraph:
         edge_order: int64 [E] for a graph of `from_edges`: the position of each edge in the input.
             None for a range box.
         num_self_loops: how many edges (p, p) there are; none for a range box.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([1, 0]), torch.tensor([2, 1]), num_nodes=3)
+        >>> graph.edge_index()
+        tensor([[0, 1],
+                [1, 2]])
+        >>> dc.EdgeGraph.from_range_box(2, 2, dc.RangeBox(0, 0, 1, 1)).num_edges
+        2
     """
 
     row_offsets: Tensor

@@ -54,6 +54,15 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), num_nodes=3)
+        >>> potts = dc.TablePotential(graph, (1 - torch.eye(2)).expand(2, 2, 2))
+        >>> unary = torch.tensor([[0.0, 2.0], [0.1, 0.0], [0.0, 2.0]])
+        >>> dc.mean_field(unary, [potts]).argmax(1)  # the middle node follows its neighbours
+        tensor([0, 0, 0])
     """
     check_unary(unary, potentials)
     iterations = checked_iterations(iterations)

@@ -55,6 +55,16 @@ def pairwise_messages(potential: Potential, marginals: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), num_nodes=3)
+        >>> potts = dc.TablePotential(graph, (1 - torch.eye(2)).expand(2, 2, 2))
+        >>> dc.pairwise_messages(potts, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        tensor([[0., 1.],
+                [1., 1.],
+                [0., 1.]])
     """
     check_potential("potential", potential)
     check_marginals(marginals, potential)

@@ -55,6 +55,14 @@ def pairwise_nll(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), num_nodes=3)
+        >>> potts = dc.TablePotential(graph, (1 - torch.eye(2)).expand(2, 2, 2))
+        >>> dc.pairwise_nll(potts, torch.tensor([0, 0, 255]))  # of the first edge alone
+        tensor(1.0064)
     """
     check_potential("potential", potential)
     check_reduction(reduction)

@@ -39,6 +39,16 @@ class PermutohedralLattice:
         TypeError, ValueError: `features` does not fit, is not finite or is too large to place; the
             message says so. On CUDA, where values are not looked at, points that cannot be placed
             make NaN of what is filtered with them instead.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> lattice = dc.PermutohedralLattice(torch.tensor([[0.0], [0.0], [50.0]]))
+        >>> sums = lattice.filter(torch.tensor([[1.0], [2.0], [4.0]]))
+        >>> sums / lattice.filter(torch.ones(3, 1))  # means over near points
+        tensor([[1.5000],
+                [1.5000],
+                [4.0000]])
     """
 
     def __init__(self, features: Tensor, _built: PermutohedralLattice | None = None) -> None:
@@ -130,8 +140,10 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
         TypeError, ValueError: an argument does not fit; the message names it.
 
     Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
         >>> features = torch.tensor([[0.0], [1.0], [9.0]])
-        >>> permutohedral_filter(torch.ones(3, 1), features).shape
+        >>> dc.permutohedral_filter(torch.ones(3, 1), features).shape
         torch.Size([3, 1])
     """
     check_tensor("features", features, "N d", {})

@@ -39,6 +39,17 @@ class FactoredPotential:
     Raises:
         TypeError: an argument is of another type or dtype.
         ValueError: shapes or devices do not fit; K and D must be at least 1.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_range_box(4, 5, dc.RangeBox.surrounding(4, 5))
+        >>> source, target = torch.randn(20, 8), torch.randn(20, 8)
+        >>> potential = dc.FactoredPotential(
+        ...     graph, source, target, weight=torch.randn(3, 3, 8), bias=torch.zeros(3, 3)
+        ... )
+        >>> potential.energies().shape == (graph.num_edges, 3, 3)
+        True
     """
 
     graph: EdgeGraph
@@ -122,6 +133,14 @@ class TablePotential:
     Raises:
         TypeError: an argument is of another type or dtype.
         ValueError: shape or device do not fit; K must be at least 1.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), num_nodes=3)
+        >>> potts = 1 - torch.eye(4)  # what other labels at the ends of an edge cost
+        >>> dc.TablePotential(graph, potts.expand(2, 4, 4)).num_labels
+        4
     """
 
     graph: EdgeGraph

@@ -48,6 +48,14 @@ def pseudo_likelihood_nll(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import deepcrf_ext as dc
+        >>> graph = dc.EdgeGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), num_nodes=3)
+        >>> potts = dc.TablePotential(graph, (1 - torch.eye(2)).expand(2, 2, 2))
+        >>> dc.pseudo_likelihood_nll(torch.zeros(3, 2), [potts], torch.tensor([0, 0, 1]))
+        tensor(0.7732)
     """
     check_unary(unary, potentials)
     check_reduction(reduction)

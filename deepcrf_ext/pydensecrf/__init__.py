@@ -24,6 +24,20 @@ New are:
   return NumPy arrays;
 - gradients: where a unary, features, an image, widths or a compatibility is a tensor that requires
   a gradient, `inference` returns a tensor on the device, differentiable in it.
+
+>>> import numpy as np
+>>> import deepcrf_ext.pydensecrf as dcrf
+>>> image = np.zeros((24, 32, 3), np.uint8)
+>>> image[:, 16:] = 200
+>>> labels = (image[..., 0] > 0).astype(np.uint8)
+>>> labels[5, 5] = 1  # noise
+>>> crf = dcrf.DenseCRF2D(32, 24, 2)  # width, height, labels
+>>> crf.setUnaryEnergy(dcrf.unary_from_labels(labels, 2, gt_prob=0.7, zero_unsure=False))
+>>> crf.addPairwiseGaussian(sxy=3, compat=3)
+>>> crf.addPairwiseBilateral(sxy=30, srgb=13, rgbim=image, compat=10)
+>>> marginals = np.asarray(crf.inference(5))
+>>> marginals.shape, marginals.argmax(0).reshape(24, 32)[5, 5].item()
+((2, 768), 0)
 """
 
 from __future__ import annotations
