@@ -42,6 +42,8 @@ def _utf8_files() -> Iterator[None]:
     UTF-8, whatever the locale, and UTF-16 with a mark in front."""
 
     def read(self: jsonargparse.Path) -> str:
+        if str(self) == "-":  # the standard input
+            return own(self)
         try:
             return read_text(Path(self.absolute))
         except InputError as error:

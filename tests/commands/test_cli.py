@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -146,6 +147,11 @@ def test_files_of_settings_are_utf8_whatever_the_locale(tmp_path: Path):
     )
     wanted = ascii(["Straße", "背景"])
     assert done.stdout.splitlines() == [f"{option} {wanted}" for option in options]
+
+
+def test_settings_from_the_standard_input(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("epochs: 3"))
+    assert parse_new_run(["--config", "-"]).epochs == 3
 
 
 @pytest.mark.filterwarnings("error")
