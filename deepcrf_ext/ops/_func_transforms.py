@@ -2,6 +2,8 @@
 
 The kernels know neither batches nor levels of differentiation. So a batch goes through an operator
 one element after another, and a transform differentiates it by a pass of its own below all levels.
+torch does neither for a registered operator: what `torch.library.register_autograd` gives refuses
+the transforms, and batches of gradients stop at lists of tensors.
 """
 
 from __future__ import annotations
