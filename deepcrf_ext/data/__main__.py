@@ -125,13 +125,6 @@ def _run(argv: Sequence[str]) -> None:
     for split, reason in unopened.items():
         if overviews:
             print(f"not there: {split}: {reason}\n")
-    wanted = {"train": source.train_split, "val": source.val_split}
-    absent = {kind: split for kind, split in wanted.items() if split not in splits}
-    if source.dataset == "folder" and absent and not arguments.splits and splits != ["all"]:
-        options = " and ".join(f"--data.{kind}-split" for kind in absent)
-        print(
-            f"not there: {' and '.join(absent.values())}; training takes others by its {options}\n"
-        )
     write_contact_sheet(overviews, arguments.output, arguments.pictures)
     problems = sum(len(overview.problems) for overview in overviews)
     if problems:
@@ -146,8 +139,16 @@ def _run(argv: Sequence[str]) -> None:
             f'data.classes: not given; give --data.labels "{{{named}}}", or --data.classes where '
             "the values are indices"
         )
+    wanted = {"train": source.train_split, "val": source.val_split}
     for overview in overviews:
         _refuse_untrainable(overview, wanted)
+    absent = {kind: split for kind, split in wanted.items() if split not in splits}
+    if source.dataset == "folder" and absent and not arguments.splits and splits != ["all"]:
+        options = " and ".join(f"--data.{kind}-split" for kind in absent)
+        raise InputError(
+            f"{source.root}: holds {', '.join(splits)}, not {' and '.join(absent.values())}; "
+            f"{options} or --data.split-file tell what training takes instead"
+        )
     if splits == ["all"] and not arguments.splits:
         option = "images" if source.split_file is None else "split_file"
         raise InputError(

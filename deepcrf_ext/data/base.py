@@ -15,7 +15,7 @@ from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data.images import read_image, read_labels
 from deepcrf_ext.errors import InputError
 
-LISTED = 20  # problems in one error, at most
+LISTED = 5  # problems in one error, at most
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,8 @@ def describe(overview: Overview) -> str:
     """An overview as text of several lines."""
     dataset, count = overview.dataset, len(overview.good)
     labelled = not count or overview.pixels[: dataset.num_classes].any()
-    kind = "images with masks" if labelled else "images without a label"
+    plural = "s" * (count != 1)
+    kind = f"image{plural} with mask{plural}" if labelled else f"image{plural} without a label"
     lines = [f"{overview.split}: {count} {kind}, {_describe_sizes(overview.sizes)}"]
     total = max(int(overview.pixels.sum()), 1)
     names = [*dataset.classes, "(ignored)"]

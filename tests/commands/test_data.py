@@ -114,11 +114,12 @@ def test_splits_are_those_of_either_pattern(place: Path, capsys) -> None:
     for mask in [*root.glob("masks/val/*/*.png")]:
         mask.rename(mask.with_stem(f"{mask.stem} val"))
     options = ["--data.images", "images/*/{name}.jpg", "--data.classes", "[ground, ball]"]
-    assert main([str(root), *options]) == 0
-    out = capsys.readouterr().out
-    assert "training: 6 images" in out
-    assert "val: 6 images" in out
-    assert "not there: train; training takes others by its --data.train-split" in out
+    assert main([str(root), *options]) == 2  # as training would end
+    printed = capsys.readouterr()
+    assert "training: 6 images" in printed.out
+    assert "val: 6 images" in printed.out
+    assert "holds val, training, not train; --data.train-split or" in printed.err
+    assert main([str(root), *options, "--data.train-split", "training"]) == 0
 
 
 def test_a_split_without_a_label(place: Path, capsys) -> None:
@@ -175,10 +176,11 @@ def test_bad_options_end_in_one_line(arguments, message, place: Path, capsys) ->
 def test_what_the_splits_are_and_are_not(place: Path, capsys) -> None:
     root = write_blobs(place / "data", 1, splits=["train"])
     (root / "images" / "Thumbs.db").touch()
-    assert main([str(root), "--data.classes", "[a, b]"]) == 0
-    out = capsys.readouterr().out
-    assert "Thumbs" not in out
-    assert "not there: val; training takes others by its --data.val-split" in out
+    assert main([str(root), "--data.classes", "[a, b]"]) == 2
+    printed = capsys.readouterr()
+    assert "Thumbs" not in printed.out
+    assert "holds train, not val; --data.val-split or" in printed.err
+    assert main([str(root), "--data.classes", "[a, b]", "--splits", "train"]) == 0
 
 
 def test_options_of_training_are_taken(place: Path, capsys) -> None:
