@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
@@ -23,10 +24,12 @@ from deepcrf_ext.cli.running import EXIT_INPUT, run_command
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.mask_classes import count_classes
 from deepcrf_ext.evaluation.mask_files import pair_masks
+from deepcrf_ext.evaluation.masks import Masked
 from deepcrf_ext.evaluation.refinement import Outcome, RefinedFolder, Refinement
 from deepcrf_ext.models.refine_tiles import MEMORY
 from deepcrf_ext.ops.dense_crf_params import Normalisation
 from deepcrf_ext.parallel.device import choose_device
+from deepcrf_ext.pictures.labels import overlay
 from deepcrf_ext.progress import progress
 
 _DESCRIPTION = """Sharpen the masks of any model by a dense CRF over their images.
@@ -37,7 +40,8 @@ colours, each a class; or a .npy or .npz of integers [h, w]), an array of probab
 (--kind saliency). Masks and images belong together by name, sub-folders
 included; --mask-pattern '{name}_mask.png' says how masks are called. Two files do as well.
 
-Writes labels/NAME.png below the output folder, in the coding of the mask, and with --probabilities
+Writes labels/NAME.png below the output folder, in the coding of the mask (indices of few classes
+look black in most programs), with --overlays overlays/NAME.png to look at, and with --probabilities
 probabilities/NAME.npz (float16 [K, H, W]; of saliency grey levels, NAME.png). Every file is written
 whole or not at all, and refine.json notes what it is of, so that a run that was stopped goes on
 where it was, and masks and images that have changed since are done again. Files that cannot be used
@@ -62,6 +66,12 @@ def _parser() -> ArgumentParser:
         type=Normalisation | None,
         help="How the kernels are divided by their row sums: symmetric, before, after or none. "
         "Default: that of the parameters, symmetric unless their file says else.",
+    )
+    parser.add_argument(
+        "--overlays",
+        action="store_true",
+        help="Also write pictures: the image tinted with its mask and, on the right, with the "
+        "refined labels.",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="Also write the refined probabilities."
@@ -96,7 +106,8 @@ def _run(argv: Sequence[str]) -> int:
     crf = dense_crf_settings(arguments, True, "")
     if arguments.normalisation is not None:
         crf = replace(crf, params=replace(crf.params, normalisation=arguments.normalisation))
-    output = RefinedFolder(arguments.output, arguments.probabilities)
+    pictures = _before_and_after if arguments.overlays else None
+    output = RefinedFolder(arguments.output, arguments.probabilities, pictures)
     pairs, problems = pair_masks(
         arguments.images,
         arguments.masks,
@@ -131,6 +142,15 @@ def _run(argv: Sequence[str]) -> int:
     if not failed:
         return 0
     return 1 if outcome.refined or len(pairs) > len(files) else EXIT_INPUT
+
+
+def _before_and_after(masked: Masked, labels: np.ndarray) -> np.ndarray:
+    """The image tinted with its mask, and beside it with the refined labels: uint8 [H, 2 W, 3]."""
+    image = masked.image.permute(1, 2, 0).contiguous().numpy()
+    before = masked.labels.numpy().copy()
+    before[before == masked.num_classes] = IGNORE_INDEX  # where the mask is unsure
+    palette = masked.coding.visible_palette()
+    return np.hstack([overlay(image, of, palette) for of in (before, labels)])
 
 
 def _report(problem: str) -> None:

@@ -31,16 +31,34 @@ class LabelCoding:
     palette: tuple[int, ...] | None = None
     codes: tuple[int, ...] | None = None
 
+    def _colours(self) -> np.ndarray | None:
+        """The colour of each class, uint8 [K, 3]; None where pixels hold values."""
+        if self.codes is None or all(map(is_grey, self.codes)):
+            return None
+        codes = np.array(self.codes, np.int32)
+        return np.stack([codes >> 16, codes >> 8, codes], 1).astype(np.uint8)
+
+    def visible_palette(self) -> np.ndarray:
+        """A colour for each class, uint8 [256, 3] RGB: those of the map, VOC's where it has none.
+
+        Values are shown in VOC's too.
+        """
+        own, palette = self._colours(), voc_palette(256)
+        if self.codes is None and self.palette is not None:
+            own = np.array(self.palette, np.uint8).reshape(-1, 3)
+        if own is not None:
+            palette[: len(own)] = own
+        return palette
+
     def write(self, file: BinaryIO, labels: np.ndarray) -> None:
         """Write labels, uint8 [H, W] of class indices, as a PNG."""
+        colours = self._colours()
+        if colours is not None:
+            Image.fromarray(colours[labels]).save(file, format="PNG")
+            return
         values = labels
         if self.codes is not None:
-            codes = np.array(self.codes, np.int32)
-            if not all(map(is_grey, self.codes)):
-                colours = np.stack([codes >> 16, codes >> 8, codes], 1).astype(np.uint8)
-                Image.fromarray(colours[labels]).save(file, format="PNG")
-                return
-            values = code_values(codes)[labels]
+            values = code_values(np.array(self.codes, np.int32))[labels]
         values = values.astype(
             bool if self.mode == "1" else np.uint8 if values.max() <= 255 else np.uint16
         )

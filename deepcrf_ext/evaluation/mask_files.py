@@ -48,7 +48,8 @@ def pair_masks(
         if folder is None:
             found.append({})
             continue
-        require_folder(folder, f"a folder ({option[2:].split('-')[0]}s)")
+        kind = option[2:].split("-")[0]
+        require_folder(folder, f"a folder of {kind}s; one image goes with one mask")
         matched = FilePattern(option, text, known).find(folder, "")
         inner = {path.resolve() for path in results} - {folder.resolve()}
         everything = {path for paths in matched.files.values() for path in paths}
@@ -89,7 +90,7 @@ def pair_masks(
 
 def _few(names: Iterable[str], noun: str) -> str:
     listed = list(names)
-    shown = ", ".join(listed[:3])
-    return f"{len(listed)} {noun}s" + (
-        f" ({shown}{', …' if len(listed) > 3 else ''})" * bool(shown)
-    )
+    if not listed:
+        return f"no {noun}s"
+    shown = ", ".join(listed[:3]) + ", …" * (len(listed) > 3)
+    return f"{len(listed)} {noun}{'s' * (len(listed) > 1)} ({shown})"

@@ -113,8 +113,10 @@ class PredictedFolder:
         }
         tasks = []
         for path, target in targets.items():
-            results = [target.labels, target.overlay, *([target.marginals] * self.marginals)]
-            tasks.append(Task(target.name, (path,), tuple(results)))
+            always, marginals = (target.labels, target.overlay), (target.marginals,)
+            results = always + marginals if self.marginals else always
+            others = () if self.marginals else marginals
+            tasks.append(Task(target.name, (path,), results, others))
         todo = {task.name for task in folder.begin(tasks, settings, overwrite)}
         for parent in {result.parent for task in tasks for result in task.results}:
             parent.mkdir(parents=True, exist_ok=True)

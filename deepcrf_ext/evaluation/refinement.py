@@ -33,13 +33,16 @@ RECORD = "refine.json"
 
 @dataclass(frozen=True)
 class RefinedFolder:
-    """Where results go: labels/NAME.png and, if wanted, probabilities/NAME.npz.
+    """Where results go: labels/NAME.png and, if wanted, probabilities/NAME.npz, overlays/NAME.png.
 
     Refined saliency is written as probabilities/NAME.png, in grey levels.
+
+    overlay: makes the picture of a mask and its refined labels, uint8 [H, W]; None for none.
     """
 
     path: Path
     probabilities: bool = False
+    overlay: Callable[[Masked, np.ndarray], np.ndarray] | None = None
 
     def labels(self, name: str) -> Path:
         """The refined labels of a name."""
@@ -52,12 +55,15 @@ class RefinedFolder:
 
     def earlier(self) -> tuple[Path, ...]:
         """The folders that an earlier run has written to; none if there was none."""
-        folders = self.path / "labels", self.path / "probabilities"
+        folders = tuple(self.path / name for name in ("labels", "probabilities", "overlays"))
         return folders if (self.path / RECORD).exists() else ()
 
     def _probabilities(self, name: str, kind: Kind) -> Path:
         suffix = "png" if kind == "saliency" else "npz"
         return self.path / "probabilities" / f"{name}.{suffix}"
+
+    def _overlay(self, name: str) -> Path:
+        return self.path / "overlays" / f"{name}.png"
 
     def begin(
         self,
@@ -79,15 +85,19 @@ class RefinedFolder:
         return [file for file in files if file.name in names]
 
     def _task(self, file: MaskFiles, masks: MaskSettings) -> Task:
-        results = [self.labels(file.name)]
-        if self.probabilities:
-            results.append(self._probabilities(file.name, masks.kind))
-        return Task(file.name, (file.image, file.mask), tuple(results))
+        optional = {
+            self._probabilities(file.name, masks.kind): self.probabilities,
+            self._overlay(file.name): self.overlay is not None,
+        }
+        wanted = tuple(path for path, is_wanted in optional.items() if is_wanted)
+        others = tuple(path for path, is_wanted in optional.items() if not is_wanted)
+        return Task(file.name, (file.image, file.mask), (self.labels(file.name), *wanted), others)
 
     def write(self, masked: Masked, marginals: Tensor | None, labels: Tensor) -> None:
         """Write the results of an image: marginals float [K, H, W] where wanted, labels [H, W]."""
-        path = self._probabilities(masked.name, masked.kind)
-        path.unlink(missing_ok=True)  # which may be of an earlier image or settings
+        path, overlay = self._probabilities(masked.name, masked.kind), self._overlay(masked.name)
+        for earlier in (path, overlay):
+            earlier.unlink(missing_ok=True)  # which may be of an earlier image or settings
         if marginals is not None:
             if masked.kind == "saliency":
                 grey = (marginals[1].float() * 255).round().to(torch.uint8).numpy()
@@ -95,6 +105,9 @@ class RefinedFolder:
             else:
                 half = marginals.to(torch.float16).numpy()
                 self._write(path, lambda file: np.savez_compressed(file, probabilities=half))
+        if self.overlay is not None:
+            picture = Image.fromarray(self.overlay(masked, labels.numpy()))
+            self._write(overlay, lambda file: picture.save(file, format="PNG"))
         self._write(
             self.labels(masked.name), lambda file: masked.coding.write(file, labels.numpy())
         )

@@ -19,11 +19,17 @@ _LOCKS: dict[Path, int] = {}  # of the folders that this process writes to, unti
 
 @dataclass(frozen=True)
 class Task:
-    """Results to make from some files. name: unique within the folder."""
+    """Results to make from some files. name: unique within the folder. removed: what an earlier run
+    may have made and this one removes."""
 
     name: str
     sources: tuple[Path, ...]
     results: tuple[Path, ...]
+    removed: tuple[Path, ...] = ()
+
+    def touched(self) -> tuple[Path, ...]:
+        """The files that are replaced or removed."""
+        return self.results + self.removed
 
     def places(self) -> list[str]:
         """The sources without links, as the record names them."""
@@ -71,13 +77,14 @@ class ResultFolder:
         if such a run is stopped, the next one goes on where it was. inputs: further files that no
         result may replace.
 
-        Raises InputError where a result would replace an input, and where another process writes to
-        the folder; and, unless these are to be overwritten, where the folder holds results of other
-        settings, of other files under the name of a task, or files of which nothing is noted.
+        Raises InputError where an input would be replaced or removed, and where another process
+        writes to the folder; and, unless these are to be overwritten, where the folder holds
+        results of other settings, of other files under the name of a task, or files of which
+        nothing is noted.
         """
         kept = {path.resolve() for task in tasks for path in task.sources}
         kept.update(path.resolve() for path in inputs)
-        for path in (path for task in tasks for path in task.results):
+        for path in (path for task in tasks for path in task.touched()):
             if path.resolve() in kept:
                 raise InputError(f"--output: {path} is an input; choose another folder")
         settings = json.loads(json.dumps(settings))
@@ -110,7 +117,7 @@ class ResultFolder:
                 )
         noted = former.get("sources", {})
         for task in tasks:
-            present = next((path for path in task.results if path.exists()), None)
+            present = next((path for path in task.touched() if path.exists()), None)
             if present is None or noted.get(task.name) == task.places():
                 continue
             of = "" if task.name not in noted else f", of {' and '.join(noted[task.name])},"

@@ -138,6 +138,15 @@ def test_no_marginals_of_an_earlier_image_stay(arguments, photos, tmp_path) -> N
     assert kept == ["b.npz", "c.npz"]
 
 
+def test_marginals_of_somebody_else_stay(arguments, tmp_path, capsys) -> None:
+    own = tmp_path / "out" / "marginals" / "b.npz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    assert main(arguments) == 2
+    assert "marginals/b.npz exists" in capsys.readouterr().err
+    assert own.read_bytes() == b"mine"
+
+
 def test_results_of_other_settings_are_refused(arguments, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     before = times(tmp_path / "out")

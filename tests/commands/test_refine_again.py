@@ -74,6 +74,29 @@ def test_files_of_somebody_else_are_not_taken_for_results(folders: Path, capsys)
     assert "labels/a.png exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["probabilities", "overlays"])
+def test_results_that_are_not_wanted_are_no_files_of_somebody_else(
+    folders: Path, capsys, kind: str
+) -> None:
+    """Those of an earlier run are removed, as they would be of another mask; these stay."""
+    suffix = "npz" if kind == "probabilities" else "png"
+    own = folders / "out" / kind / f"a.{suffix}"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    assert run(folders) == 2
+    assert f"{kind}/a.{suffix} exists" in capsys.readouterr().err
+    assert own.read_bytes() == b"mine"
+
+
+def test_masks_in_the_folder_of_probabilities_stay(folders: Path, capsys) -> None:
+    assert run(folders, "--probabilities") == 0
+    masks = {path: path.read_bytes() for path in (folders / "out/probabilities").iterdir()}
+    for more in ([], ["--overwrite"]):
+        assert run(folders, *more, masks="out/probabilities") == 2
+        assert "is an input; choose another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in masks} == masks
+
+
 def test_a_setting_that_is_no_longer_given_is_another(folders: Path, capsys) -> None:
     assert run(folders, "--normalisation", "none") == 0
     assert run(folders) == 2

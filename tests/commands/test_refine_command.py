@@ -22,6 +22,7 @@ from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.evaluation import refinement
 from deepcrf_ext.evaluation.mask_files import MaskFiles
 from deepcrf_ext.evaluation.masks import Masked, MaskSettings, read_masked
+from deepcrf_ext.pictures.labels import overlay
 from deepcrf_ext.refine import main
 
 PARAMS = DenseCRFParams(bilateral_sxy=20, bilateral_weight=4)
@@ -108,6 +109,44 @@ def test_results_are_masks_again(folders: Path) -> None:
     assert run(folders, "labels", *CRF, "--probabilities") == 0
     again = [str(folders / "images"), str(folders / "out" / "probabilities"), "--output"]
     assert main([*again, str(folders / "again"), "--device", "cpu"]) == 0
+
+
+def test_overlays_show_masks_beside_refined_labels(folders: Path) -> None:
+    """Tinted in VOC's colours where masks hold values; pixels of which they are unsure are not."""
+    path = folders / "labels" / "a.png"
+    given = labels(path)
+    given[:9] = 255
+    Image.fromarray(given).save(path)
+    assert run(folders, "labels", *CRF) == 0
+    shown = folders / "out" / "overlays"
+    assert not shown.exists()
+    assert run(folders, "labels", *CRF, "--overlays") == 0  # labels alone are not enough
+    for name, (height, width) in SIZES.items():
+        assert np.array(Image.open(shown / f"{name}.png")).shape == (height, 2 * width, 3)
+    image, refined = read_image(folders / "images" / "a.png"), folders / "out" / "labels" / "a.png"
+    before, after = np.split(np.array(Image.open(shown / "a.png")), 2, axis=1)
+    np.testing.assert_array_equal(before, overlay(image, given, voc_palette(K)))
+    np.testing.assert_array_equal(after, overlay(image, labels(refined), voc_palette(K)))
+    assert run(folders, "labels", "--overwrite") == 0
+    assert not list(shown.rglob("*.png"))  # which would be of other settings
+
+
+@pytest.mark.parametrize("form", ["palette", "colours"])
+def test_overlays_have_the_colours_of_the_masks(folders: Path, form: str) -> None:
+    colours = np.array([(9, 9, 9), (250, 240, 0), (0, 200, 200)], np.uint8)
+    for path in (folders / "labels").rglob("*.png"):
+        given = labels(path)
+        picture = Image.fromarray(colours[given] if form == "colours" else given)
+        if form == "palette":
+            picture.putpalette(colours.tobytes())
+        picture.save(path)
+    assert run(folders, "labels", *CRF, "--overlays") == 0
+    after = np.array(Image.open(folders / "out" / "overlays" / "a.png"))[:, W:]
+    result = np.array(Image.open(folders / "out" / "labels" / "a.png").convert("RGB"))
+    refined = (result[..., None, :] == colours).all(-1).argmax(-1)
+    assert (refined == regions(H, W)).mean() > 0.99
+    image = read_image(folders / "images" / "a.png")
+    np.testing.assert_array_equal(after, overlay(image, refined, colours))
 
 
 def test_logits(folders: Path) -> None:
@@ -254,5 +293,6 @@ def test_a_stopped_run_that_overwrites_goes_on_too(folders: Path) -> None:
 @pytest.mark.parametrize("output", ["labels", "labels/sharp"])
 def test_results_among_the_masks_are_no_masks(folders: Path, output: str) -> None:
     arguments = [str(folders / "images"), str(folders / "labels"), *CRF, "--probabilities"]
+    arguments += ["--overlays"]
     for more in ([], [], ["--overwrite"]):
         assert main([*arguments, "--output", str(folders / output), *more]) == 0

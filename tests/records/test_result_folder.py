@@ -135,7 +135,20 @@ def test_inputs_are_never_replaced(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"--output: {result} is an input; choose another"):
             begin(folder, [Task("a", a.sources, (result,))], SETTINGS, True, inputs)
+        with pytest.raises(InputError, match=f"--output: {result} is an input; choose another"):
+            begin(folder, [Task("a", a.sources, (), (result,))], SETTINGS, True, inputs)
     assert not folder.exists(), "nothing is noted"
+
+
+def test_files_of_others_are_not_removed(folder: Path, tmp_path: Path) -> None:
+    a, b = task(tmp_path, "a"), task(tmp_path, "b")
+    finished = Task("a", a.sources, a.results[:1], a.results[1:])
+    begin(folder, [a])
+    finish(a)
+    assert begin(folder, [finished]) == [], "what is removed is noted as ours"
+    b.results[1].write_bytes(b"of another")
+    with pytest.raises(InputError, match="b.npz exists; choose another folder, or give --overwr"):
+        begin(folder, [Task("b", b.sources, b.results[:1], b.results[1:])])
 
 
 def test_names_are_those_of_one_file_each(folder: Path, tmp_path: Path) -> None:
