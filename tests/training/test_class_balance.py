@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import TINY_MODEL, write_camvid
+from tiny_run import TINY_MODEL, training_options, write_camvid
 from torch.nn import functional
 
 import deepcrf_ext as dc
@@ -229,14 +229,9 @@ def test_explicit_weights_weigh_the_losses_and_outlive_their_file(
     write_camvid(root, "val")
     file = tmp_path / "weights.yaml"
     file.write_text("{sky: 0.5, pole: 6}\n")
-    settings = tmp_path / "tiny.yaml"
-    settings.write_text(
-        "model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}\n"
-        f"data: {{dataset: camvid, root: {root}, crop: [32, 40]}}\n"
-        "epochs: 1\nbatch_size: 3\nwarm_start: 0\ndevice: cpu\n"
-    )
     run = tmp_path / "run"
-    arguments = ["--config", str(settings), "--output", str(run), "--class-balance"]
+    short = ["--epochs", "1", "--warm-start", "0"]
+    arguments = [*training_options(tmp_path, root, run, *short), "--class-balance"]
     assert train([*arguments, "{sky: 2, Dog: 1}"]) == 2
     assert "class_balance: got the classes Dog, must be" in capsys.readouterr().err
     assert not run.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_learnable_camvid
+from tiny_run import training_options, write_learnable_camvid
 from torch import nn
 
 from deepcrf_ext import train
@@ -59,17 +59,9 @@ def test_a_resumed_run_drops_what_it_would_have_dropped(tmp_path: Path) -> None:
     root = tmp_path / "camvid"
     root.mkdir()
     write_learnable_camvid(root, train=4, val=1)
-    (tmp_path / "tiny.yaml").write_text("""
-model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8, dropout: 0.5}
-data: {dataset: camvid, crop: [32, 40]}
-optim: {schedule: exponential}
-batch_size: 2
-warm_start: 0
-device: cpu
-""")
+    more = ["--model.dropout", "0.5", "--optim.schedule", "exponential", "--warm-start", "0"]
     for run, epochs in (("whole", "2"), ("halves", "1")):
-        arguments = ["--config", str(tmp_path / "tiny.yaml"), "--data.root", str(root)]
-        arguments += ["--output", str(tmp_path / run), "--epochs", epochs]
+        arguments = training_options(tmp_path, root, tmp_path / run, *more, "--epochs", epochs)
         assert train.main(arguments) == 0
     assert train.main(["--resume", str(tmp_path / "halves"), "--epochs", "2"]) == 0
     whole, halves = (

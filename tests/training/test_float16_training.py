@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import lines, write_learnable_camvid
+from tiny_run import lines, training_options, write_learnable_camvid
 
 from deepcrf_ext import evaluate, predict, train
 from deepcrf_ext.config import DataConfig, ModelConfig, TrainConfig
@@ -16,14 +16,6 @@ from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETTINGS = """
-model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}
-data: {dataset: camvid, crop: [32, 40]}
-optim: {lr: 0.02, schedule: exponential}
-warm_start: 0
-batch_size: 2
-device: cpu
-"""
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +24,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data: Path, output: Path, epochs: int, *more: str) -> Path:
-    file = output.with_suffix(".yaml")
-    file.write_text(SETTINGS)
-    arguments = ["--config", str(file), "--data.root", str(data), "--output", str(output)]
-    assert train.main([*arguments, "--epochs", str(epochs), *more]) == 0
+    more = ("--optim.schedule", "exponential", "--warm-start", "0", *more)
+    arguments = training_options(output.parent, data, output, "--epochs", str(epochs), *more)
+    assert train.main(arguments) == 0
     return output
 
 

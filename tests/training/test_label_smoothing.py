@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import TINY_MODEL, write_camvid
+from tiny_run import TINY_MODEL, training_options, write_camvid
 
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.models import DeepCRF
@@ -61,13 +61,8 @@ def test_a_run_smooths_and_goes_on_smoothing(
     root = tmp_path / "data"
     write_camvid(root, "train")
     write_camvid(root, "val")
-    settings = tmp_path / "tiny.yaml"
-    settings.write_text(
-        "model: {widths: [4, 6], convs: [1, 1], pooled_blocks: 2, head_widths: [8], hidden: 8}\n"
-        f"data: {{dataset: camvid, root: {root}, crop: [32, 40]}}\n"
-        "epochs: 1\nbatch_size: 3\nwarm_start: 0\ndevice: cpu\n"
-    )
-    arguments = ["--config", str(settings), "--output", str(tmp_path / "run")]
+    short = ["--epochs", "1", "--warm-start", "0"]
+    arguments = training_options(tmp_path, root, tmp_path / "run", *short)
     assert parse_new_run(arguments).label_smoothing == 0
     for value in ("1", "-0.1", "nan"):
         assert main([*arguments, "--label-smoothing", value]) == 2
