@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
+from deepcrf_ext.cli.running import run_command
+from deepcrf_ext.errors import InputError
+
 COMMANDS = {
     "train": "trains a CRF whose potentials are networks",
     "evaluate": "measures a checkpoint on a split, before and after the CRF",
@@ -20,12 +26,19 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Prints them."""
+def _run(argv: Sequence[str]) -> None:
+    if argv and argv[0] not in ("-h", "--help"):
+        name = argv[0] if argv[0] in COMMANDS else "COMMAND"
+        raise InputError(f"got {argv[0]}, must be python -m deepcrf_ext.{name}, with a dot")
     print("usage: python -m deepcrf_ext.COMMAND ..., and --help for its options\n")
     for name, text in COMMANDS.items():
         print(f"  {name:<20}{text}")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints them; returns the exit code: 0, or 2 where something else is asked for."""
+    return run_command(_run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from jsonargparse.typing import PositiveInt
 
 from deepcrf_ext.__main__ import COMMANDS
+from deepcrf_ext.__main__ import main as list_commands
 from deepcrf_ext.cli import parsing
 from deepcrf_ext.cli.help import typed
 
@@ -80,9 +82,28 @@ def test_defaults_as_they_would_be_typed():
     assert typed(value) == "{a: null, b: [true, 0.3333], c: [2, x], d: 1e-05}"
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [(["train", "--epochs", "1"], "deepcrf_ext.train, with"), (["x"], "deepcrf_ext.COMMAND, with")],
+)
+def test_a_command_with_a_space_for_the_dot(words, wanted, capsys):
+    assert list_commands(words) == 2
+    assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["deepcrf_ext", "deepcrf_ext.env"])
+def test_what_is_listed_may_be_read_in_part(module):
+    """As `head -1` does."""
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_the_list_of_commands(capsys):
     """It is printed, stands in the documents, and is whole."""
-    runpy.run_module("deepcrf_ext", run_name="__main__")
+    assert list_commands([]) == list_commands(["--help"]) == 0
     printed = capsys.readouterr().out
     document = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for name, text in COMMANDS.items():
