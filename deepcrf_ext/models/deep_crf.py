@@ -35,8 +35,7 @@ from deepcrf_ext.nn.node_losses import (
     node_weights,
 )
 from deepcrf_ext.nn.pairwise_crf import log_marginals
-from deepcrf_ext.ops._argument_checks import checked_iterations
-from deepcrf_ext.ops._number_checks import checked_int
+from deepcrf_ext.ops._number_checks import checked_int, checked_iterations
 from deepcrf_ext.ops.potentials import FactoredPotential
 
 

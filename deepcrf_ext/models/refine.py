@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.ops._number_checks import checked_int
+from deepcrf_ext.ops._number_checks import checked_iterations
 from deepcrf_ext.ops.dense_crf import dense_crf
 from deepcrf_ext.ops.dense_crf_lattices import DenseCRFLattices, check_image
 from deepcrf_ext.ops.dense_crf_params import (
@@ -79,7 +79,7 @@ class DenseCRFSettings:
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError naming what does not fit."""
-        iterations = checked_int("iterations", self.iterations, at_least=0)
+        iterations = checked_iterations(self.iterations)
         object.__setattr__(self, "iterations", iterations)
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,12 @@ from torch.nn import functional
 
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._image_checks import warn_caller
-from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
+from deepcrf_ext.ops._number_checks import (
+    checked_int,
+    checked_iterations,
+    checked_number,
+    is_number,
+)
 from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_spatial
 from deepcrf_ext.ops.dense_crf import dense_crf_log_marginals
 from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, Width
@@ -95,7 +100,7 @@ class DenseCRF(nn.Module):
         if not isinstance(params, DenseCRFParams):
             raise TypeError(f"params: got {type(params).__name__}, must be a DenseCRFParams")
         self.num_classes = checked_int("num_classes", num_classes, at_least=1)
-        self.iterations = checked_int("iterations", iterations, at_least=0)
+        self.iterations = checked_iterations(iterations)
         self.learn = _checked_names(learn)
         self.params = _fixed(params)
         """The parameters at the start, as numbers; without the compatibility."""

@@ -20,7 +20,7 @@ from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
 from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
-from deepcrf_ext.ops._number_checks import checked_int
+from deepcrf_ext.ops._number_checks import checked_int, checked_iterations
 from deepcrf_ext.ops._tensor_checks import are_seen, check_device, check_floating, check_tensor
 from deepcrf_ext.ops.mean_field import mean_field
 from deepcrf_ext.ops.pairwise_messages import messages
@@ -96,7 +96,7 @@ class PairwiseCRF(nn.Module):
         super().__init__()
         self.in_channels = checked_int("in_channels", in_channels, at_least=1)
         self.num_classes = checked_int("num_classes", num_classes, at_least=1)
-        self.iterations = checked_int("iterations", iterations, at_least=0)
+        self.iterations = checked_iterations(iterations)
         self.ignore_index = checked_int("ignore_index", ignore_index)
         self.relations: dict[str, RelationConfig] = named_relations(relations)
         self.potentials = nn.ModuleDict(
@@ -172,7 +172,7 @@ class PairwiseCRF(nn.Module):
             TypeError, ValueError: an argument does not fit; the message names it.
             InputError: the graph of a relation would take too much memory.
         """
-        if objective not in OBJECTIVES:
+        if not (isinstance(objective, str) and objective in OBJECTIVES):
             raise ValueError(
                 f"objective: got {objective!r}, must be one of {', '.join(OBJECTIVES)}"
             )

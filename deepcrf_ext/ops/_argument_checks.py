@@ -75,14 +75,9 @@ def check_unary(unary: Any, potentials: Any) -> None:
         check_device(name, potential.device, unary.device, "unary")
 
 
-def checked_iterations(iterations: Any) -> int:
-    """`iterations` as an int >= 0."""
-    return checked_int("iterations", iterations, at_least=0)
-
-
 def check_reduction(reduction: Any) -> None:
     """Check that `reduction` is one of `REDUCTIONS`."""
-    if reduction not in REDUCTIONS:
+    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
         raise ValueError(f"reduction: got {reduction!r}, must be one of {', '.join(REDUCTIONS)}")
 
 

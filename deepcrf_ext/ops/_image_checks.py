@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._tensor_checks import are_seen, check_spatial
+from deepcrf_ext.ops._tensor_checks import FLOATING_DTYPES, are_seen, check_spatial
 
 _PASSED_OVER = ("deepcrf_ext.", "torch.")
 _warned: set[str] = set()
@@ -19,8 +19,11 @@ _warned: set[str] = set()
 def check_image_tensor(image: Any, sizes: dict[str, int]) -> None:
     """Check images [B, C, *S], uint8 or floating point, B >= 0."""
     check_spatial("image", image, "B C", sizes)
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"image: got dtype {image.dtype}, must be uint8 or floating point")
+    if image.dtype not in (torch.uint8, *FLOATING_DTYPES):
+        raise TypeError(
+            f"image: got dtype {image.dtype}, must be uint8 or floating point: float16, bfloat16, "
+            "float32 or float64"
+        )
 
 
 def check_range(image: Tensor, name: str, width: Any, image_name: str = "image") -> None:

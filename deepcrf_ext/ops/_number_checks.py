@@ -45,3 +45,11 @@ def checked_int(name: str, value: Any, at_least: int | None = None) -> int:
     if at_least is not None and value < at_least:
         raise ValueError(f"{name}: got {value}, must be at least {at_least}")
     return value
+
+
+def checked_iterations(iterations: Any) -> int:
+    """A number of updates, as kernels count them."""
+    count = checked_int("iterations", iterations, at_least=0)
+    if count >= 2**31:
+        raise ValueError(f"iterations: got {count}, must be below 2**31")
+    return count

@@ -16,16 +16,25 @@ FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DEVICE_TYPES = ("cpu", "cuda")
 
 
+def check_dense(name: str, value: Any) -> None:
+    """Check that `value` is a dense tensor of plain numbers: not sparse, nested or quantised."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, must be a dense tensor")
+    if value.is_nested:
+        raise TypeError(f"{name}: got a nested tensor, must be a dense tensor")
+    if value.is_quantized:
+        raise TypeError(f"{name}: got dtype {value.dtype}, must not be quantised")
+
+
 def check_tensor(name: str, value: Any, shape: str, sizes: dict[str, int]) -> None:
     """Check that `value` is a tensor whose shape is spelt by the letters of `shape`.
 
     `sizes` holds the known size of a letter. A letter not yet in it takes the size met here,
     which must be at least 1, and is added: one `sizes` ties the shapes of several arguments.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {value.layout}, must be a dense tensor")
+    check_dense(name, value)
     letters = shape.split()
     fits = value.dim() == len(letters)
     if fits:
@@ -52,6 +61,11 @@ def check_floating(name: str, value: Tensor) -> None:
             f"{name}: got dtype {value.dtype}, must be a floating-point dtype: float16, bfloat16, "
             "float32 or float64"
         )
+    check_device_type(name, value)
+
+
+def check_device_type(name: str, value: Tensor) -> None:
+    """Check that `value` lies on a device that the operators run on."""
     if value.device.type not in DEVICE_TYPES:
         raise ValueError(f"{name}: got device {value.device}, must be a cpu or cuda device")
 
@@ -90,8 +104,7 @@ def check_spatial(name: str, value: Any, leading: str, sizes: dict[str, int]) ->
 
     The first letter is the batch, which may be empty.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, must be a torch.Tensor")
+    check_dense(name, value)
     known = [letters for letters in SPATIAL_LETTERS.values() if letters.split()[0] in sizes]
     axes = value.dim() - len(leading.split())
     letters = known[-1] if known else SPATIAL_LETTERS.get(axes)

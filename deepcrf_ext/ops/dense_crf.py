@@ -13,7 +13,7 @@ from deepcrf_ext.ops import _backend
 from deepcrf_ext.ops._autocast import result_dtype
 from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._func_transforms import wants_gradient
-from deepcrf_ext.ops._number_checks import checked_int
+from deepcrf_ext.ops._number_checks import checked_iterations
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops._tensor_checks import (
     are_seen,
@@ -158,7 +158,7 @@ def check_dense_crf(unary: Any, image: Any, params: Any, iterations: Any) -> Non
         raise TypeError(f"params: got {type(params).__name__}, must be a DenseCRFParams")
     check_image(image, params, sizes)
     check_device("image", image.device, unary.device, "unary")
-    checked_int("iterations", iterations, at_least=0)
+    checked_iterations(iterations)
 
 
 def _compatibility(params: DenseCRFParams, name: str, unary: Tensor, dtype: torch.dtype) -> Tensor:

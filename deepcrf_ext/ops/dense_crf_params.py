@@ -18,7 +18,14 @@ from torch import Tensor
 
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
-from deepcrf_ext.ops._tensor_checks import are_seen, check_floating, check_spatial, check_tensor
+from deepcrf_ext.ops._tensor_checks import (
+    are_seen,
+    check_dense,
+    check_device_type,
+    check_floating,
+    check_spatial,
+    check_tensor,
+)
 
 Width = float | Sequence[float] | Tensor
 
@@ -106,7 +113,7 @@ class DenseCRFParams:
             check_tensor("compatibility", self.compatibility, "K K", sizes)
             check_floating("compatibility", self.compatibility)
             _check_finite("compatibility", self.compatibility)
-        if self.normalisation not in NORMALISATIONS:
+        if not (isinstance(self.normalisation, str) and self.normalisation in NORMALISATIONS):
             raise ValueError(
                 f"normalisation: got {self.normalisation!r}, must be one of "
                 f"{', '.join(NORMALISATIONS)}"
@@ -161,9 +168,7 @@ def unary_from_probabilities(probabilities: Tensor, minimum: float = 1e-5) -> Te
         >>> dc.unary_from_probabilities(torch.tensor([0.5, 0.1, 0.0]))
         tensor([ 0.6931,  2.3026, 11.5129])
     """
-    if not isinstance(probabilities, Tensor):
-        got = type(probabilities).__name__
-        raise TypeError(f"probabilities: got {got}, must be a torch.Tensor")
+    check_dense("probabilities", probabilities)
     check_floating("probabilities", probabilities)
     minimum = checked_number("minimum", minimum)
     if not 0 < minimum <= 1:
@@ -198,6 +203,7 @@ def unary_from_labels(
                  [2.3026, 0.1054, 0.6931]]])
     """
     check_spatial("labels", labels, "B", {})
+    check_device_type("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
     num_labels = checked_int("num_labels", num_labels, at_least=2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._number_checks import checked_number
-from deepcrf_ext.ops._tensor_checks import usable_device
+from deepcrf_ext.ops._tensor_checks import check_dense, check_device_type, usable_device
 from deepcrf_ext.ops.range_box_edges import (
     dilated_box_edges,
     num_dilated_box_edges,
@@ -237,16 +237,19 @@ class EdgeGraph:
         num_nodes = _whole(num_nodes, "num_nodes")
         if not 0 <= num_nodes <= _MAX_NODES:
             raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{_MAX_NODES}")
+        check_dense("source_index", source_index)
+        check_dense("target_index", target_index)
+        check_device_type("source_index", source_index)
+        if target_index.device != source_index.device:
+            raise ValueError(
+                f"target_index: got {target_index.device}, must be on {source_index.device}, the "
+                "device of source_index"
+            )
         source = _node_index(source_index, "source_index", num_nodes)
         target = _node_index(target_index, "target_index", num_nodes)
         if target.shape != source.shape:
             raise ValueError(
                 f"target_index: got {target.numel()}, must have the {source.numel()} edges of "
-                "source_index"
-            )
-        if target.device != source.device:
-            raise ValueError(
-                f"target_index: got {target.device}, must be on {source.device}, the device of "
                 "source_index"
             )
         edge_order = torch.sort(source * num_nodes + target, stable=True).indices
@@ -383,8 +386,6 @@ class EdgeGraph:
 
 def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
     """One end of the edges as int64 [E], checked."""
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name}: got {type(index).__name__}, must be an integer tensor")
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise TypeError(f"{name}: got {index.dtype}, must have an integer dtype")
     if index.dim() != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
+from deepcrf_ext.ops._argument_checks import check_unary
 from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
 from deepcrf_ext.ops._flat_tensors import (
     empty_values,
@@ -20,6 +20,7 @@ from deepcrf_ext.ops._flat_tensors import (
     rounded,
 )
 from deepcrf_ext.ops._func_transforms import wants_gradient
+from deepcrf_ext.ops._number_checks import checked_iterations
 from deepcrf_ext.ops._registration import below_autograd, once, operator
 from deepcrf_ext.ops.pairwise_messages import (
     gradient_potential,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deepcrf_ext.ops._argument_checks import check_unary, checked_iterations
+from deepcrf_ext.ops._argument_checks import check_unary
+from deepcrf_ext.ops._number_checks import checked_iterations
 from deepcrf_ext.ops.potentials import Potential
 from deepcrf_ext.reference.pairwise_messages import pairwise_messages
 

@@ -7,6 +7,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pairwise_layers import inputs, labels_of, trained
@@ -68,6 +69,7 @@ def test_repr_names_the_settings() -> None:
         ({"labels": torch.zeros(2, 5, 6)}, TypeError, "labels: got dtype torch.float32"),
         ({"labels": torch.full((2, 5, 6), 7)}, ValueError, "labels: got 7"),
         ({"objective": "likelihood"}, ValueError, "objective: got 'likelihood', must be one of"),
+        ({"objective": np.array(["piecewise", "x"])}, ValueError, "objective: got .*, must be one"),
         ({"class_weights": [1.0, 2.0]}, ValueError, "class_weights: got shape"),
         ({"class_weights": {0: 1.0}}, TypeError, "class_weights: got {0: 1.0}, must be 3 numbers"),
         ({"class_weights": "abc"}, TypeError, "class_weights: got 'abc', must be 3 numbers"),

@@ -266,7 +266,7 @@ ONE = torch.tensor([0])
         (
             lambda: EdgeGraph.from_edges([0], ONE, 3),
             TypeError,
-            "source_index: got list, must be an integer tensor",
+            "source_index: got list, must be a torch.Tensor",
         ),
         (lambda: EdgeGraph.batch([]), ValueError, "graphs: got none, must hold at least one graph"),
         (
