@@ -31,6 +31,7 @@ def test_learning_rate_groups_and_schedules(tmp_path: Path) -> None:
     new, initialised, logs = optimiser.param_groups
     assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-4, 1e-3]
     assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 5e-4, 0]
+    assert [group["momentum"] for group in optimiser.param_groups] == [0.9] * 3
     assert logs["params"] == [model.potentials["surrounding"].log_weight]
     slow = {id(p) for p in initialised["params"]}
     for network in model.potentials.values():
