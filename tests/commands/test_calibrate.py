@@ -13,7 +13,7 @@ from deepcrf_ext.calibrate import main
 from deepcrf_ext.data import open_dataset
 from deepcrf_ext.evaluation.calibration import fit_relation_weights
 from deepcrf_ext.models import DeepCRF
-from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,14 +74,3 @@ def test_a_model_without_relations_is_refused_in_one_line(
     assert main(["--checkpoint", str(run), "--device", "cpu"]) == 2
     assert "no relation" in capsys.readouterr().err
     assert not any((run / "calibrate-camvid-val").iterdir())
-
-
-def test_a_checkpoint_from_before_the_weights_has_the_paper_s(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", tmp_path / "data")
-    state = load_checkpoint(run / "last.pt")
-    state["model"] = {k: v for k, v in state["model"].items() if not k.endswith(".log_weight")}
-    state["config"]["model"].pop("relation_weight")
-    save_checkpoint(run / "last.pt", state)
-    model, config, _ = load_model(run)
-    assert model.relation_weights == {"surrounding": 1, "above_below": 1}
-    assert config.model.relation_weight == 1
