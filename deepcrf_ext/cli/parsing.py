@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse.typing import Path as ConfigPath
 
 from deepcrf_ext.cli.help import HelpFormatter
 from deepcrf_ext.cli.messages import plain_message
@@ -41,7 +41,7 @@ def _utf8_files() -> Iterator[None]:
     """Within it jsonargparse reads files of settings, all of them or a part as --data FILE, as
     UTF-8, whatever the locale, and UTF-16 with a mark in front."""
 
-    def read(self: jsonargparse.Path) -> str:
+    def read(self: ConfigPath) -> str:
         if str(self) == "-":  # the standard input
             return own(self)
         try:
@@ -49,12 +49,12 @@ def _utf8_files() -> Iterator[None]:
         except InputError as error:
             raise InputError(f"config: {error}") from error
 
-    own = jsonargparse.Path.read_text
-    jsonargparse.Path.read_text = read  # type: ignore[method-assign]
+    own = ConfigPath.read_text
+    ConfigPath.read_text = read  # type: ignore[method-assign]
     try:
         yield
     finally:
-        jsonargparse.Path.read_text = own  # type: ignore[method-assign]
+        ConfigPath.read_text = own  # type: ignore[method-assign]
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:

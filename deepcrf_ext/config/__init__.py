@@ -6,7 +6,7 @@ paper's settings and `preset("cvpr16")` those of its later form.
 """
 
 from deepcrf_ext.config.data import DataConfig, DataSource
-from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig, paper_relations
+from deepcrf_ext.config.model import ModelConfig, PresetName
 from deepcrf_ext.config.plain import from_dict, to_dict
 from deepcrf_ext.config.presets import OPTIMISERS, PRESETS, preset
 from deepcrf_ext.config.train import (
@@ -15,6 +15,7 @@ from deepcrf_ext.config.train import (
     PhaseConfig,
     TrainConfig,
 )
+from deepcrf_ext.nn.relations import RelationConfig, paper_relations
 
 __all__ = [
     "OPTIMISERS",

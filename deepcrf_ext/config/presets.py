@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from deepcrf_ext.config.model import ModelConfig, PresetName, RelationConfig
-from deepcrf_ext.config.train import DataConfig, OptimConfig, TrainConfig
+from deepcrf_ext.config.data import DataConfig
+from deepcrf_ext.config.model import ModelConfig, PresetName
+from deepcrf_ext.config.train import OptimConfig, TrainConfig
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.nn.relations import RelationConfig
 
 # For images of some hundred pixels a side. A network sees windows of 38 pixels at scale 0.9 and of
 # 113 at scale 0.3, its nodes are 4.4 pixels apart; relations carry context from window to window.
