@@ -15,9 +15,9 @@ constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 // two planes of 12 labels take 14 loads for 24 multiply-adds, one plane of 24 labels 25.
 inline int64_t plane_group(int64_t num_labels) { return num_labels * 4 <= kAccumulators ? 4 : 2; }
 
-// Labels are cut into near-equal blocks, whose accumulators fit in the registers.
-inline int64_t label_blocks(int64_t num_labels) {
-  return ceil_div(num_labels * plane_group(num_labels), kAccumulators);
+// Labels are cut into blocks, whose accumulators fit in the registers.
+inline NearEqualParts label_blocks(int64_t num_labels) {
+  return {num_labels, ceil_div(num_labels * plane_group(num_labels), kAccumulators)};
 }
 
 template <int Labels, int Planes, typename T>
@@ -63,7 +63,8 @@ void accumulate_block(const int32_t* neighbours,  // [count]
 
 // A_p for plane_group(num_labels) planes: out[v, j, :] for every label j.
 template <typename T>
-void accumulate(const int32_t* neighbours,  // [count]
+void accumulate(const NearEqualParts& blocks,  // label_blocks(num_labels)
+                const int32_t* neighbours,     // [count]
                 int64_t count,
                 const T* self,          // [group, lanes], planes plane_size apart
                 const T* other,         // [group, N, lanes]
@@ -72,18 +73,16 @@ void accumulate(const int32_t* neighbours,  // [count]
                 int64_t num_labels,
                 T* out,              // [group, num_labels, lanes]
                 int64_t out_step) {  // from a vector of out to the next
-  const int64_t blocks = label_blocks(num_labels);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = num_labels * block / blocks;
-    const int64_t labels = num_labels * (block + 1) / blocks - first;
+  for (int64_t block = 0; block < blocks.count; ++block) {
+    const int64_t labels = blocks.size(block);
 #define DEEPCRF_LABELS(n)                                                                       \
   case n:                                                                                       \
     if constexpr (n * 2 <= kAccumulators) {                                                     \
       constexpr int planes = n * 4 <= kAccumulators ? 4 : 2;                                    \
-      (blocks > 1 ? accumulate_block<n, 2, T>                                                   \
-                  : accumulate_block<n, planes, T>)(neighbours, count, self, other, plane_size, \
-                                                    coefficients + first, num_labels,           \
-                                                    out + first * out_step, out_step);          \
+      (blocks.count > 1 ? accumulate_block<n, 2, T>                                             \
+                        : accumulate_block<n, planes, T>)(neighbours, count, self, other,       \
+                                                          plane_size, coefficients, num_labels, \
+                                                          out, out_step);                       \
     }                                                                                           \
     break;
     switch (labels) {
@@ -94,6 +93,8 @@ void accumulate(const int32_t* neighbours,  // [count]
       // clang-format on
     }
 #undef DEEPCRF_LABELS
+    coefficients += labels;
+    out += labels * out_step;
   }
 }
 

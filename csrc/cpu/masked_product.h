@@ -15,7 +15,7 @@ constexpr int64_t kMaskBits = 32;
 
 // Columns are worked on in panels of at most so many vectors: kMaskBits rows of one fit in L1, and
 // one row fits in the registers beside a few sums.
-constexpr int kPanelVectors = kVectorRegisters == 32 ? 14 : 10;
+constexpr int kPanelVectors = 14;
 
 // A row-major matrix [rows, columns] in panels of near-equal widths: [panel][rows, width].
 template <typename T>
@@ -49,12 +49,8 @@ class Panels {
 // Calls function(std::integral_constant<int, vectors>), for 1 <= vectors <= kPanelVectors.
 template <typename Function>
 inline void with_panel_vectors(int64_t vectors, Function&& function) {
-#define DEEPCRF_VECTORS(n)                        \
-  case n:                                         \
-    if constexpr (n <= kPanelVectors) {           \
-      function(std::integral_constant<int, n>{}); \
-    }                                             \
-    break;
+#define DEEPCRF_VECTORS(n) \
+  case n: function(std::integral_constant<int, n>{}); break;
   switch (vectors) {
     // clang-format off
     DEEPCRF_VECTORS(1) DEEPCRF_VECTORS(2) DEEPCRF_VECTORS(3) DEEPCRF_VECTORS(4)
@@ -108,7 +104,8 @@ void masked_dots(int64_t rows,
                  bool first,
                  Sum<Word>* lane_sums) {  // [rows, kMaskBits, lanes]
   constexpr int V = kLanes<Word>;
-  constexpr int kChains = Vectors < 4 ? Vectors : 4;  // hide the latency of the multiply-add
+  // Sums that hide the latency of the multiply-add; the row takes most of 16 registers.
+  constexpr int kChains = std::min(Vectors, kVectorRegisters == 32 ? 4 : 2);
   for (int64_t r = 0; r < rows; ++r) {
     Vec<Word> row[Vectors];
 #pragma GCC unroll 16

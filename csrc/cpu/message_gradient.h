@@ -35,6 +35,7 @@ class MessageGradient {
       : num_nodes_(num_nodes),
         num_labels_(num_labels),
         group_(plane_group(2 * num_labels)),
+        label_blocks_(label_blocks(2 * num_labels)),
         node_stride_(group_ * 2 * num_labels * V),
         node_terms_(kBlock * node_stride_),
         gradients_(group_ * std::max(2 * num_nodes, num_labels * num_labels) * V) {}
@@ -165,7 +166,7 @@ class MessageGradient {
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
       const int64_t begin = direction.row_offsets[p];
-      accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
+      accumulate(label_blocks_, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
                  direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
                  plane_size, terms.coefficients, 2 * K, accumulators + m * node_stride_, V);
     }
@@ -179,7 +180,9 @@ class MessageGradient {
     }
   }
 
-  int64_t num_nodes_, num_labels_, group_, node_stride_;
+  int64_t num_nodes_, num_labels_, group_;
+  NearEqualParts label_blocks_;
+  int64_t node_stride_;
   Buffer<T> node_terms_;  // [kBlock, group, 2K, lanes]
   Buffer<T> gradients_;   // [source and target, group, N, lanes] or [group, K, K, lanes]
 };

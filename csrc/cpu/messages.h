@@ -86,7 +86,7 @@ class PackedPotential {
 };
 
 constexpr int kContractRows = kVectorRegisters == 32 ? 4 : 3;
-constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 3;
+constexpr int kContractLabels = kVectorRegisters == 32 ? 6 : 4;
 constexpr int64_t kContractDepth = 64;  // so that the weight of kContractLabels stays in L1
 
 // The weight of a contraction: vectors at [plane, receiver, neighbour label], any strides apart.
@@ -153,16 +153,16 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels,
               int64_t a_block,  // from kContractRows rows of A to the next
               const PlaneWeight<T>& weight,
               T* sums) {  // [rows, K, lanes]
-  const int64_t depths = planes == 1 ? ceil_div(num_labels, kContractDepth) : 1;
-  const int64_t blocks = ceil_div(num_labels, kContractLabels);
+  const NearEqualParts depths(num_labels, planes == 1 ? ceil_div(num_labels, kContractDepth) : 1);
+  const NearEqualParts blocks(num_labels, ceil_div(num_labels, kContractLabels));
   const int64_t sums_row = num_labels * kLanes<T>;
-  for (int64_t d = 0; d < depths; ++d) {
-    const int64_t j = num_labels * d / depths;
-    const int64_t depth = num_labels * (d + 1) / depths - j;
+  int64_t j = 0;
+  for (int64_t d = 0; d < depths.count; ++d) {
+    const int64_t depth = depths.size(d);
     const T* from = a + j * kContractRows * kLanes<T>;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t k = num_labels * block / blocks;
-      const int64_t labels = num_labels * (block + 1) / blocks - k;
+    int64_t k = 0;
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      const int64_t labels = blocks.size(block);
       PlaneWeight<T> w = weight;
       w.data += k * weight.receiver_step + j * weight.neighbour_step;
       T* out = sums + k * kLanes<T>;
@@ -174,7 +174,9 @@ void contract(int64_t rows, int64_t planes, int64_t num_labels,
         case 5: contract_rows<5>(rows, planes, depth, from, a_block, w, out, sums_row); break;
         case 6: contract_rows<6>(rows, planes, depth, from, a_block, w, out, sums_row); break;
       }
+      k += labels;
     }
+    j += depth;
   }
 }
 
@@ -272,6 +274,7 @@ class MessageReceiver {
       : num_nodes_(shape.num_nodes),
         num_labels_(shape.num_labels),
         group_(plane_group(num_labels_)),
+        label_blocks_(label_blocks(num_labels_)),
         strip_nodes_(num_labels_ <= kFewLabels ? kStripNodes : shape.block_nodes),
         accumulators_(strip_nodes_ * group_ * num_labels_ * kLanes<T>),
         sums_(round_up(shape.block_nodes * num_labels_, kLanes<T>) * kLanes<T>),
@@ -326,8 +329,8 @@ class MessageReceiver {
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
       const int64_t begin = direction.row_offsets[p];
-      accumulate(direction.neighbours + begin, direction.row_offsets[p + 1] - begin, self + p * V,
-                 other, node_plane, marginals, num_labels_,
+      accumulate(label_blocks_, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
+                 self + p * V, other, node_plane, marginals, num_labels_,
                  accumulators_.get() + m / kContractRows * a_block + m % kContractRows * V,
                  kContractRows * V);
     }
@@ -341,7 +344,9 @@ class MessageReceiver {
     }
   }
 
-  int64_t num_nodes_, num_labels_, group_, strip_nodes_;
+  int64_t num_nodes_, num_labels_, group_;
+  NearEqualParts label_blocks_;
+  int64_t strip_nodes_;
   Buffer<T> accumulators_;  // A of a strip, see contract()
   Buffer<T> sums_;          // [block, K, lanes]
   Buffer<T> bias_scratch_;  // [2, K]

@@ -54,6 +54,17 @@ class PerThread {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
 
+// A size in near-equal parts, divided once: divisions count where parts are small.
+struct NearEqualParts {
+  NearEqualParts(int64_t size, int64_t count)
+      : count(count), least(size / count), least_count(count - size % count) {}
+
+  int64_t size(int64_t part) const { return least + (part >= least_count); }
+
+  int64_t count;
+  int64_t least, least_count;  // the first least_count parts; the others have one more
+};
+
 // Number of planes for `size` features, a multiple of `group`.
 template <typename T>
 int64_t num_planes(int64_t size, int64_t group = 1) {
