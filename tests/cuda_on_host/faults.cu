@@ -164,6 +164,23 @@ __global__ void overflowing_index(const float* input, float* output, int count) 
   }
 }
 
+// A shift by 32 is 0 on a device, and none on a processor.
+template <bool kCorrected>
+__global__ void shift_by_all_bits(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned lanes_up_to = threadIdx.x % 32 + 1;
+  const unsigned mask = kCorrected && lanes_up_to == 32 ? 0u : 1u << lanes_up_to;
+  output[i] = input[i] + (mask == 0 ? 1.0f : 2.0f);
+}
+
+// A device takes the nearest integer there is, and 0 of what is no number.
+template <bool kCorrected>
+__global__ void integer_too_small(const float* input, float* output, int) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const float value = input[i] * (kCorrected ? 1.0f : INFINITY);
+  output[i] = static_cast<float>(static_cast<int>(value)) + 0.5f;
+}
+
 // Not a race, as the additions are atomic; but the sum depends on their order.
 template <bool kCorrected>
 __global__ void order_of_atomics(const float* input, float* output, int) {
@@ -239,6 +256,8 @@ const Fault kFaults[] = {
     FAULT(disagreeing_masks, 0),
     FAULT(missing_copy_wait, 0),
     FAULT(overflowing_index, 0),
+    FAULT(shift_by_all_bits, 0),
+    FAULT(integer_too_small, 0),
     FAULT(order_of_atomics, 0),
     FAULT(missing_wait_for_former_kernels, 0, true),
     FAULT(early_exit_before_the_wait, 0, true),

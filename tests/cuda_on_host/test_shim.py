@@ -26,6 +26,8 @@ FAULTS = {
     "disagreeing_masks": "lanes of one mask disagree",
     "missing_copy_wait": "asynchronous copy under way",
     "overflowing_index": "signed overflow",
+    "shift_by_all_bits": "shift by more bits than there are",
+    "integer_too_small": "conversion to an integer that cannot hold the value",
     "order_of_atomics": "differs between the thread orders",
     "missing_wait_for_former_kernels": "former kernels may still run: read of 4 bytes",
     "early_exit_before_the_wait": "ended without having waited for former kernels",

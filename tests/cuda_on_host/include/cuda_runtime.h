@@ -342,6 +342,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     void (*kernel)(Parameters...);
     std::tuple<std::decay_t<Parameters>...> values;
   };
+  static_assert(sizeof(Call) <= cuda_on_host::kMaxParameterBytes);
   Call call = {kernel, {std::forward<Arguments>(arguments)...}};
   const dim3 grid = config->gridDim;
   const dim3 block = config->blockDim;

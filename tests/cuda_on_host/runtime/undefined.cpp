@@ -60,4 +60,11 @@ void __ubsan_handle_negate_overflow(void* data, std::uintptr_t) {
 void __ubsan_handle_divrem_overflow(void* data, std::uintptr_t, std::uintptr_t) {
   stop(static_cast<const Common*>(data), "division by zero or signed overflow in division");
 }
+// What a device makes of these is defined, but not what a processor makes of them.
+void __ubsan_handle_shift_out_of_bounds(void* data, std::uintptr_t, std::uintptr_t) {
+  stop(static_cast<const Common*>(data), "shift by more bits than there are, or of a sign");
+}
+void __ubsan_handle_float_cast_overflow(void* data, std::uintptr_t) {
+  stop(static_cast<const Common*>(data), "conversion to an integer that cannot hold the value");
+}
 }

@@ -35,6 +35,7 @@ constexpr unsigned kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr std::size_t kDefaultSharedBytes = 48 * 1024;
 constexpr std::size_t kMaxSharedBytes = 227 * 1024;
+constexpr std::size_t kMaxParameterBytes = 4096;  // of a kernel, on every device
 
 // Stops the running kernel with an error that names kernel, block and thread. Works in any frame of
 // a kernel thread: the thread is abandoned where it stands and the launch throws in the caller.
