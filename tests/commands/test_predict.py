@@ -59,11 +59,18 @@ def test_command_says_where_the_networks_see_less(run, tmp_path, capsys):
     picture = tmp_path / "a.png"
     Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(picture)
     arguments = [str(picture), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    arguments.append("--marginals")
+
+    def grid() -> tuple[int, ...]:
+        return np.load(tmp_path / "out" / "marginals" / "a.npz")["marginals"].shape[1:]
+
     assert main([*arguments, "--memory", "0.0001"]) == 0
     assert "instead of 160 pixels a side" in capsys.readouterr().err
     assert read_labels(tmp_path / "out" / "labels" / "a.png").shape == (120, 160)
+    fitting = grid()
     assert main([*arguments, "--overwrite"]) == 0
     assert "instead" not in capsys.readouterr().err
+    assert all(small < whole for small, whole in zip(fitting, grid(), strict=True))
 
 
 def test_an_image_too_large_to_be_seen_whole_is_left_out(run, tmp_path, capsys, monkeypatch):

@@ -165,6 +165,16 @@ def test_results_of_other_settings_are_refused(arguments, tmp_path, capsys) -> N
     assert "(3 of them earlier)" in capsys.readouterr().out
 
 
+def test_results_of_another_dense_crf_are_refused(arguments, capsys) -> None:
+    arguments += ["--dense-crf", "--dense-crf-iterations"]
+    assert main([*arguments, "1"]) == 0
+    assert main([*arguments, "0"]) == 2
+    error = capsys.readouterr().err
+    assert "dense_crf was {" in error
+    assert "'iterations': 1}, is {" in error
+    assert main([*arguments, "1"]) == 0
+
+
 def test_results_of_another_checkpoint_are_refused(arguments, run, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     copy = shutil.copytree(run, tmp_path / "copy")
