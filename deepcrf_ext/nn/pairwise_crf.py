@@ -17,7 +17,7 @@ from deepcrf_ext.nn.node_losses import (
     weighted_mean,
 )
 from deepcrf_ext.nn.pairwise_potential import PairwisePotential, check_features
-from deepcrf_ext.nn.relations import Relation, RelationConfig, named_relations
+from deepcrf_ext.nn.relations import Relation, RelationConfig, RelationWeights, named_relations
 from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._flat_tensors import HALVES, graph_tensors, potential_tensors
 from deepcrf_ext.ops._number_checks import checked_int, checked_iterations
@@ -27,7 +27,6 @@ from deepcrf_ext.ops.pairwise_messages import messages
 from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 from deepcrf_ext.ops.pseudo_likelihood import pseudo_likelihood_nll
 
-FIRST_WEIGHT = 0.01
 OBJECTIVES = ("piecewise", "pseudo_likelihood")
 
 
@@ -102,15 +101,13 @@ class PairwiseCRF(nn.Module):
         self.potentials = nn.ModuleDict(
             {name: PairwisePotential(in_channels, num_classes, hidden) for name in self.relations}
         )
-        self.relation_weights = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(FIRST_WEIGHT)) for name in self.relations}
-        )
+        self.relation_weights = RelationWeights(self.relations)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, and starts the weights small again."""
-        for name, potential in self._networks():
+        for _, potential in self._networks():
             potential.reset_parameters()
-            nn.init.constant_(self.relation_weights[name], FIRST_WEIGHT)
+        self.relation_weights.reset_parameters()
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
         """Log-marginals of mean field.

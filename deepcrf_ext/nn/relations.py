@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+import torch
 from torch import nn
 
 from deepcrf_ext.errors import InputError
@@ -104,6 +105,23 @@ NAMED_RELATIONS = {
 Relation: TypeAlias = RelationConfig | RangeBox
 
 
+class RelationWeights(nn.ParameterDict):
+    """The weight of each relation by name, parameters of shape [], 0.01 at the start.
+
+    What fills a model that was made without values asks every module with parameters of its own to
+    reset them, so that these have one.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: nn.Parameter(torch.empty(())) for name in names})
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Starts the weights small again."""
+        for weight in self.values():
+            nn.init.constant_(weight, 0.01)
+
+
 def named_relations(relations: Sequence[str] | Mapping[str, Relation]) -> dict[str, RelationConfig]:
     """Relations by name, from names of `NAMED_RELATIONS` or from a dictionary of one's own.
 
@@ -133,10 +151,10 @@ def named_relations(relations: Sequence[str] | Mapping[str, Relation]) -> dict[s
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"relations: got the name {name!r}, must be a str")
-    if not name.isidentifier() or name == "unary" or hasattr(nn.ModuleDict, name):
+    if not name.isidentifier() or name == "unary" or hasattr(RelationWeights, name):
         raise ValueError(
             f"relations: got the name {name!r}, must be an identifier other than 'unary' and the "
-            "attributes of a torch.nn.ModuleDict, as states and losses are keyed by it"
+            "attributes of a torch.nn.ParameterDict, as states and losses are keyed by it"
         )
     return name
 

@@ -42,6 +42,7 @@ def test_a_dictionary_holds_boxes_of_nodes_or_of_fractions() -> None:
         ({"": RangeBox(0, 1, 0, 1)}, ValueError, "the name ''"),
         ({"unary": RangeBox(0, 1, 0, 1)}, ValueError, "the name 'unary'"),
         ({"keys": RangeBox(0, 1, 0, 1)}, ValueError, "the name 'keys'"),
+        ({"get": RangeBox(0, 1, 0, 1)}, ValueError, "the name 'get'"),
         ({"near": (0, 1, 0, 1)}, TypeError, r"relations\['near'\]: got tuple"),
     ],
 )

@@ -47,6 +47,21 @@ def test_reset_parameters_starts_anew() -> None:
     torch.testing.assert_close(layer(logits, features), logits.log_softmax(1), rtol=0, atol=0.01)
 
 
+def test_each_module_starts_its_own_parameters_anew() -> None:
+    """As what fills a model made without values asks for: each module by itself."""
+    with torch.device("meta"):
+        layer = PairwiseCRF(5, 3)
+    layer.to_empty(device="cpu")
+    for parameter in layer.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    for module in layer.modules():
+        if [*module.parameters(recurse=False)]:
+            module.reset_parameters()
+    assert [w.item() for w in layer.relation_weights.values()] == pytest.approx([0.01, 0.01])
+    logits, features = inputs(dtype=torch.float32)
+    torch.testing.assert_close(layer(logits, features), logits.log_softmax(1), rtol=0, atol=0.01)
+
+
 def test_repr_names_the_settings() -> None:
     text = repr(PairwiseCRF(5, 3))
     assert "relations=('surrounding', 'above_below'), iterations=3, ignore_index=255" in text
