@@ -19,7 +19,7 @@ import torch
 from cases import Case, make_problem, scaling_edges
 from contenders import loss_chunked, loss_eager
 from harness import measure, plot_scaling, print_table, run_command, sweep, write_results
-from peak import ceilings
+from peak import ceilings, without_slow_bfloat16
 
 import deepcrf_ext as dc
 
@@ -91,12 +91,6 @@ def main(
         print(json.dumps(measure(call, where, seconds)))
         return
     limits = ceilings(where, [torch.float32, torch.bfloat16])
-    wide, narrow = (limits[f"{dtype}_matmul_operations_per_second"] for dtype in DTYPES)
-
-    def reason_against(case: str, contender: str) -> str | None:
-        slow = case.endswith("bfloat16") and contender != "deepcrf_ext" and narrow < wide / 4
-        return "slow bfloat16" if slow else None
-
     measurements = sweep(
         __file__,
         device,
@@ -105,7 +99,7 @@ def main(
         seconds,
         needed_bytes,
         [f"--precision={precision}"],
-        reason_against,
+        without_slow_bfloat16(limits),
     )
     name = "pairwise_loss" + ("" if precision == "highest" else f"_{precision}")
     title = f"pairwise loss, forward and backward; float32 products: {precision} precision"

@@ -11,8 +11,8 @@ others would show, clock rates and the width of its units apart. MKL may use ano
 told on processors that are not Intel's.
 
 Records go to build/benchmarks, or where --output says: benchmarks/results has those that the
-documentation quotes. They are named after the processor: NAME-amd, NAME-intel, NAME-intel-amx,
-NAME-amd-avx2 for an instruction set that was asked for, NAME-h100.
+documentation quotes. They are named after the processor: NAME-amd and NAME-intel with AVX-512,
+NAME-intel-amx, NAME-amd-avx2 where that is the best there is or was asked for, NAME-h100.
 """
 
 from __future__ import annotations
@@ -273,10 +273,13 @@ def _cuda_facts() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    """Its name, with the numbers that tell generations of one name apart where Linux has them."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if not {"cpu family", "model"} <= facts.keys():
+        return name
+    return f"{name}, family {facts['cpu family']}, model {facts['model']}"
 
 
 def result_path(name: str, device: torch.device, suffix: str) -> Path:
@@ -292,15 +295,15 @@ def _gpu_kind(device: torch.device) -> str:
 
 
 def _processor_kind() -> str:
-    """The maker of the processor, with the instruction set asked for, or with AMX if it has it."""
+    """The maker of the processor, with the instruction set that is used unless it is AVX-512."""
     vendor = re.search(
         r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
     )
     makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
     maker = makers.get(vendor[1] if vendor else "", platform.machine())
-    isa = os.environ.get("DEEPCRF_CPU_ISA") or _backend.native().cpu_isa()
-    asked = "DEEPCRF_CPU_ISA" in os.environ or isa == "amx"
-    return f"{maker}-{isa}" if asked else maker
+    isa = _backend.native().cpu_isa()
+    usual = isa.startswith("avx512") and "DEEPCRF_CPU_ISA" not in os.environ
+    return maker if usual else f"{maker}-{isa}"
 
 
 def write_results(

@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +44,19 @@ def ceilings(device: torch.device, dtypes: Sequence[torch.dtype] = ()) -> dict[s
         if peak is not None:
             found[f"{name}_multiply_add_operations_per_second"] = peak
     return found
+
+
+def without_slow_bfloat16(limits: dict[str, float]) -> Callable[[str, str], str | None]:
+    """A `reason_against` of `sweep`: plain PyTorch in bfloat16 takes minutes a call where its
+    products are much slower than in float32, as without AVX-512."""
+    wide = limits["float32_matmul_operations_per_second"]
+    narrow = limits["bfloat16_matmul_operations_per_second"]
+
+    def reason_against(case: str, contender: str) -> str | None:
+        slow = case.endswith("bfloat16") and contender != "deepcrf_ext" and narrow < wide / 4
+        return "slow bfloat16" if slow else None
+
+    return reason_against
 
 
 def copy_bandwidth(device: torch.device) -> float:
