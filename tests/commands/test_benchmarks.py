@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import deepcrf_ext as dc
+from deepcrf_ext.ops import _backend
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CASE = "5x6 K=3 D=8 float32"
@@ -246,7 +247,8 @@ def test_goals_beside_the_records(
     goals.main()
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("mean field, 56x75, K=21, float32")]
-    assert line.split()[-5:] == ["ms", "50.0x", "1/500", "80%", "80%"]
+    goal = "60%" if _backend.native().cpu_isa() == "avx2" else "80%"
+    assert line.split()[-5:] == ["ms", "50.0x", "1/500", goal, "80%"]
     (line,) = [line for line in lines if line.startswith("dense CRF, 480x360")]
     assert line.split()[-5:] == ["-", "-", "8x", "-", "-"]
     assert "200 GFLOP/s in float32" in lines[-1]
