@@ -16,6 +16,8 @@ from deepcrf_ext.config import DataConfig, DataSource, TrainConfig
 from deepcrf_ext.data import LabelledPairs, open_dataset
 from deepcrf_ext.evaluation.views import ONE_VIEW
 from deepcrf_ext.nn import grid_graphs
+from deepcrf_ext.ops._device_cache import DeviceCache
+from deepcrf_ext.ops._flat_tensors import graph_tensors
 from deepcrf_ext.training import graph_memory
 
 OPTIONS = [
@@ -28,8 +30,9 @@ LARGEST = "images in windows of 16x12 pixels, as data.crop: the graphs of the la
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose whole images are too large."""
+    """A folder whose whole images are too large, and no graph of such a size kept from before."""
     monkeypatch.setattr(grid_graphs, "available_memory", lambda _: 40_000)
+    monkeypatch.setattr(grid_graphs, "_CACHE", DeviceCache(1 << 20, graph_tensors))
     return write_blobs(tmp_path / "data", 1)
 
 
