@@ -40,6 +40,7 @@ import torch
 import deepcrf_ext
 from deepcrf_ext.ops import _backend
 from deepcrf_ext.records.provenance import package_commit
+from deepcrf_ext.whole_files import write_text
 
 RESULTS = Path(__file__).parents[1] / "build" / "benchmarks"
 MEMORY_SHARE = 0.6  # a contender that would need more of the machine's memory is left out
@@ -316,9 +317,7 @@ def write_results(
         **extra,
         "measurements": [asdict(measurement) for measurement in measurements],
     }
-    part = path.with_suffix(".part")  # an interrupt leaves the record as it was
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return path
 
 

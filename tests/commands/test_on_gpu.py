@@ -237,11 +237,10 @@ def test_a_record_survives_an_interrupt(tmp_path: Path, monkeypatch: pytest.Monk
     path = harness.write_results("any", cpu, [harness.Measurement("case", "contender")])
     written = path.read_text(encoding="utf-8")
 
-    def interrupted(self: Path, *_: object, **__: object) -> None:
-        self.write_bytes(b"{")
+    def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", interrupted)
+    monkeypatch.setattr("deepcrf_ext.whole_files.os.fsync", interrupted)  # once all is written
     with pytest.raises(KeyboardInterrupt):
         harness.write_results("any", cpu, [])
     assert path.read_text(encoding="utf-8") == written
