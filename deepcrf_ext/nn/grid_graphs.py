@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
@@ -14,7 +15,7 @@ from deepcrf_ext.ops._device_cache import DeviceCache
 from deepcrf_ext.ops._flat_tensors import graph_tensors
 from deepcrf_ext.ops._registration import operator
 from deepcrf_ext.ops.graph import EdgeGraph, RangeBox
-from deepcrf_ext.ops.range_box_edges import Edges
+from deepcrf_ext.ops.range_box_edges import Edges, empty_edges
 
 
 class GraphMemoryError(InputError):
@@ -107,15 +108,7 @@ def _allocate(
         batch, height, width = int(batch), int(height), int(width)
         box = _relation(kind, box_width, box_height, offsets, step).box(height, width)
         num_edges = batch * box.num_edges(height, width)
-    num_offsets = batch * height * width + 1
-    return (
-        torch.empty(num_offsets, dtype=torch.int64, device=device),
-        torch.empty(num_edges, dtype=torch.int32, device=device),
-        torch.empty(num_offsets, dtype=torch.int64, device=device),
-        torch.empty(num_edges, dtype=torch.int32, device=device),
-        torch.empty(num_edges, dtype=torch.int64, device=device),
-        torch.empty(num_edges, dtype=torch.int32, device=device),
-    )
+    return empty_edges(batch * height * width, num_edges, device)
 
 
 @operator(fake=_allocate)
@@ -135,8 +128,4 @@ def relation_edges(
     An operator, so that tracing with symbolic sizes need not follow how a box becomes edges.
     """
     box = _relation(kind, box_width, box_height, offsets, step).box(height, width)
-    graph = _build(box, batch, height, width, device)
-    row_offsets, targets, reverse_offsets, reverse_sources, reverse_edges, sources = graph_tensors(
-        graph
-    )
-    return row_offsets, targets, reverse_offsets, reverse_sources, reverse_edges, sources
+    return cast(Edges, tuple(graph_tensors(_build(box, batch, height, width, device))))

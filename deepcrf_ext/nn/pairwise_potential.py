@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deepcrf_ext.ops._argument_checks import check_same_precision
 from deepcrf_ext.ops._number_checks import checked_int
 from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
@@ -101,10 +102,5 @@ def check_features(features: Tensor, parameter: Tensor) -> None:
     """Check that a layer with this parameter can take features of this dtype, on this device."""
     check_floating("features", features)
     check_device("features", features.device, parameter.device, "the layer")
-    autocast = torch.is_autocast_enabled(features.device.type)
-    # As matrix products have it: autocast leaves float64 as it is.
-    free = autocast and torch.float64 not in (features.dtype, parameter.dtype)
-    if features.dtype != parameter.dtype and not free:
-        raise TypeError(
-            f"features: got dtype {features.dtype}, must be {parameter.dtype} as the layer"
-        )
+    device = features.device
+    check_same_precision("features", features.dtype, parameter.dtype, "the layer", device)

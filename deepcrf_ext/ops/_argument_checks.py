@@ -20,6 +20,7 @@ from deepcrf_ext.ops._tensor_checks import (
     check_device,
     check_dtype,
     check_floating,
+    check_integer,
     check_tensor,
     have_values,
 )
@@ -94,8 +95,7 @@ def checked_labels(
     if not torch.compiler.is_compiling() and not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}, must be an integer of 64 bits")
     check_tensor("labels", labels, "N", {"N": num_nodes})
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
+    check_integer("labels", labels)
     check_device("labels", labels.device, device, "the energies")
     labels = labels.to(torch.int64)
     rule = f"must be in 0..{num_labels - 1} or ignore_index = {ignore_index}"

@@ -64,6 +64,12 @@ def check_floating(name: str, value: Tensor) -> None:
     check_device_type(name, value)
 
 
+def check_integer(name: str, value: Tensor) -> None:
+    """Check that `value` has an integer dtype."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: got dtype {value.dtype}, must be an integer dtype")
+
+
 def check_device_type(name: str, value: Tensor) -> None:
     """Check that `value` lies on a device that the operators run on."""
     if value.device.type not in DEVICE_TYPES:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.ops._autocast import result_dtype
+from deepcrf_ext.ops._autocast import accumulate_dtype, result_dtype
 from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._func_transforms import wants_gradient
 from deepcrf_ext.ops._number_checks import checked_iterations
@@ -28,7 +28,6 @@ from deepcrf_ext.ops.dense_crf_params import WEIGHTS, WIDTHS, DenseCRFParams, No
 from deepcrf_ext.ops.permutohedral_filter import (
     NUM_LATTICE_TENSORS,
     PermutohedralLattice,
-    filter_dtype,
     permutohedral_apply,
 )
 
@@ -120,7 +119,7 @@ def dense_crf_log_marginals(
 def _batch(results: list[Tensor], unary: Tensor) -> Tensor:
     """Results [K, N] of every image in the shape of the unary."""
     if not results:
-        return unary.to(filter_dtype(unary.dtype))
+        return unary.to(accumulate_dtype(unary.dtype))
     return torch.stack(results).view(unary.shape)
 
 
@@ -139,7 +138,7 @@ def _problems(
     else:
         check_lattices(lattices, image, *(getattr(params, name) for name in WIDTHS))
     lattices = lattices.differentiable_in(image, params)
-    dtype = filter_dtype(unary.dtype)
+    dtype = accumulate_dtype(unary.dtype)
     compatibilities = [_compatibility(params, name, unary, dtype) for name in WEIGHTS]
     problems = []
     for energies, bilateral in zip(unary.to(dtype).flatten(2), lattices.bilateral, strict=True):

@@ -23,6 +23,7 @@ from deepcrf_ext.ops._tensor_checks import (
     check_dense,
     check_device_type,
     check_floating,
+    check_integer,
     check_spatial,
     check_tensor,
 )
@@ -204,8 +205,7 @@ def unary_from_labels(
     """
     check_spatial("labels", labels, "B", {})
     check_device_type("labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: got dtype {labels.dtype}, must be an integer dtype")
+    check_integer("labels", labels)
     num_labels = checked_int("num_labels", num_labels, at_least=2)
     confidence = checked_number("confidence", confidence)
     if not 0 < confidence < 1:

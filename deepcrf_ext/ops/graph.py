@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcrf_ext.ops._number_checks import checked_number
-from deepcrf_ext.ops._tensor_checks import check_dense, check_device_type, usable_device
+from deepcrf_ext.ops._number_checks import checked_int, checked_number
+from deepcrf_ext.ops._tensor_checks import (
+    check_dense,
+    check_device,
+    check_device_type,
+    check_integer,
+    usable_device,
+)
 from deepcrf_ext.ops.range_box_edges import (
     dilated_box_edges,
     num_dilated_box_edges,
@@ -21,16 +26,6 @@ from deepcrf_ext.ops.range_box_edges import (
 )
 
 _MAX_NODES = 2**31 - 1  # targets are int32
-
-
-def _whole(value: int, name: str) -> int:
-    """`value` as a Python int; TypeError naming it where it is not a whole number."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: got {value!r}, must be an integer") from None
 
 
 def _fraction_of(side: int, fraction: float, name: str) -> int:
@@ -45,10 +40,8 @@ def _half_of(side: int, fraction: float, name: str) -> int:
 
 def _grid_size(height: int, width: int) -> tuple[int, int]:
     """Height and width, checked."""
-    height, width = _whole(height, "height"), _whole(width, "width")
-    for value, name in ((height, "height"), (width, "width")):
-        if value < 0:
-            raise ValueError(f"{name}: got {value}, must be at least 0")
+    height = checked_int("height", height, at_least=0)
+    width = checked_int("width", width, at_least=0)
     if height * width > _MAX_NODES:
         raise ValueError(f"height · width: got {height} · {width}, must be at most {_MAX_NODES}")
     return height, width
@@ -86,10 +79,9 @@ class RangeBox:
     step: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("top", "bottom", "left", "right", "step"):
-            object.__setattr__(self, name, _whole(getattr(self, name), name))
-        if self.step < 1:
-            raise ValueError(f"step: got {self.step}, must be at least 1")
+        for name in ("top", "bottom", "left", "right"):
+            object.__setattr__(self, name, checked_int(name, getattr(self, name)))
+        object.__setattr__(self, "step", checked_int("step", self.step, at_least=1))
         if self.top > self.bottom:
             raise ValueError(f"top: got {self.top}, must be at most bottom = {self.bottom}")
         if self.left > self.right:
@@ -231,17 +223,13 @@ class EdgeGraph:
             TypeError: An index tensor is no integer tensor, or num_nodes no integer.
             ValueError: Shapes, devices or index ranges do not fit.
         """
-        num_nodes = _whole(num_nodes, "num_nodes")
+        num_nodes = checked_int("num_nodes", num_nodes)
         if not 0 <= num_nodes <= _MAX_NODES:
             raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{_MAX_NODES}")
         check_dense("source_index", source_index)
         check_dense("target_index", target_index)
         check_device_type("source_index", source_index)
-        if target_index.device != source_index.device:
-            raise ValueError(
-                f"target_index: got {target_index.device}, must be on {source_index.device}, the "
-                "device of source_index"
-            )
+        check_device("target_index", target_index.device, source_index.device, "source_index")
         source = _node_index(source_index, "source_index", num_nodes)
         target = _node_index(target_index, "target_index", num_nodes)
         if target.shape != source.shape:
@@ -280,11 +268,7 @@ class EdgeGraph:
         for i, graph in enumerate(graphs):
             if not isinstance(graph, EdgeGraph):
                 raise TypeError(f"graphs[{i}]: got {type(graph).__name__}, must be an EdgeGraph")
-            if graph.device != graphs[0].device:
-                raise ValueError(
-                    f"graphs[{i}]: got {graph.device}, must be on {graphs[0].device}, the device "
-                    "of graphs[0]"
-                )
+            check_device(f"graphs[{i}]", graph.device, graphs[0].device, "graphs[0]")
         num_nodes = sum(graph.num_nodes for graph in graphs)
         if num_nodes > _MAX_NODES:
             raise ValueError(
@@ -383,8 +367,7 @@ class EdgeGraph:
 
 def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
     """One end of the edges as int64 [E], checked."""
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"{name}: got {index.dtype}, must have an integer dtype")
+    check_integer(name, index)
     if index.dim() != 1:
         raise ValueError(f"{name}: got {list(index.shape)}, must have shape [E]")
     index = index.long()  # first: there is little else that torch does with uint16

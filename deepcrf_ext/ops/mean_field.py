@@ -28,7 +28,7 @@ from deepcrf_ext.ops.pairwise_messages import (
     messages_backward,
     receive,
 )
-from deepcrf_ext.ops.potentials import Potential
+from deepcrf_ext.ops.potentials import FactoredPotential, Potential
 
 _GRAPH_TENSORS = 6
 _POTENTIAL_TENSORS = 4
@@ -69,23 +69,12 @@ def mean_field(unary: Tensor, potentials: Sequence[Potential], iterations: int =
     iterations = checked_iterations(iterations)
     dtype = result_dtype(unary.dtype, unary.device)
     wide_unary = unary.to(accumulate_dtype(unary.dtype))
-    graphs = [graph_tensors(potential.graph) for potential in potentials]
-    tensors = [potential_tensors(potential) for potential in potentials]
-    factored = all(len(own) == _POTENTIAL_TENSORS for own in tensors)
-    if factored and not wants_gradient(wide_unary, *tensors):
-        marginals = mean_field_factored(
-            [tensor for graph in graphs for tensor in graph],
-            [tensor for potential in tensors for tensor in potential],
-            wide_unary,
-            iterations,
-        )
-        return marginals.to(dtype)
-    history = mean_field_unrolled(
-        [tensor for graph in graphs for tensor in graph],
-        [tensor for potential in tensors for tensor in potential],
-        wide_unary,
-        iterations,
-    )
+    graphs = [tensor for potential in potentials for tensor in graph_tensors(potential.graph)]
+    tensors = [tensor for potential in potentials for tensor in potential_tensors(potential)]
+    factored = all(isinstance(potential, FactoredPotential) for potential in potentials)
+    if factored and not wants_gradient(wide_unary, tensors):
+        return mean_field_factored(graphs, tensors, wide_unary, iterations).to(dtype)
+    history = mean_field_unrolled(graphs, tensors, wide_unary, iterations)
     return history[iterations].to(dtype)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.ops._autocast import accumulate_dtype
 from deepcrf_ext.ops._data_dependent import in_one_graph
 from deepcrf_ext.ops._device_cache import is_capturing, keep_for_stream
 from deepcrf_ext.ops._func_transforms import wants_gradient
@@ -18,11 +19,6 @@ from deepcrf_ext.ops._tensor_checks import check_device, check_floating, check_t
 NUM_LATTICE_TENSORS = 7
 MAX_DIMS = 255  # kMaxLatticeDims
 LATTICE_BYTES = 24  # about, of each of the d + 1 corners around a point
-
-
-def filter_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values are filtered: float64 stays, all others become float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class PermutohedralLattice:
@@ -287,7 +283,7 @@ def _planes_gradient(
     lattice: list[Tensor], values: Tensor, grad: Tensor, transposed: bool, planes: Tensor
 ) -> Tensor:
     """Σ_j (f_j - f_i) k_ij (g_i·v_j + g_j·v_i) for every point i, [d', N] as the planes."""
-    dtype = filter_dtype(values.dtype)
+    dtype = accumulate_dtype(values.dtype)
     features = planes.to(dtype).t()
     # Only differences count: near zero they keep more digits.
     features = features - features.detach().mean(0)
@@ -325,7 +321,7 @@ def permutohedral_apply(
 
     `planes` [d', N] are those dimensions of the features that get a gradient, or None.
     """
-    prepared = values.to(filter_dtype(values.dtype)).contiguous()
+    prepared = values.to(accumulate_dtype(values.dtype)).contiguous()
     filtered = torch.empty_like(prepared)
     _backend.native().permutohedral_filter(
         tuple(lattice),

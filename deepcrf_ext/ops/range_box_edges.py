@@ -48,11 +48,8 @@ def num_dilated_box_edges(
     return total - height * width if contains_origin else total
 
 
-def _allocate(
-    height: int, width: int, top: int, bottom: int, left: int, right: int, device: torch.device
-) -> Edges:
-    num_nodes = height * width
-    num_edges = num_range_box_edges(height, width, top, bottom, left, right)
+def empty_edges(num_nodes: int, num_edges: int | torch.SymInt, device: torch.device) -> Edges:
+    """Room for what `range_box_edges` returns."""
     return (
         torch.empty(num_nodes + 1, dtype=torch.int64, device=device),
         torch.empty(num_edges, dtype=torch.int32, device=device),
@@ -61,6 +58,13 @@ def _allocate(
         torch.empty(num_edges, dtype=torch.int64, device=device),
         torch.empty(num_edges, dtype=torch.int32, device=device),
     )
+
+
+def _allocate(
+    height: int, width: int, top: int, bottom: int, left: int, right: int, device: torch.device
+) -> Edges:
+    num_edges = num_range_box_edges(height, width, top, bottom, left, right)
+    return empty_edges(height * width, num_edges, device)
 
 
 @operator(fake=_allocate)
