@@ -15,10 +15,39 @@ constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 // two planes of 12 labels take 14 loads for 24 multiply-adds, one plane of 24 labels 25.
 inline int64_t plane_group(int64_t num_labels) { return num_labels * 4 <= kAccumulators ? 4 : 2; }
 
-// Labels are cut into blocks, whose accumulators fit in the registers.
-inline NearEqualParts label_blocks(int64_t num_labels) {
-  return {num_labels, ceil_div(num_labels * plane_group(num_labels), kAccumulators)};
-}
+// The coefficients of all nodes. Labels are cut into blocks, whose accumulators fit in the
+// registers, and a node's coefficients of a block lie beside those of other nodes, as a loop over
+// neighbours reads no others: [block][N, labels of the block].
+template <typename T>
+class BlockedCoefficients {
+ public:
+  BlockedCoefficients(int64_t num_nodes, int64_t num_labels)
+      : num_nodes_(num_nodes),
+        num_labels_(num_labels),
+        blocks_(num_labels, ceil_div(num_labels * plane_group(num_labels), kAccumulators)),
+        data_(num_nodes * num_labels) {}
+
+  // The coefficients of one node. Call for each, from any thread, before the rest.
+  void set(int64_t node, const T* row) {  // [num_labels]
+    T* to = data_.get();
+    for (int64_t block = 0; block < blocks_.count; ++block) {
+      const int64_t labels = blocks_.size(block);
+      std::copy_n(row, labels, to + node * labels);
+      row += labels;
+      to += num_nodes_ * labels;
+    }
+  }
+
+  int64_t num_nodes() const { return num_nodes_; }
+  int64_t num_labels() const { return num_labels_; }
+  const NearEqualParts& blocks() const { return blocks_; }
+  const T* data() const { return data_.get(); }
+
+ private:
+  int64_t num_nodes_, num_labels_;
+  NearEqualParts blocks_;
+  Buffer<T> data_;
+};
 
 template <int Labels, int Planes, typename T>
 void accumulate_block(const int32_t* neighbours,  // [count]
@@ -26,9 +55,9 @@ void accumulate_block(const int32_t* neighbours,  // [count]
                       const T* self,          // [Planes, lanes], planes plane_size apart
                       const T* other,         // [Planes, N, lanes]
                       int64_t plane_size,     // N * lanes
-                      const T* coefficients,  // [N, num_labels], from the block's first label on
+                      const T* coefficients,  // [N, Labels]
                       int64_t num_labels,
-                      T* out,              // [Planes, num_labels, lanes], likewise
+                      T* out,  // [Planes, num_labels, lanes], from the block's first label on
                       int64_t out_step) {  // from a vector of out to the next
   constexpr int V = kLanes<T>;
   Vec<T> sum[Planes][Labels];
@@ -41,7 +70,7 @@ void accumulate_block(const int32_t* neighbours,  // [count]
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t q = neighbours[i];
-    const T* q_coefficients = coefficients + q * num_labels;
+    const T* q_coefficients = coefficients + q * Labels;
     Vec<T> h[Planes];
 #pragma GCC unroll 4
     for (int v = 0; v < Planes; ++v) {
@@ -63,27 +92,27 @@ void accumulate_block(const int32_t* neighbours,  // [count]
 
 // A_p for plane_group(num_labels) planes: out[v, j, :] for every label j.
 template <typename T>
-void accumulate(const NearEqualParts& blocks,  // label_blocks(num_labels)
-                const int32_t* neighbours,     // [count]
+void accumulate(const BlockedCoefficients<T>& coefficients,
+                const int32_t* neighbours,  // [count]
                 int64_t count,
-                const T* self,          // [group, lanes], planes plane_size apart
-                const T* other,         // [group, N, lanes]
-                int64_t plane_size,     // N * lanes
-                const T* coefficients,  // [N, num_labels]
-                int64_t num_labels,
+                const T* self,       // [group, lanes], planes N * lanes apart
+                const T* other,      // [group, N, lanes]
                 T* out,              // [group, num_labels, lanes]
                 int64_t out_step) {  // from a vector of out to the next
+  const int64_t plane_size = coefficients.num_nodes() * kLanes<T>;
+  const NearEqualParts& blocks = coefficients.blocks();
+  const T* of_block = coefficients.data();
   for (int64_t block = 0; block < blocks.count; ++block) {
     const int64_t labels = blocks.size(block);
-#define DEEPCRF_LABELS(n)                                                                       \
-  case n:                                                                                       \
-    if constexpr (n * 2 <= kAccumulators) {                                                     \
-      constexpr int planes = n * 4 <= kAccumulators ? 4 : 2;                                    \
-      (blocks.count > 1 ? accumulate_block<n, 2, T>                                             \
-                        : accumulate_block<n, planes, T>)(neighbours, count, self, other,       \
-                                                          plane_size, coefficients, num_labels, \
-                                                          out, out_step);                       \
-    }                                                                                           \
+#define DEEPCRF_LABELS(n)                                                                          \
+  case n:                                                                                          \
+    if constexpr (n * 2 <= kAccumulators) {                                                        \
+      constexpr int planes = n * 4 <= kAccumulators ? 4 : 2;                                       \
+      (blocks.count > 1                                                                            \
+           ? accumulate_block<n, 2, T>                                                             \
+           : accumulate_block<n, planes, T>)(neighbours, count, self, other, plane_size, of_block, \
+                                             coefficients.num_labels(), out, out_step);            \
+    }                                                                                              \
     break;
     switch (labels) {
       // clang-format off
@@ -93,7 +122,7 @@ void accumulate(const NearEqualParts& blocks,  // label_blocks(num_labels)
       // clang-format on
     }
 #undef DEEPCRF_LABELS
-    coefficients += labels;
+    of_block += labels * coefficients.num_nodes();
     out += labels * out_step;
   }
 }

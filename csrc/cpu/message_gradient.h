@@ -35,7 +35,6 @@ class MessageGradient {
       : num_nodes_(num_nodes),
         num_labels_(num_labels),
         group_(plane_group(2 * num_labels)),
-        label_blocks_(label_blocks(2 * num_labels)),
         node_stride_(group_ * 2 * num_labels * V),
         node_terms_(kBlock * node_stride_),
         gradients_(group_ * std::max(2 * num_nodes, num_labels * num_labels) * V) {}
@@ -55,11 +54,13 @@ class MessageGradient {
 
   // The gradient of the weight, likewise.
   void run_weight(const Direction<T>& along, int64_t plane,
-                  const std::vector<MessageTerms<T>>& messages) {
+                  const std::vector<MessageTerms<T>>& messages,
+                  const std::vector<BlockedCoefficients<T>>& coefficients) {  // of the messages
     std::fill_n(gradients_.get(), group_ * num_labels_ * num_labels_ * V, T(0));
-    for (const MessageTerms<T>& terms : messages) {
+    for (size_t i = 0; i < messages.size(); ++i) {
       for (int64_t first = 0; first < num_nodes_; first += kBlock) {
-        differentiate_weight(along, plane, terms, first, std::min(kBlock, num_nodes_ - first));
+        differentiate_weight(along, plane, messages[i], coefficients[i], first,
+                             std::min(kBlock, num_nodes_ - first));
       }
     }
   }
@@ -159,16 +160,18 @@ class MessageGradient {
   }
 
   void differentiate_weight(const Direction<T>& direction, int64_t plane,
-                            const MessageTerms<T>& terms, int64_t first, int64_t count) {
+                            const MessageTerms<T>& terms,
+                            const BlockedCoefficients<T>& coefficients, int64_t first,
+                            int64_t count) {
     const int64_t K = num_labels_;
     const int64_t plane_size = num_nodes_ * V;
     T* accumulators = node_terms_.get();  // [count, group, 2K, lanes]
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
       const int64_t begin = direction.row_offsets[p];
-      accumulate(label_blocks_, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
+      accumulate(coefficients, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
                  direction.self + plane * plane_size + p * V, direction.other + plane * plane_size,
-                 plane_size, terms.coefficients, 2 * K, accumulators + m * node_stride_, V);
+                 accumulators + m * node_stride_, V);
     }
     for (int64_t v = 0; v < group_; ++v) {
       T* out = gradients_.get() + v * K * K * V;
@@ -181,7 +184,6 @@ class MessageGradient {
   }
 
   int64_t num_nodes_, num_labels_, group_;
-  NearEqualParts label_blocks_;
   int64_t node_stride_;
   Buffer<T> node_terms_;  // [kBlock, group, 2K, lanes]
   Buffer<T> gradients_;   // [source and target, group, N, lanes] or [group, K, K, lanes]
@@ -296,6 +298,8 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   Buffer<T> coefficients(arguments.num_messages * num_nodes * 2 * K);
   BiasGradient<T> bias(graph, K, arguments.num_messages);
   const auto messages = message_terms(arguments, num_nodes, K, coefficients.get());
+  std::vector<BlockedCoefficients<T>> blocked;
+  for (size_t i = 0; i < messages.size(); ++i) blocked.emplace_back(num_nodes, 2 * K);
   PerThread<MessageGradient<T>> workers(num_threads, num_nodes, K);
   T* grad_source = static_cast<T*>(gradient.source);
   T* grad_target = static_cast<T*>(gradient.target);
@@ -305,6 +309,12 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
   {
     MessageGradient<T>& worker = workers.mine();
     join_coefficients(num_nodes, K, messages);
+    for (size_t i = 0; i < messages.size(); ++i) {
+#pragma omp for schedule(static) nowait
+      for (int64_t p = 0; p < num_nodes; ++p) {
+        blocked[i].set(p, messages[i].coefficients + p * 2 * K);
+      }
+    }
     bias.run(messages, static_cast<T*>(gradient.bias));
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < packed.planes(); ++plane) packed.pack(plane);
@@ -320,7 +330,7 @@ void factored_messages_backward(const GraphView& graph, const FactoredPotential<
           unpack_plane(worker.target_gradient(v - plane), num_nodes, D, v, grad_target);
         }
       } else {
-        worker.run_weight(packed.along(), plane, messages);
+        worker.run_weight(packed.along(), plane, messages, blocked);
         for (int64_t v = plane; v < end; ++v) {
           unpack_plane(worker.weight_gradient(v - plane), K * K, D, v, grad_weight);
         }

@@ -19,7 +19,7 @@ class MessageParts {
   MessageParts(const std::vector<GraphView>& graphs,
                const std::vector<AnyFactoredPotential>& potentials, int64_t num_nodes,
                int64_t num_labels, int num_threads)
-      : num_nodes_(num_nodes), num_labels_(num_labels) {
+      : num_nodes_(num_nodes), num_labels_(num_labels), coefficients_(num_nodes, num_labels) {
     int64_t num_features = 0;
     packed_.reserve(potentials.size());
     for (size_t i = 0; i < potentials.size(); ++i) {
@@ -51,13 +51,15 @@ class MessageParts {
 
   // Computes the messages of all nodes.
   void receive(const T* marginals) {  // [N, K]
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < num_nodes_; ++p) coefficients_.set(p, marginals + p * num_labels_);
     Receiver& receiver = receivers_->mine();
     const int64_t blocks = ceil_div(num_nodes_, block_);
     share_out([&](const Part&) { return blocks; },
               [&](const Part& part, int64_t block) {
                 const int64_t first = block * block_;
-                receiver.receive(packed_[part.potential], part.planes, marginals, first,
-                                 std::min(block_, num_nodes_ - first),
+                receiver.receive(packed_[part.potential], part.planes, marginals, coefficients_,
+                                 first, std::min(block_, num_nodes_ - first),
                                  part.messages.get() + first * num_labels_);
               });
   }
@@ -101,6 +103,7 @@ class MessageParts {
 
   int64_t num_nodes_, num_labels_;
   int64_t block_;  // nodes
+  typename Receiver::Coefficients coefficients_;
   std::optional<PerThread<Receiver>> receivers_;
   std::vector<typename Receiver::Potential> packed_;
   std::vector<Part> parts_;

@@ -253,6 +253,7 @@ class MessageReceiver {
  public:
   using Value = T;
   using Potential = PackedPotential<T>;
+  using Coefficients = BlockedCoefficients<T>;
   struct Scope {};  // what a thread holds while it multiplies
   // Of a part (message_parts.h): 256 features, whose weight and projections fit the L2 cache of a
   // core where nodes and labels are few.
@@ -274,7 +275,6 @@ class MessageReceiver {
       : num_nodes_(shape.num_nodes),
         num_labels_(shape.num_labels),
         group_(plane_group(num_labels_)),
-        label_blocks_(label_blocks(num_labels_)),
         strip_nodes_(num_labels_ <= kFewLabels ? kStripNodes : shape.block_nodes),
         accumulators_(strip_nodes_ * group_ * num_labels_ * kLanes<T>),
         sums_(round_up(shape.block_nodes * num_labels_, kLanes<T>) * kLanes<T>),
@@ -283,7 +283,8 @@ class MessageReceiver {
   // The messages that nodes first..first+count-1 receive over some planes of a potential, in both
   // directions; with the first of the planes, what the bias sends.
   void receive(const PackedPotential<T>& potential, const PlaneRange& planes,
-               const T* marginals,  // [N, K]
+               const T* marginals,                          // [N, K]
+               const BlockedCoefficients<T>& coefficients,  // the same
                int64_t first, int64_t count,
                T* messages) {  // [count, K]
     constexpr int V = kLanes<T>;
@@ -293,8 +294,8 @@ class MessageReceiver {
     for (int64_t plane = planes.first; plane < planes.last; plane += group_) {
       for (const Direction<T>& direction : directions) {
         for (int64_t m = 0; m < count; m += strip_nodes_) {
-          receive_strip(direction, plane, marginals, first + m, std::min(strip_nodes_, count - m),
-                        sums_.get() + m * num_labels_ * V);
+          receive_strip(direction, plane, coefficients, first + m,
+                        std::min(strip_nodes_, count - m), sums_.get() + m * num_labels_ * V);
         }
       }
     }
@@ -316,8 +317,8 @@ class MessageReceiver {
   static constexpr int64_t kFewLabels = 32;
 
   // Adds to sums what a strip of nodes receives along one direction through a group of planes.
-  void receive_strip(const Direction<T>& direction, int64_t plane, const T* marginals,
-                     int64_t first, int64_t count,
+  void receive_strip(const Direction<T>& direction, int64_t plane,
+                     const BlockedCoefficients<T>& coefficients, int64_t first, int64_t count,
                      T* sums) {  // [count, K, lanes]
     constexpr int V = kLanes<T>;
     const int64_t node_plane = num_nodes_ * V;
@@ -329,8 +330,8 @@ class MessageReceiver {
     for (int64_t m = 0; m < count; ++m) {
       const int64_t p = first + m;
       const int64_t begin = direction.row_offsets[p];
-      accumulate(label_blocks_, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
-                 self + p * V, other, node_plane, marginals, num_labels_,
+      accumulate(coefficients, direction.neighbours + begin, direction.row_offsets[p + 1] - begin,
+                 self + p * V, other,
                  accumulators_.get() + m / kContractRows * a_block + m % kContractRows * V,
                  kContractRows * V);
     }
@@ -345,7 +346,6 @@ class MessageReceiver {
   }
 
   int64_t num_nodes_, num_labels_, group_;
-  NearEqualParts label_blocks_;
   int64_t strip_nodes_;
   Buffer<T> accumulators_;  // A of a strip, see contract()
   Buffer<T> sums_;          // [block, K, lanes]

@@ -124,6 +124,10 @@ class TileReceiver {
  public:
   using Value = float;
   using Potential = TilePotential<Summands>;
+  struct Coefficients {  // reads marginals as they are
+    Coefficients(int64_t, int64_t) {}
+    void set(int64_t, const float*) {}
+  };
   using Scope = TileScope;
   static constexpr int64_t kPartPlanes = std::numeric_limits<int64_t>::max();  // all in a product
   static Potential pack(const GraphView& graph, const AnyFactoredPotential& potential) {
@@ -148,7 +152,7 @@ class TileReceiver {
   // The messages that nodes first..first+count-1 receive over a potential, in both directions.
   void receive(const Potential& potential, const PlaneRange&,
                const float* marginals,  // [N, K]
-               int64_t first, int64_t count,
+               const Coefficients&, int64_t first, int64_t count,
                float* messages) {  // [count, K]
     std::fill_n(messages, count * num_labels_, 0.f);
     const int64_t columns = label_tiles_ * kTileRows;
