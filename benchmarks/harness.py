@@ -39,7 +39,7 @@ import torch
 
 import deepcrf_ext
 from deepcrf_ext.ops import _backend
-from deepcrf_ext.records.provenance import package_commit
+from deepcrf_ext.records.provenance import package_commit, process_command
 from deepcrf_ext.whole_files import write_text
 
 RESULTS = Path(__file__).parents[1] / "build" / "benchmarks"
@@ -160,9 +160,8 @@ def _peak_memory(call: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)  # else the call runs in what earlier ones left resident
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="ascii"
-    )  # sets the peak to what is resident now
+    # 5 sets the peak to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _status_bytes("VmRSS")
     call()
     return max(0, _status_bytes("VmHWM") - before)
@@ -256,7 +255,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         **(_cuda_facts() if device.type == "cuda" else {}),
         "commit": COMMIT or "unknown",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": process_command(),
     }
 
 
@@ -273,10 +272,16 @@ def _cuda_facts() -> dict[str, Any]:
     return {"driver": driver, "cuda": torch.version.cuda, "kernels": built}
 
 
+@cache
+def _cpu_info() -> dict[str, str]:
+    """What Linux says of the processor, by its own names."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w ]+\w)\s*: (.+)", text, re.MULTILINE))
+
+
 def _processor() -> str:
     """Its name, with the numbers that tell generations of one name apart where Linux has them."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)", text, re.MULTILINE))
+    facts = _cpu_info()
     name = facts.get("model name") or platform.processor() or platform.machine()
     if not {"cpu family", "model"} <= facts.keys():
         return name
@@ -297,11 +302,8 @@ def _gpu_kind(device: torch.device) -> str:
 
 def _processor_kind() -> str:
     """The maker of the processor, with the instruction set that is used unless it is AVX-512."""
-    vendor = re.search(
-        r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
-    )
     makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
-    maker = makers.get(vendor[1] if vendor else "", platform.machine())
+    maker = makers.get(_cpu_info().get("vendor_id", ""), platform.machine())
     isa = _backend.native().cpu_isa()
     usual = isa.startswith("avx512") and "DEEPCRF_CPU_ISA" not in os.environ
     return maker if usual else f"{maker}-{isa}"

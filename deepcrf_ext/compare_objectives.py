@@ -18,6 +18,7 @@ from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.config import OPTIMISERS, PRESETS, ObjectiveName, PhaseConfig, TrainConfig
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.objectives import MODES, NOT_SHARED, Comparison, Settings
+from deepcrf_ext.records.provenance import command_line
 from deepcrf_ext.records.run_folder import create_run_folder, refuse_used
 from deepcrf_ext.training.interrupt import Stopped, StopRequest
 
@@ -132,7 +133,7 @@ def compare(settings: Settings, command: str, new: bool) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    command = shlex.join(["python", "-m", "deepcrf_ext.compare_objectives", *argv])
+    command = command_line("compare_objectives", argv)
     if parsing.is_resume(argv):
         return compare(parse_resume(argv), command, new=False)
     settings = parse_settings(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -19,6 +18,7 @@ from deepcrf_ext.data import DATASETS
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.paper.budgets import BUDGETS, Plan, recipe
 from deepcrf_ext.paper.reproduction import Reproduction
+from deepcrf_ext.records.provenance import command_line
 from deepcrf_ext.training.interrupt import Stopped
 
 _DESCRIPTION = """Reproduce the paper's experiments: train, measure every row of its Table I and
@@ -117,7 +117,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Path]:
 
 def _run(argv: Sequence[str]) -> int:
     plan, folder = parse(argv)
-    command = shlex.join(["python", "-m", "deepcrf_ext.reproduce", *argv])
+    command = command_line("reproduce", argv)
     try:
         report = Reproduction(plan, folder, command).run()
     except Stopped as stopped:

@@ -32,7 +32,7 @@ from deepcrf_ext.models.refine_tiles import (
     refine_labels,
 )
 from deepcrf_ext.ops.dense_crf import dense_crf
-from deepcrf_ext.ops.dense_crf_params import PRESETS, DenseCRFParams
+from deepcrf_ext.ops.dense_crf_params import PRESETS, WIDTHS, DenseCRFParams
 from deepcrf_ext.progress import Progress, progress
 
 Objective = Literal["mean_iou", "boundary_f1"]
@@ -46,7 +46,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Smallest and largest value of each parameter that a search tries."""
 
-_WIDTHS = ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
 _WEIGHTS_A_LATTICE = 4
 _LATTICES_A_ROUND = 3
 
@@ -137,7 +136,7 @@ class Problem:
         built: tuple[float, ...] = ()
         for setting in settings:
             params, iterations = setting.params, setting.iterations
-            widths = tuple(getattr(params, name) for name in _WIDTHS)
+            widths = tuple(getattr(params, name) for name in WIDTHS)
             if widths != built:
                 lattices, built = build_lattices(image, params), widths
             yield dense_crf(unary, image, params, iterations, lattices)[0].argmax(0)
@@ -261,10 +260,10 @@ def draw(
         }
         return replace(params, **values)
 
-    weights = [name for name in BOUNDS if name not in _WIDTHS]
+    weights = [name for name in BOUNDS if name not in WIDTHS]
     drawn: list[DenseCRFParams] = []
     while len(drawn) < count:
-        base = vary(best, _WIDTHS) if drawn else best
+        base = vary(best, WIDTHS) if drawn else best
         size = min(_WEIGHTS_A_LATTICE, count - len(drawn))
         drawn += [vary(base, weights) for _ in range(size)]
     return drawn

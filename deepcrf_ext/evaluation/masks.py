@@ -80,7 +80,7 @@ class MaskSettings:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError for a number out of range, and for labels that are no map."""
+        """Raises InputError for a number out of range."""
         if self.certainty is not None and not 0 < self.certainty <= 1:
             raise InputError(f"certainty: got {self.certainty}, must lie in (0, 1]")
         if isinstance(self.unsure, int) and not 0 <= self.unsure <= 255:

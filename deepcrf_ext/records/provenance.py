@@ -52,7 +52,7 @@ def provenance(
 def made_by(command: str, argv: Sequence[str], device: torch.device) -> dict[str, Any]:
     """What every record says: command line, commit, versions, device and threads."""
     return {
-        "command": shlex.join(["python", "-m", f"deepcrf_ext.{command}", *argv]),
+        "command": command_line(command, argv),
         "commit": package_commit(),
         "versions": {
             "deepcrf_ext": deepcrf_ext.__version__,
@@ -63,6 +63,11 @@ def made_by(command: str, argv: Sequence[str], device: torch.device) -> dict[str
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def command_line(command: str, argv: Sequence[str]) -> str:
+    """A command of this package with its options, as a shell takes it."""
+    return shlex.join(["python", "-m", f"deepcrf_ext.{command}", *argv])
 
 
 def process_command() -> str:
