@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,18 +19,6 @@ from deepcrf_ext.cli.running import run_command
 from deepcrf_ext.errors import InputError, TrainingError
 from deepcrf_ext.nn.relations import RelationConfig
 from deepcrf_ext.train import parse_new_run
-
-COMMANDS = (
-    "compare_objectives",
-    "evaluate",
-    "explain",
-    "merge_checkpoints",
-    "predict",
-    "reproduce",
-    "train",
-    "tune_dense_crf",
-    "voc_submission",
-)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +205,6 @@ def test_a_part_of_an_option_keeps_its_name():
     parser.add_argument("--some_numbers", type=dict[str, int], default={})
     for option in ("--some-numbers.a_b", "--some_numbers.a_b"):
         assert parsing.parse(parser, [option, "3"]).some_numbers == {"a_b": 3}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_spells_options_with_dashes(command, capsys):
-    with pytest.raises(SystemExit):
-        importlib.import_module(f"deepcrf_ext.{command}").main(["--help"])
-    assert re.findall(r"--[a-z.]*_[a-z_]*", capsys.readouterr().out) == []
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_help_is_no_python(command: str, monkeypatch, capsys):
     text = help_of(command, monkeypatch, capsys)
     for wrong in ("<class", "type:", "Union[", "Literal[", "None", "True", "False", "==", ": )"):
         assert wrong not in text
+    assert re.findall(r"--[a-z.]*_[a-z_]*", text) == [], "options are spelt with dashes"
 
 
 @pytest.mark.parametrize(

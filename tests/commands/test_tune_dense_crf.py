@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -260,61 +261,95 @@ def test_help_names_the_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dense_crf.json" in capsys.readouterr().out
 
 
-def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a checkpoint; the parameters are better than none and those refine takes."""
+ONE_TRIAL = ["--trials", "1", "--iterations", "0", "--device", "cpu"]
+
+
+def write_stripes(root: Path) -> list[str]:
+    """Images of three stripes with noisy masks and the truth, as options of the command."""
     rng = np.random.default_rng(0)
     truth = np.repeat((np.arange(48) // 16)[None], 36, 0).astype(np.uint8)
     for name in ("a", "b"):
         image = 80 * truth[..., None] + rng.integers(0, 9, (36, 48, 3))
         noise = rng.random(truth.shape) < 0.2
         wrong = np.where(noise, rng.integers(0, 3, truth.shape), truth)
-        for folder, array in (("images", image), ("masks", wrong), ("truth", truth)):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(array.astype(np.uint8)).save(tmp_path / folder / f"{name}.png")
-    folders = [
-        *("--image-folder", str(tmp_path / "images"), "--mask-folder", str(tmp_path / "masks")),
-        *("--truth-folder", str(tmp_path / "truth"), "--output", str(tmp_path / "out")),
-    ]
-    assert main([*folders, "--trials", "4", "--iterations", "3", "--device", "cpu"]) == 0
-    assert "python -m deepcrf_ext.refine" in capsys.readouterr().out
+        for folder, array in (("image", image), ("mask", wrong), ("truth", truth)):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(root / folder / f"{name}.png")
+    folders = [(f"--{folder}-folder", str(root / folder)) for folder in ("image", "mask", "truth")]
+    return [*(word for option in folders for word in option), "--output", str(root / "out")]
+
+
+def refine(root: Path, *options: str) -> int:
+    """The command refine over the same files."""
+    inputs = [str(root / "image"), str(root / "mask"), "--truth", str(root / "truth")]
+    return refine_main([*inputs, "--output", str(root / "refined"), *options])
+
+
+def test_masks_of_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a checkpoint; the parameters are better than none and those refine takes."""
+    options = [*write_stripes(tmp_path), "--trials", "4", "--iterations", "3", "--device", "cpu"]
+    assert main(options) == 0
     record = json.loads((tmp_path / "out" / "trials.json").read_text())
     assert record["best"]["mean_iou"] > record["before"]["mean_iou"]
     assert record["masks"]["num_classes"] == 3
-    params = ["--dense-crf-params", str(tmp_path / "out" / "dense_crf.json")]
-    inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "fine")]
-    assert refine_main([*inputs, *params, "--truth", str(tmp_path / "truth")]) == 0
+    assert refine(tmp_path, "--dense-crf-params", str(tmp_path / "out" / "dense_crf.json")) == 0
     assert f"{100 * record['best']['mean_iou']:.2f} % after" in capsys.readouterr().out
 
-    kept = ["--certainty", "0.6", "--unsure", "null", "--mask-pattern", "{name}.png"]
-    assert main([*folders, *kept, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
-    shown = capsys.readouterr().out.split("-m deepcrf_ext.refine ")[1]
-    arguments = shlex.split(shown)
-    assert [arguments[arguments.index(name) + 1] for name in kept[::2]] == kept[1::2]
-    arguments[arguments.index("REFINED")] = str(tmp_path / "again")
-    assert refine_main(arguments) == 0
-    capsys.readouterr()
 
-    unsure = np.where(np.arange(48) < 20, 255, truth).astype(np.uint8)
-    Image.fromarray(unsure).save(tmp_path / "masks" / "a.png")
-    assert main([*folders, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
+def test_the_command_that_follows_reads_masks_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ["--certainty", "0.6", "--unsure", "null", "--mask-pattern", "{name}.png"]
+    assert main([*write_stripes(tmp_path), *kept, *ONE_TRIAL]) == 0
+    arguments = shlex.split(capsys.readouterr().out.split("python -m deepcrf_ext.refine ")[1])
+    assert [arguments[arguments.index(name) + 1] for name in kept[::2]] == kept[1::2]
+    arguments[arguments.index("REFINED")] = str(tmp_path / "refined")
+    assert refine_main(arguments) == 0
+
+
+def test_masks_that_are_unsure_are_scored_as_by_refine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_stripes(tmp_path)
+    mask = np.array(Image.open(tmp_path / "mask" / "a.png"))
+    mask[:, :20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask" / "a.png")
+    assert main([*options, *ONE_TRIAL]) == 0
     before = json.loads((tmp_path / "out" / "trials.json").read_text())["before"]
-    inputs = [str(tmp_path / "images"), str(tmp_path / "masks"), "--output", str(tmp_path / "c")]
-    capsys.readouterr()
-    assert refine_main([*inputs, "--truth", str(tmp_path / "truth")]) == 0
+    assert refine(tmp_path) == 0
     assert f"{100 * before['mean_iou']:.2f} % before" in capsys.readouterr().out
 
-    assert main(folders[:-2]) == 2
-    assert "--output, must be given" in capsys.readouterr().err
-    assert main([*folders, "--checkpoint", "run"]) == 2
-    assert "--image-folder: goes without --checkpoint" in capsys.readouterr().err
+
+def test_masks_without_an_image_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_stripes(tmp_path)
+    (tmp_path / "image" / "a.png").unlink()
+    assert main([*options, *ONE_TRIAL]) == 0
+    assert re.search(r"^left out: .*a.png: mask without image$", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output", "null"], "--output, must be given"),
+        (["--checkpoint", "run"], "--image-folder: goes without --checkpoint"),
+        (["--row", "full"], "--row: goes with --checkpoint"),
+        (["--truth-folder", "image", "--truth-pattern", "sub/**"], "holds no truth"),
+    ],
+)
+def test_options_that_masks_do_not_go_with(
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*write_stripes(tmp_path), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_masks_go_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", "run", "--certainty", "0.5"]) == 2
     assert "--certainty: goes without --checkpoint" in capsys.readouterr().err
-    assert main([*folders, "--row", "full"]) == 2
-    assert "--row: goes with --checkpoint" in capsys.readouterr().err
-    Image.fromarray(truth).save(tmp_path / "masks" / "lonely.png")
-    assert main([*folders, "--trials", "1", "--iterations", "0", "--device", "cpu"]) == 0
-    assert "left out: " in (error := capsys.readouterr().err)
-    assert "lonely.png: mask without image" in error
-    folders[5] = str(tmp_path / "fine")
-    assert main(folders) == 2
-    assert "holds no truth" in capsys.readouterr().err
