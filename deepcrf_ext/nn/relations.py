@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.ops._loading import loadable
 from deepcrf_ext.ops._number_checks import checked_int, is_number
 from deepcrf_ext.ops.graph import RangeBox
 
@@ -92,6 +93,14 @@ class RelationConfig:
         else:
             box = RangeBox.left_right(height, width, **size)
         return replace(box, step=self.step)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _relation_config, (self.kind, self.width, self.height, self.offsets, self.step)
+
+
+@loadable
+def _relation_config(*values: Any) -> RelationConfig:
+    return RelationConfig(*values)
 
 
 NAMED_RELATIONS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import accumulate_dtype
+from deepcrf_ext.ops._loading import loadable
 from deepcrf_ext.ops._number_checks import checked_int, checked_number, is_number
 from deepcrf_ext.ops._tensor_checks import (
     are_seen,
@@ -136,6 +137,14 @@ class DenseCRFParams:
         if name not in tuple(PRESETS):
             raise ValueError(f"name: got {name!r}, must be one of {', '.join(PRESETS)}")
         return PRESETS[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _dense_crf_params, tuple(getattr(self, field.name) for field in fields(self))
+
+
+@loadable
+def _dense_crf_params(*values: Any) -> DenseCRFParams:
+    return DenseCRFParams(*values)
 
 
 def _check_finite(name: str, values: Tensor) -> None:

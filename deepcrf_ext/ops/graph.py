@@ -10,22 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcrf_ext.ops._edge_checks import MAX_NODES, check_order, checked_edges, checked_positions
+from deepcrf_ext.ops._loading import loadable
 from deepcrf_ext.ops._number_checks import checked_int, checked_number
-from deepcrf_ext.ops._tensor_checks import (
-    check_dense,
-    check_device,
-    check_device_type,
-    check_integer,
-    usable_device,
-)
+from deepcrf_ext.ops._tensor_checks import check_device, usable_device
 from deepcrf_ext.ops.range_box_edges import (
     dilated_box_edges,
     num_dilated_box_edges,
     num_range_box_edges,
     range_box_edges,
 )
-
-_MAX_NODES = 2**31 - 1  # targets are int32
 
 
 def _fraction_of(side: int, fraction: float, name: str) -> int:
@@ -42,8 +36,8 @@ def _grid_size(height: int, width: int) -> tuple[int, int]:
     """Height and width, checked."""
     height = checked_int("height", height, at_least=0)
     width = checked_int("width", width, at_least=0)
-    if height * width > _MAX_NODES:
-        raise ValueError(f"height · width: got {height} · {width}, must be at most {_MAX_NODES}")
+    if height * width > MAX_NODES:
+        raise ValueError(f"height · width: got {height} · {width}, must be at most {MAX_NODES}")
     return height, width
 
 
@@ -150,6 +144,14 @@ class RangeBox:
             return num_range_box_edges(height, width, *sides)
         return num_dilated_box_edges(height, width, *sides, self.step)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _range_box, (self.top, self.bottom, self.left, self.right, self.step)
+
+
+@loadable
+def _range_box(*values: Any) -> RangeBox:
+    return RangeBox(*values)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeGraph:
@@ -223,23 +225,22 @@ class EdgeGraph:
             TypeError: An index tensor is no integer tensor, or num_nodes no integer.
             ValueError: Shapes, devices or index ranges do not fit.
         """
-        num_nodes = checked_int("num_nodes", num_nodes)
-        if not 0 <= num_nodes <= _MAX_NODES:
-            raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{_MAX_NODES}")
-        check_dense("source_index", source_index)
-        check_dense("target_index", target_index)
-        check_device_type("source_index", source_index)
-        check_device("target_index", target_index.device, source_index.device, "source_index")
-        source = _node_index(source_index, "source_index", num_nodes)
-        target = _node_index(target_index, "target_index", num_nodes)
-        if target.shape != source.shape:
-            raise ValueError(
-                f"target_index: got {target.numel()}, must have the {source.numel()} edges of "
-                "source_index"
-            )
+        source, target, num_nodes = checked_edges(source_index, target_index, num_nodes)
         edge_order = torch.sort(source * num_nodes + target, stable=True).indices
         source, target = source[edge_order], target[edge_order]
         reverse_edges = torch.sort(target * num_nodes + source, stable=True).indices
+        return cls._of_sorted(source, target, num_nodes, reverse_edges, edge_order)
+
+    @classmethod
+    def _of_sorted(
+        cls,
+        source: Tensor,
+        target: Tensor,
+        num_nodes: int,
+        reverse_edges: Tensor,
+        edge_order: Tensor | None,
+    ) -> EdgeGraph:
+        """The graph of edges that are sorted, all int64."""
         nodes = torch.arange(num_nodes + 1, device=source.device)
         return cls(
             torch.searchsorted(source, nodes),
@@ -270,9 +271,9 @@ class EdgeGraph:
                 raise TypeError(f"graphs[{i}]: got {type(graph).__name__}, must be an EdgeGraph")
             check_device(f"graphs[{i}]", graph.device, graphs[0].device, "graphs[0]")
         num_nodes = sum(graph.num_nodes for graph in graphs)
-        if num_nodes > _MAX_NODES:
+        if num_nodes > MAX_NODES:
             raise ValueError(
-                f"graphs: got {num_nodes}, must have at most {_MAX_NODES} nodes together"
+                f"graphs: got {num_nodes}, must have at most {MAX_NODES} nodes together"
             )
         if len(graphs) == 1:
             return graphs[0]
@@ -350,13 +351,21 @@ class EdgeGraph:
             self.num_self_loops,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Of copies: sending a tensor to another process moves its memory, which layers that keep
         a graph for later calls may be reading."""
-        return {
-            name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
+        edge_order = None if self.edge_order is None else self.edge_order.clone()
+        return _loaded_graph, (
+            self.sources.clone(),
+            self.targets.clone(),
+            self.num_nodes,
+            self.reverse_edges.clone(),
+            edge_order,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EdgeGraph:
+        """Itself, as it never changes."""
+        return self
 
     def __repr__(self) -> str:
         return (
@@ -365,17 +374,18 @@ class EdgeGraph:
         )
 
 
-def _node_index(index: Tensor, name: str, num_nodes: int) -> Tensor:
-    """One end of the edges as int64 [E], checked."""
-    check_integer(name, index)
-    if index.dim() != 1:
-        raise ValueError(f"{name}: got {list(index.shape)}, must have shape [E]")
-    index = index.long()  # first: there is little else that torch does with uint16
-    if index.numel() > 0:
-        low, high = (int(bound) for bound in torch.aminmax(index))
-        if low < 0 or high >= num_nodes:
-            raise ValueError(
-                f"{name}: got {low if low < 0 else high}, must be in 0..num_nodes-1 with "
-                f"num_nodes = {num_nodes}"
-            )
-    return index
+@loadable
+def _loaded_graph(
+    sources: Tensor,
+    targets: Tensor,
+    num_nodes: int,
+    reverse_edges: Tensor,
+    edge_order: Tensor | None,
+) -> EdgeGraph:
+    """The graph of a file or of another process, checked in time linear in its edges."""
+    source, target, num_nodes = checked_edges(sources, targets, num_nodes)
+    reverse_edges = checked_positions(reverse_edges, "reverse_edges", source)
+    if edge_order is not None:
+        edge_order = checked_positions(edge_order, "edge_order", source)
+    check_order(source, target, num_nodes, reverse_edges)
+    return EdgeGraph._of_sorted(source, target, num_nodes, reverse_edges, edge_order)

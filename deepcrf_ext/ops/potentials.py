@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.ops._autocast import autocast_dtype
+from deepcrf_ext.ops._loading import loadable
 from deepcrf_ext.ops._number_checks import is_number
 from deepcrf_ext.ops._tensor_checks import check_device, check_dtype, check_floating, check_tensor
 from deepcrf_ext.ops.graph import EdgeGraph
@@ -118,6 +119,14 @@ class FactoredPotential:
         logits = hidden @ self.weight.flatten(0, 1).t()
         return logits.unflatten(1, self.bias.shape) + self.bias
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _factored_potential, (self.graph, self.source, self.target, self.weight, self.bias)
+
+
+@loadable
+def _factored_potential(*values: Any) -> FactoredPotential:
+    return FactoredPotential(*values)
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class TablePotential:
@@ -172,6 +181,14 @@ class TablePotential:
     def energies(self) -> Tensor:
         """The table itself, [E, K, K]."""
         return self.table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _table_potential, (self.graph, self.table)
+
+
+@loadable
+def _table_potential(*values: Any) -> TablePotential:
+    return TablePotential(*values)
 
 
 Potential: TypeAlias = FactoredPotential | TablePotential
