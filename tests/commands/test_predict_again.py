@@ -153,6 +153,7 @@ def test_results_of_other_settings_are_refused(arguments, tmp_path, capsys) -> N
     for options, message in (
         (["--row", "unary-3scales"], "row was 1unary+2pair, is unary-3scales"),
         (["--scales", "[0.5]"], "scales was [1.0], is [0.5]"),
+        (["--alpha", "0.3"], "alpha was 0.55, is 0.3"),
         (["--dense-crf", "--dense-crf-iterations", "2"], "row was 1unary+2pair, is full"),
     ):
         assert main([*arguments, *options]) == 2

@@ -12,7 +12,13 @@ import torch
 from tiny_run import write_run
 
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.records.checkpoint import FORMAT, find_checkpoint, load_checkpoint, load_model
+from deepcrf_ext.records.checkpoint import (
+    FORMAT,
+    checkpoint_digest,
+    find_checkpoint,
+    load_checkpoint,
+    load_model,
+)
 from deepcrf_ext.records.checkpoint import save_checkpoint as save
 from deepcrf_ext.train import parse_resume
 
@@ -83,6 +89,17 @@ def test_best_is_preferred(run):
     save(run / "best.pt", {**state, "epoch": 1})
     assert load_model(run)[2]["epoch"] == 1
     assert find_checkpoint(run).name == "last.pt"
+
+
+def test_a_digest_is_of_the_whole_file(tmp_path):
+    content = bytes(3_000_000)
+    digests = []
+    for index, changed in enumerate((content, content, content[:-1] + b"x", b"x" + content[1:])):
+        file = tmp_path / f"{index}.pt"
+        file.write_bytes(changed)
+        digests.append(checkpoint_digest(file))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.999])

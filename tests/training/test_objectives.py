@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -196,11 +197,19 @@ def test_count_is_what_the_loss_divides_by(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("accumulate", [2, 4, 5])
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
 def test_batch_in_parts_makes_the_step_of_the_whole(
-    root: Path, objective: ObjectiveName, accumulate: int
+    root: Path, objective: ObjectiveName, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_trainer(root, objective=objective)
     parts = make_trainer(root, objective=objective, accumulate=accumulate)
+    sizes, inputs = [], parts.model.inputs
+
+    def sized(images: torch.Tensor, potentials: Sequence[str]) -> list[torch.Tensor]:
+        sizes.append(len(images))
+        return inputs(images, potentials)
+
+    monkeypatch.setattr(parts.model, "inputs", sized)
     expected, losses = whole.step(*batch()), parts.step(*batch())
+    assert (sum(sizes), len(sizes), max(sizes)) == (5, accumulate, -(-5 // accumulate))
     assert losses == pytest.approx(expected, rel=1e-5)
     for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         assert a.grad.abs().max() > 0 or (name.endswith("log_weight") and objective == "piecewise")

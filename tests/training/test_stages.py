@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,14 +145,15 @@ def test_run_goes_on_exactly_inside_and_between_phases(
         assert torch.equal(own["model"][key], value), key
 
 
-@pytest.mark.parametrize(("minutes", "within"), [(1e-9, [1, 2]), (10.0, [])])
+@pytest.mark.parametrize(("minutes", "within"), [(0.5, [1, 2, 3, 4]), (1.0, [2, 4]), (10.0, [])])
 def test_checkpoints_within_an_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, within: list[int]
 ) -> None:
-    """After the step at which the last one is older than `save_minutes`."""
+    """After the step at which the last one is older than `save_minutes`; a step takes 40 s."""
     trainer = make_trainer(
-        root, objective="piecewise", epochs=1, warm_start=0.0, save_minutes=minutes
+        root, objective="piecewise", epochs=1, warm_start=0.0, batch_size=1, save_minutes=minutes
     )
+    clock = SimpleNamespace(monotonic=lambda: 40.0 * trainer.progress.step)
     saved, save = [], Trainer.save
 
     def recorded(self: Trainer, name: str) -> None:
@@ -159,9 +161,23 @@ def test_checkpoints_within_an_epoch(
         if self.progress.batch:
             saved.append(self.progress.step)
 
+    monkeypatch.setattr("deepcrf_ext.training.trainer.time", clock)
     monkeypatch.setattr(Trainer, "save", recorded)
     assert trainer.fit(tmp_path, StopRequest())
     assert saved == within
+
+
+def test_a_phase_goes_on_with_the_relations_of_the_one_before(root: Path) -> None:
+    """They start from the unary once, with the first phase that trains them."""
+    trainer = make_trainer(root, ema=0.5)
+    trainer.progress.stage, trainer.progress.epoch = 1, 2
+    trainer.average.steps = 7
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer._enter_stage()
+    assert trainer.stages[trainer.progress.stage].objective == "pseudo_likelihood"
+    for name, value in trainer.model.state_dict().items():
+        assert value.equal(before[name]), name
+    assert trainer.average.steps == 7
 
 
 def test_a_longer_run_stays_in_the_phase_it_has_reached(root: Path, finished: Path) -> None:
