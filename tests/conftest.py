@@ -1,4 +1,4 @@
-"""Fixtures of the operator tests, and the settings of hypothesis for all tests."""
+"""Fixtures of several tests, and the settings of hypothesis for all."""
 
 from __future__ import annotations
 
@@ -162,3 +162,12 @@ def one_thread() -> Iterator[None]:
     """One thread for the tests and the further fixtures of a module, whose models are tiny."""
     with torch_threads(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a tiny untrained model, and its data in the folder camvid beside it."""
+    from tiny_run import write_run  # which needs more than operators do
+
+    folder: Path = tmp_path_factory.mktemp("run")
+    return write_run(folder / "run", folder / "camvid")

@@ -56,11 +56,7 @@ def fit_relation_weights(
         for energies, nodes in view_energies(
             model, sample.image, labels, variant.potentials, views, amp
         ):
-            unary = (
-                nodes.new_zeros(len(nodes), model.num_classes, dtype=torch.float32)
-                if variant.unary is None
-                else energies.unaries[variant.unary]
-            )
+            unary, _ = model.crf(energies, variant)
             cases.append((unary, energies.pairwise, nodes))
             labelled += int((nodes != IGNORE_INDEX).sum())
     if labelled == 0:

@@ -17,7 +17,6 @@ from deepcrf_ext.explanation.analysis import Compatibility, NodeExplanation, log
 from deepcrf_ext.pictures.figures import LARGEST_TABLE, name_classes, save_figure
 from deepcrf_ext.pictures.labels import Image, Labels, overlay
 
-_DPI = 120
 _COLOURS = "RdBu"
 _MOST_LOG2 = 4.0
 
@@ -53,7 +52,7 @@ def compatibility_picture(
     axes[0].set_ylabel(f"{ends[0]} ...")
     figure.supxlabel(f"... and {ends[1]}", fontsize="medium")
     figure.suptitle(title)
-    save_figure(figure, path, dpi=_DPI)
+    save_figure(figure, path)
 
 
 def _table(axes: Axes, values: npt.NDArray[np.float64], most: float) -> AxesImage:
@@ -118,4 +117,4 @@ def node_picture(
         f"{final} against {other}: unary {explanation.unary:+.1f}, in the end "
         f"{explanation.unary + sum(explanation.sums.values()):+.1f}"
     )
-    save_figure(figure, path, dpi=_DPI)
+    save_figure(figure, path)

@@ -133,7 +133,7 @@ def table(curves: Mapping[str, Curve]) -> str:
 
 def plot(curves: Mapping[str, Curve], path: Path) -> None:
     """Validation loss and mean IoU of every mode against steps and seconds, as a picture file."""
-    figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for index, (name, curve) in enumerate(curves.items()):
         title = name if curve.error is None else f"{name} (loss not finite)"

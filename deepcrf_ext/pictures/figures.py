@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 from deepcrf_ext.whole_files import write_whole
 
+DPI = 120
 LARGEST_TABLE = 20  # inches of a side of a table of classes
 
 
@@ -40,10 +41,10 @@ def draw_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
     """Writes a figure with its texts as they are: the dollar of a class's name begins no formula,
     and letters that no font has are boxes, without a warning.
 
-    options: of `Figure.savefig`.
+    It has `DPI` pixels an inch. options: of `Figure.savefig`.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(file, **options)
+        figure.savefig(file, dpi=DPI, **options)

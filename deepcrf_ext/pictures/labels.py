@@ -14,14 +14,13 @@ from matplotlib.patches import Patch
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.evaluation.boundaries import outline
 from deepcrf_ext.libraries import cv2
-from deepcrf_ext.pictures.figures import draw_figure, save_figure
+from deepcrf_ext.pictures.figures import DPI, draw_figure, save_figure
 from deepcrf_ext.whole_files import write_whole
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
 
 _IGNORE_COLOUR = (224, 224, 224)
-_DPI = 120
 _BAND = 1 << 22  # pixels that are tinted at a time
 
 
@@ -96,7 +95,6 @@ def legend(classes: Sequence[str], palette: Image) -> Image:
     figure = Figure(
         figsize=(0.8 + 0.1 * max(len(name) for name in classes), 0.222 * len(classes) + 0.2)
     )
-    figure.set_dpi(_DPI)
     figure.legend(
         handles=_swatches(classes, palette),
         loc="center",
@@ -140,7 +138,6 @@ def picture_grid(
     width = len(column_titles) * (column_width + gap) + gap
     height = title_height + sum(heights) + gap * (len(rows) - 1) + legend_height
     figure = Figure(figsize=(width, height))
-    figure.set_dpi(_DPI)
     top = height - title_height
     for row, row_height in zip(rows, heights, strict=True):
         top -= row_height
@@ -189,9 +186,9 @@ def _check_classes(classes: Sequence[str], palette: Image) -> None:
 
 def _render(figure: Figure) -> Image:
     """The figure as uint8 [h, w, 3] RGB."""
-    width, height = (int(side) for side in figure.bbox.size)
+    width, height = (int(DPI * side) for side in figure.get_size_inches())
     buffer = BytesIO()
-    draw_figure(figure, buffer, format="rgba", dpi=_DPI)
+    draw_figure(figure, buffer, format="rgba")
     rgba = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
     picture: Image = rgba[..., :3].copy()
     return picture

@@ -13,7 +13,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from deepcrf_ext.pictures.figures import LARGEST_TABLE, name_classes, save_figure
 
-_DPI = 120
 _MANY = 60  # classes of which numbers are written, at most
 
 
@@ -34,7 +33,6 @@ def confusion_plot(
         figsize=(columns * (size + 0.3) + 1.9, rows * (size + 0.3) + 1),
         layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
     )
-    figure.set_dpi(_DPI)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for index, (title, confusion) in enumerate(confusions.items()):
         lowest = index + columns >= len(confusions)
@@ -68,7 +66,6 @@ def class_plot(
     of_class = max(0.04 * len(scores), 0.16) if many else 0.16 * len(scores) + 0.14  # inches
     height = max(2.5, of_class * len(names) + 1.1)
     figure = Figure(figsize=(7.5, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-    figure.set_dpi(_DPI)
     axes = figure.subplots()
     positions = np.arange(len(names), dtype=np.float64)
     positions[-1] += 0.4
@@ -113,7 +110,6 @@ def search_plot(
         counts = {name: len(values) for name, values in trials.items()}
         raise ValueError(f"trials: got {counts} values, must be {len(scores)}, one a score")
     figure = Figure(figsize=(2.6 * len(trials) + 0.6, 3.4), layout="constrained")
-    figure.set_dpi(_DPI)
     panels = figure.subplots(1, len(trials), squeeze=False, sharey=True)[0]
     percent = 100 * np.asarray(scores)
     best = int(percent.argmax())

@@ -32,12 +32,6 @@ from deepcrf_ext.models import VARIANTS, Variant
 from deepcrf_ext.records.checkpoint import load_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("evaluate")
-    return write_run(root / "run", root / "camvid")
-
-
 def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run):
     model, config, _ = load_model(run)
     dataset = open_dataset("camvid", config.data.root, "val")

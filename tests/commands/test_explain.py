@@ -30,12 +30,6 @@ from deepcrf_ext.nn.node_losses import node_labels
 from deepcrf_ext.records.checkpoint import load_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    return write_run(folder / "run", folder / "data")
-
-
 def test_messages_of_the_neighbours_are_the_nodes_message() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(0, 7, (2, 40), generator=generator)

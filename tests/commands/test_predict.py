@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_run import write_run
 
 from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.evaluation.predicted_folder import find_images, output_names
@@ -19,12 +18,6 @@ from deepcrf_ext.evaluation.prediction import predict_image, upsample_labels
 from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.predict import main
 from deepcrf_ext.records.checkpoint import load_model
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("predict")
-    return write_run(root / "run", root / "camvid")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import write_run
 
 from deepcrf_ext import predict
 from deepcrf_ext.data import read_labels
@@ -16,12 +15,6 @@ from deepcrf_ext.predict import main
 from deepcrf_ext.records.checkpoint import load_checkpoint, save_checkpoint
 
 NAMES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("again")
-    return write_run(root / "run", root / "camvid")
 
 
 def write_image(path: Path, seed: int) -> Path:

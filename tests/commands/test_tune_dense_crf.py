@@ -16,7 +16,6 @@ import pytest
 import torch
 from dense_problems import scene
 from PIL import Image
-from tiny_run import write_run
 
 from deepcrf_ext import DenseCRFParams
 from deepcrf_ext.data import open_dataset, to_tensors
@@ -42,12 +41,6 @@ from deepcrf_ext.ops.dense_crf_params import PRESETS
 from deepcrf_ext.records.checkpoint import load_model
 from deepcrf_ext.refine import main as refine_main
 from deepcrf_ext.tune_dense_crf import main
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tune")
-    return write_run(root / "run", root / "camvid")
 
 
 def test_scores_are_those_of_the_models_prediction(

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_run import write_run
 
 from deepcrf_ext import calibrate, evaluate, explain, predict, tune_dense_crf
 from deepcrf_ext.cli import parsing
@@ -29,12 +28,6 @@ OPTIONS = (
 )
 SEEN = ["--scales", "0.5,1", "--flip", "--window", "[16, 20]", "--batch-statistics", "0.5"]
 VIEWS = Views((0.5, 1.0), True, window=(16, 20), batch_statistics=0.5)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("views")
-    return write_run(folder / "run", folder / "camvid")
 
 
 @pytest.mark.parametrize(

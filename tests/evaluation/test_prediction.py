@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,12 +20,6 @@ from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.records.checkpoint import load_model
 
 RELATIONS = ("surrounding", "above_below")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prediction")
-    return write_run(root / "run", root / "camvid")
 
 
 @pytest.mark.parametrize("memory", [0, 5_000, 400_000, 10**9])

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import write_run
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,12 +20,6 @@ from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.records.checkpoint import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("run")
-    return write_run(folder / "run", folder / "camvid")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from deepcrf_ext.paper.plots import gains_plot
-from deepcrf_ext.pictures.figures import save_figure
+from deepcrf_ext.pictures.figures import DPI, save_figure
 from deepcrf_ext.pictures.labels import legend, picture_grid
 from deepcrf_ext.pictures.scores import class_plot, confusion_plot
 
@@ -38,6 +38,6 @@ def test_a_dollar_begins_no_formula(tmp_path: Path):
             save_figure(figure, tmp_path / "plain.png")
         else:
             assert label.get_parse_math()
-            figure.savefig(tmp_path / "escaped.png")
+            figure.savefig(tmp_path / "escaped.png", dpi=DPI)
         drawn.append(cv2.imread(str(tmp_path / f"{name}.png")))
     np.testing.assert_array_equal(*drawn)
