@@ -210,12 +210,14 @@ class DenseMeanField {
     using Vector = typename Row::Vector;
     for (int64_t i = 0; i < count; i += Row::V) {
       for (int64_t k = 0; k < K; k += Row::V) {
-        Vector logits[Row::V] = {};
+        Vector logits[Row::V];
         if (messages) {
           for (int j = 0; j < Row::V; ++j) {
             logits[j] = Row::load(tile.rows.get() + (i + j) * row_.width() + k);
           }
           transpose<Row::V>(logits);
+        } else {
+          std::fill_n(logits, Row::V, Vector{});
         }
         const int64_t labels = std::min<int64_t>(Row::V, K - k);
         for (int j = 0; j < labels; ++j) {
@@ -238,19 +240,21 @@ class DenseMeanField {
 
   // Whether the softmax of the labels is defined.
   bool has_softmax(int64_t count, const Tile& tile) const {
-    constexpr T kInfinity = std::numeric_limits<T>::infinity();
-    T highest[kTile];
-    std::fill_n(highest, kTile, -kInfinity);
-    bool good = true;
-    for (int64_t k = 0; k < arguments_.num_labels; ++k) {
-      const T* logits = tile.labels.get() + k * kTile;
-      for (int64_t i = 0; i < count; ++i) {
-        good &= logits[i] < kInfinity;
-        highest[i] = logits[i] > highest[i] ? logits[i] : highest[i];
+    using Vector = typename Row::Vector;
+    const Vector infinity = std::numeric_limits<T>::infinity() - Vector{};
+    auto good = infinity == infinity;
+    for (int64_t i = 0; i < count; i += Row::V) {  // zeros beyond count
+      Vector highest = -infinity;
+      for (int64_t k = 0; k < arguments_.num_labels; ++k) {
+        const Vector logits = Row::load(tile.labels.get() + k * kTile + i);
+        good &= logits < infinity;
+        highest = logits > highest ? logits : highest;
       }
+      good &= highest > -infinity;
     }
-    for (int64_t i = 0; i < count; ++i) good &= highest[i] > -kInfinity;
-    return good;
+    int bad_lanes = 0;
+    for (int lane = 0; lane < Row::V; ++lane) bad_lanes += good[lane] == 0;
+    return bad_lanes == 0;
   }
 
   // rows = factors * labels
