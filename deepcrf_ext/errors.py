@@ -1,4 +1,4 @@
-"""Errors that a command reports in one line instead of a traceback."""
+"""Errors that a command reports in one line instead of a traceback, and what others say."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped and what is kept."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says; of one of the system, without its number and its file."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

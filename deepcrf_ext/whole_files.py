@@ -23,8 +23,9 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     except OSError as error:
+        why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise InputError(
-            f"output: {folder} cannot be written ({error.strerror}); choose another folder"
+            f"output: {folder} cannot be written ({why}); choose another folder"
         ) from error
 
 

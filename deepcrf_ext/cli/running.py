@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from deepcrf_ext.cli.streams import lasting_streams
-from deepcrf_ext.errors import InputError, TrainingError
+from deepcrf_ext.errors import InputError, TrainingError, reason
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
@@ -16,9 +16,8 @@ EXIT_INTERRUPTED = 130
 
 def describe(error: OSError) -> str:
     """An error of the system in words: the file, where it is known, and what is the matter."""
-    if error.strerror is None:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    named = error.strerror is not None and error.filename is not None
+    return f"{error.filename}: {error.strerror}" if named else reason(error)
 
 
 def run_command(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 _NAMES = ("probabilities", "marginals", "softmax", "logits", "labels", "arr_0")
@@ -32,7 +32,7 @@ def read_array(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # NumPy raises errors of many kinds on damaged files
-        raise InputError(f"{path}: cannot be read as an array ({error})") from error
+        raise InputError(f"{path}: cannot be read as an array ({reason(error)})") from error
 
 
 def _choose(names: Sequence[str], path: Path) -> str:
@@ -81,4 +81,4 @@ def _holds_integers(path: Path) -> bool:
                 np.lib.format.read_magic(file)
                 return np.lib.format.read_array_header_1_0(file)[2].kind in "iub"
     except Exception as error:  # as in read_array
-        raise InputError(f"{path}: cannot be read as an array ({error})") from error
+        raise InputError(f"{path}: cannot be read as an array ({reason(error)})") from error

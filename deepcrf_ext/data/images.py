@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deepcrf_ext.data.arrays import is_array
 from deepcrf_ext.data.tiff_bands import as_rgb, in_deep_planes, is_tiff
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 from deepcrf_ext.libraries import cv2
 
 for _name in ("PIL", "tifffile"):  # whose warnings of files would stand among a command's lines
@@ -293,8 +293,8 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
             "grey, RGB or RGBA of 8 or 16 bits)"
         ) from error
     except _DECODER_ERRORS as error:
-        reason = "out of memory" if isinstance(error, MemoryError) else error
-        raise InputError(f"{path}: cannot be read as an image ({reason})") from error
+        why = "out of memory" if isinstance(error, MemoryError) else reason(error)
+        raise InputError(f"{path}: cannot be read as an image ({why})") from error
 
 
 def _open(file: BinaryIO, path: Path, opened: ExitStack) -> ImageFile.ImageFile:

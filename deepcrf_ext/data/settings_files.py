@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 
 
 def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if marked else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
+        raise InputError(f"{path}: cannot be read as text ({reason(error)})") from error
 
 
 def read_settings(option: str, name: str | Path, root: Path, purpose: str) -> Any:

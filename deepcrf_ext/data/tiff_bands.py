@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 from deepcrf_ext.libraries import tifffile
 
 _BITS, _ORIENTATION, _PLANES = 258, 274, 284  # tags
@@ -38,7 +38,7 @@ def as_rgb(path: Path) -> BytesIO:
     except InputError:
         raise
     except Exception as error:  # tifffile raises errors of many kinds on damaged files
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+        raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
     plain = BytesIO()
     pixels = np.ascontiguousarray(pixels)
     tifffile.imwrite(plain, pixels, photometric="rgb", metadata=None, extratags=[turn])

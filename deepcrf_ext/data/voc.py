@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from deepcrf_ext.data.file_patterns import visible
 from deepcrf_ext.data.images import read_labels, voc_palette
 from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import existing_pair, pairs, read_lines
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 
 # All that scipy is known to raise on damaged files.
 _MAT_ERRORS = (
@@ -178,9 +179,12 @@ def read_sbd_labels(path: Path) -> np.ndarray:
         InputError: the file is damaged or holds no such map.
     """
     try:
-        labels = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+        with path.open("rb") as file:  # of a name, SciPy does not say why it cannot be opened
+            labels = loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except _MAT_ERRORS as error:
-        raise InputError(f"{path}: cannot be read as an SBD label file ({error})") from error
+        raise InputError(
+            f"{path}: cannot be read as an SBD label file ({reason(error)})"
+        ) from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.uint8:
         raise InputError(f"{path}: GTcls.Segmentation must be a map of uint8")
     return labels
@@ -196,7 +200,7 @@ def _find_voc(root: Path) -> Path:
 
 
 def _find_benchmark(voc: Path) -> Path | None:
-    resolved = voc.resolve()
+    resolved = Path(os.path.realpath(voc))
     for folder in (voc, resolved.parent, resolved.parent.parent):
         benchmark = folder / "benchmark_RELEASE" / "dataset"
         if (benchmark / "cls").is_dir():

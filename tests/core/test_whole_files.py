@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deepcrf_ext.whole_files import write_json, write_text, write_whole
+from deepcrf_ext.errors import InputError
+from deepcrf_ext.whole_files import make_folder, write_json, write_text, write_whole
 
 
 def test_an_earlier_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -79,3 +80,16 @@ def test_a_disk_that_is_read_only_is_told_by_the_name_of_the_file(
     with pytest.raises(OSError, match="Read-only") as caught:
         write_text(tmp_path / "a.txt", "x")
     assert caught.value.filename == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link", "link to itself"])
+def test_what_is_no_folder_is_told(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    if kind == "file":
+        path.touch()
+    else:
+        path.symlink_to(path if kind == "link to itself" else tmp_path / "gone" / "folder")
+    with pytest.raises(InputError) as caught:
+        make_folder(path)
+    told = f"output: {path} cannot be written (it is no folder); choose another folder"
+    assert str(caught.value) == told
