@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from deepcrf_ext.cli import parsing
+from deepcrf_ext.cli.options import require_trained_root
 from deepcrf_ext.cli.running import describe, run_command
 from deepcrf_ext.config import OPTIMISERS, PRESETS, PresetName, TrainConfig
 from deepcrf_ext.data import SegmentationDataset, open_dataset, refuse_bad_files
@@ -89,6 +90,8 @@ def parse_resume(argv: Sequence[str]) -> tuple[TrainConfig, Path]:
     config = replace(read_config(load_checkpoint(path), path), output=path.parent)
     given = {name: options[name] for name in ("epochs", "device") if options[name] is not None}
     data = {name: value for name, value in vars(options.data).items() if value is not None}
+    if "root" not in data:
+        require_trained_root(config.data)
     return replace(config, data=replace(config.data, **data), **given), path
 
 

@@ -15,6 +15,7 @@ from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset, refuse
 from deepcrf_ext.data.base import labels_in
 from deepcrf_ext.data.label_maps import read_labels_setting
 from deepcrf_ext.data.predictions import Layout
+from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings, about_labels
 from deepcrf_ext.models import VARIANTS
@@ -96,6 +97,17 @@ def add_measuring_options(
     add_device_option(parser)
 
 
+def require_trained_root(source: DataSource) -> None:
+    """Raises InputError where the folder of a training's data is not there, from this folder."""
+    root = source.root
+    if root is not None and not home_expanded(root).exists():
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(
+            f"data.root: {root}, where the training found its data, does not exist{where}; "
+            "--data.root says where they are now"
+        )
+
+
 def open_split(
     arguments: Namespace,
     config: TrainConfig,
@@ -116,6 +128,8 @@ def open_split(
     given = {key: chosen[key] for key in _SOURCE_OPTIONS if chosen[key] is not None}
     if name == config.data.dataset:
         chosen.split = chosen.split or config.data.val_split
+        if chosen.root is None:
+            require_trained_root(config.data)
         source: DataSource = replace(config.data, **given)
     else:
         chosen.split = chosen.split or "val"

@@ -16,6 +16,7 @@ import torch
 from tiny_run import NUM_CLASSES, write_camvid, write_run
 
 from deepcrf_ext import evaluate as command
+from deepcrf_ext import train
 from deepcrf_ext.data import open_dataset, to_tensors
 from deepcrf_ext.evaluate import format_table, main
 from deepcrf_ext.evaluation.boundaries import BoundaryF1, BoundaryScores
@@ -29,7 +30,7 @@ from deepcrf_ext.evaluation.probabilities import ProbabilityScores
 from deepcrf_ext.evaluation.regions import Scores, SegmentationMetrics
 from deepcrf_ext.evaluation.views import Views
 from deepcrf_ext.models import VARIANTS, Variant
-from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 
 def test_every_row_equals_its_own_prediction_and_networks_run_once_an_image(run):
@@ -292,3 +293,25 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(
     assert command.main(["--checkpoint", str(run), "--output", str(tmp_path)]) == 2
     told = f"error: output: {tmp_path} cannot be written (Read-only file system); choose another"
     assert told in capsys.readouterr().err
+
+
+def test_data_that_are_not_where_the_training_found_them(run, tmp_path, monkeypatch, capsys):
+    """As a relative folder is not, seen from another one: the line says which option mends it."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    content = load_checkpoint(moved / "last.pt")
+    content["config"]["data"]["root"] = "data/camvid"
+    save_checkpoint(moved / "last.pt", content)
+    monkeypatch.chdir(tmp_path)
+    for attempt in (
+        lambda: main(["--checkpoint", str(moved)]),
+        lambda: train.main(["--resume", str(moved)]),
+    ):
+        assert attempt() == 2
+        assert capsys.readouterr().err.strip() == (
+            "error: data.root: data/camvid, where the training found its data, does not exist in "
+            f"{tmp_path}; --data.root says where they are now"
+        )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "camvid").symlink_to(load_model(run)[1].data.root)
+    assert main(["--checkpoint", str(moved)]) == 0
