@@ -6,6 +6,7 @@ Python, `deepcrf_ext.evaluation.prediction.predict_image` does it; it can be imp
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -49,9 +50,9 @@ would share a name; it stays when a later run finds more images. Every file is w
 at all, and predict.json notes what it is of: the same command goes on where it was stopped, does
 images that are new or have changed since, and passes over the others; --overwrite does all again.
 
-A folder stands for the images in it; where it holds none, for those in its sub-folders, whose
-results go to sub-folders of the same names. An image that cannot be read is reported and left out;
-the exit code is then 1, or 2 if none could be read."""
+A folder stands for the images in it, results of earlier runs apart; where it holds none, for those
+in its sub-folders, whose results go to sub-folders of the same names. An image that cannot be read
+is reported and left out; the exit code is then 1, or 2 if none could be read."""
 
 
 def _legend(
@@ -65,7 +66,7 @@ def _legend(
 
     Raises InputError where that is an image, or a legend of others.
     """
-    if path.resolve() in {image.resolve() for image in images}:
+    if os.path.realpath(path) in map(os.path.realpath, images):
         raise InputError(f"--output: {path} is an input; choose another folder")
     picture = legend(classes, palette)
     if not overwrite and path.exists() and not np.array_equal(read_image(path), picture):
@@ -149,7 +150,7 @@ def _views_in_memory(
 def _run(argv: Sequence[str]) -> int:
     arguments = parsing.parse(_parser(), argv)
     views = views_of(arguments)
-    images = find_images(arguments.inputs, arguments.output)
+    images = find_images(arguments.inputs)
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
     variant = named_variant(model, arguments.row)
     variant = replace(variant, dense_crf=variant.dense_crf or arguments.dense_crf)

@@ -113,7 +113,6 @@ def _run(argv: Sequence[str]) -> int:
         arguments.masks,
         arguments.truth,
         (arguments.image_pattern, arguments.mask_pattern, arguments.truth_pattern),
-        output.earlier(),
     )
     for problem in problems:
         _report(problem)

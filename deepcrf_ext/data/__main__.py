@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -61,8 +62,8 @@ def write_contact_sheet(overviews: Sequence[Overview], path: Path, pictures: int
     """
     for overview in overviews:
         files = overview.dataset.files if isinstance(overview.dataset, FileDataset) else ()
-        own = {p.resolve() for file in files for p in (file.image, file.labels) if p is not None}
-        if path.resolve() in own:
+        own = (p for file in files for p in (file.image, file.labels) if p is not None)
+        if os.path.realpath(path) in map(os.path.realpath, own):
             raise InputError(f"output: {path} is a file of the data set; choose another name")
     rows = []
     for overview in overviews:

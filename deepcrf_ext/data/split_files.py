@@ -42,7 +42,7 @@ def below(root: Path, path: str) -> Path | None:
     None for a path that leads out of `root`, `..` or a drive.
     """
     pure = PurePosixPath(path.strip('"').replace("\\", "/"))
-    for whole in (root.absolute(), root.resolve()):
+    for whole in (root.absolute(), os.path.realpath(root)):
         if pure.is_relative_to(whole):
             return _inside(root, pure.relative_to(whole))
     return _inside(root, PurePosixPath(str(pure).lstrip("/")))

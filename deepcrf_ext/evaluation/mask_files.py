@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deepcrf_ext.data.base import require_folder
 from deepcrf_ext.data.file_patterns import MASK_SUFFIXES, FilePattern
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.records.result_folder import is_result
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,12 @@ def pair_masks(
     masks: Path,
     truth: Path | None = None,
     patterns: tuple[str, str, str] = ("**", "**", "**"),
-    results: Collection[Path] = (),
 ) -> tuple[list[MaskFiles], list[str]]:
     """Images with masks of their names, and what does not fit, a line each.
 
     Two files are a pair whatever their names. In folders, names are paths without suffixes, or the
-    `{name}` of a pattern (see `FilePattern`). An image without a mask is left out in silence.
-    results: folders of results, whose files are neither where they lie below the others.
+    `{name}` of a pattern (see `FilePattern`). An image without a mask is left out in silence, and
+    so are results of earlier runs (see `is_result`).
 
     Raises InputError where there is no pair.
     """
@@ -50,15 +51,15 @@ def pair_masks(
             continue
         kind = option[2:].split("-")[0]
         require_folder(folder, f"a folder of {kind}s; one image goes with one mask")
-        matched = FilePattern(option, text, known).find(folder, "")
-        inner = {path.resolve() for path in results} - {folder.resolve()}
+        pattern = FilePattern(option, text, known)
+        matched, top = pattern.find(folder, ""), pattern.folder(folder, "")
         everything = {path for paths in matched.files.values() for path in paths}
-        matched.leave_out({path for path in everything if inner & set(path.resolve().parents)})
+        matched.leave_out({path for path in everything if is_result(path, top)})
         found.append(matched.files)
     images_found, masks_found, truth_found = found
-    masked = {path.resolve() for paths in masks_found.values() for path in paths}
+    masked = {os.path.realpath(path) for paths in masks_found.values() for path in paths}
     images_found = {
-        name: [p for p in paths if p.resolve() not in masked] or paths
+        name: [p for p in paths if os.path.realpath(p) not in masked] or paths
         for name, paths in images_found.items()
     }
     pairs: list[MaskFiles] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,51 +12,46 @@ from typing import Any
 from deepcrf_ext.data.file_patterns import visible, walk
 from deepcrf_ext.data.images import IMAGE_SUFFIXES
 from deepcrf_ext.errors import InputError
-from deepcrf_ext.records.result_folder import ResultFolder, Task
+from deepcrf_ext.records.result_folder import PREDICTED, ResultFolder, Task, is_result
 
 
-def find_images(inputs: Sequence[Path], output: Path | None = None) -> dict[Path, str]:
+def find_images(inputs: Sequence[Path]) -> dict[Path, str]:
     """The image files that the arguments name, each once, with the sub-folders they are from.
 
     A folder stands for the images in it; where it holds none, for those in its sub-folders. Hidden
-    files and the results of an earlier run in `output` are none of them. Raises InputError for a
+    files and results of earlier runs (see `is_result`) are none of them. Raises InputError for a
     path that does not exist and for a folder without images.
     """
-    results = _earlier_results(output)
-
-    def is_image(path: Path) -> bool:
-        real = path.resolve()
-        return path.suffix.lower() in IMAGE_SUFFIXES and not results & {real, *real.parents}
-
     found: dict[Path, str] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in inputs:
         if path.is_dir():
             own = (p for p in visible(path) if not p.is_dir())
-            files = list(filter(is_image, own)) or list(filter(is_image, walk(path)))
+            files = _images(path, own) or _images(path, walk(path))
             if not files:
                 raise InputError(
-                    f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)})"
+                    f"{path}: no images in this folder (of {', '.join(IMAGE_SUFFIXES)}, other than "
+                    "results of earlier runs)"
                 )
         elif path.exists():
             files = [path]
         else:
             raise InputError(f"{path}: no such file or folder")
         for file in files:
-            place = file.parent.resolve() / file.name  # two links to a file are two images
+            folder = os.path.realpath(file.parent)  # but two links to a file are two images
+            place = os.path.join(folder, file.name)
             if place not in seen:
                 seen.add(place)
-                folder = file.parent.relative_to(path) if path.is_dir() else Path()
-                found[file] = folder.as_posix()
+                below = file.parent.relative_to(path) if path.is_dir() else Path()
+                found[file] = below.as_posix()
     return found
 
 
-def _earlier_results(output: Path | None) -> set[Path]:
-    """The folders and the legend that an earlier run wrote into a folder; none if none did."""
-    if output is None or not all((output / name).is_dir() for name in ("labels", "overlays")):
-        return set()
-    names = ("labels", "overlays", "marginals", "legend.png")
-    return {(output / name).resolve() for name in names}
+def _images(top: Path, files: Iterable[Path]) -> list[Path]:
+    """Those of some files below a folder that are images and no results."""
+    return [
+        file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not is_result(file, top)
+    ]
 
 
 def output_names(images: Sequence[Path], kept: Mapping[Path, str] | None = None) -> list[str]:
@@ -107,7 +103,7 @@ class PredictedFolder:
 
         Raises InputError where something is there that must not be replaced.
         """
-        folder = ResultFolder(self.path, "predict.json")
+        folder = ResultFolder(self.path, PREDICTED)
         targets = {
             path: self._targets(name) for path, name in _names(images, folder.names()).items()
         }
@@ -137,7 +133,7 @@ def _names(images: Mapping[Path, str], earlier: Mapping[str, str]) -> dict[Path,
     names: dict[Path, str] = {}
     for below in dict.fromkeys(images.values()):
         paths = [path for path, folder in images.items() if folder == below]
-        known = {path: Path(earlier.get(str(path.resolve()), "")) for path in paths}
+        known = {path: Path(earlier.get(os.path.realpath(path), "")) for path in paths}
         kept = {p: n.name for p, n in known.items() if n.name and n.parent == Path(below)}
         prefix = "" if below == "." else f"{below}/"
         found = zip(paths, output_names(paths, kept), strict=True)

@@ -22,13 +22,11 @@ from deepcrf_ext.evaluation.regions import SegmentationMetrics, mean_defined
 from deepcrf_ext.models.refine import DenseCRFSettings, build_lattices
 from deepcrf_ext.models.refine_tiles import MEMORY, bytes_needed, refine_parts
 from deepcrf_ext.ops.dense_crf import dense_crf
-from deepcrf_ext.records.result_folder import ResultFolder, Task
+from deepcrf_ext.records.result_folder import REFINED, ResultFolder, Task
 from deepcrf_ext.whole_files import write_whole
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-RECORD = "refine.json"
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,7 @@ class RefinedFolder:
     @cached_property
     def _folder(self) -> ResultFolder:
         """The folder, with the notes of what is in it."""
-        return ResultFolder(self.path, RECORD)
-
-    def earlier(self) -> tuple[Path, ...]:
-        """The folders that an earlier run has written to; none if there was none."""
-        folders = tuple(self.path / name for name in ("labels", "probabilities", "overlays"))
-        return folders if (self.path / RECORD).exists() else ()
+        return ResultFolder(self.path, REFINED)
 
     def _probabilities(self, name: str, kind: Kind) -> Path:
         suffix = "png" if kind == "saliency" else "npz"

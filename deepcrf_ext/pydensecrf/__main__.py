@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     script: str = options.script
     # As `python SCRIPT` does: its folder is searched first, and it sees its own arguments alone.
-    sys.path[0] = str(Path.cwd() if options.is_module else Path(script).resolve().parent)
+    sys.path[0] = os.getcwd() if options.is_module else os.path.dirname(os.path.realpath(script))
     sys.argv = [script, *options.arguments]
     try:
         install(device=options.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.folder_lock import lock_folder
 from deepcrf_ext.whole_files import make_folder, write_json
 
+PREDICTED, REFINED = "predict.json", "refine.json"  # records of the commands
+_RESULTS = {"labels", "overlays", "marginals", "probabilities", "legend.png"}  # beside them
 _NOTES = ("sources", "begun")  # of a record, beside the settings
-_LOCKS: dict[Path, int] = {}  # of the folders that this process writes to, until it ends
+_LOCKS: dict[str, int] = {}  # of the folders that this process writes to, until it ends
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,22 @@ class Task:
 
     def places(self) -> list[str]:
         """The sources without links, as the record names them."""
-        return [str(path.resolve()) for path in self.sources]
+        return [os.path.realpath(path) for path in self.sources]
 
     def is_finished(self, begun: int) -> bool:
         """Whether all results are there and none is older than a source or than `begun`, in ns."""
         newest = max([begun, *(path.stat().st_mtime_ns for path in self.sources if path.exists())])
         return all(path.exists() and path.stat().st_mtime_ns >= newest for path in self.results)
+
+
+def is_result(path: Path, top: Path) -> bool:
+    """Whether a file below a folder is what predict or refine made, by their record beside it."""
+    folder = top
+    for part in path.relative_to(top).parts:
+        if part in _RESULTS and any((folder / name).exists() for name in (PREDICTED, REFINED)):
+            return True
+        folder /= part
+    return False
 
 
 class ResultFolder:
@@ -82,10 +95,10 @@ class ResultFolder:
         results of other settings, of other files under the name of a task, or files of which
         nothing is noted.
         """
-        kept = {path.resolve() for task in tasks for path in task.sources}
-        kept.update(path.resolve() for path in inputs)
+        kept = {os.path.realpath(path) for task in tasks for path in task.sources}
+        kept.update(os.path.realpath(path) for path in inputs)
         for path in (path for task in tasks for path in task.touched()):
-            if path.resolve() in kept:
+            if os.path.realpath(path) in kept:
                 raise InputError(f"--output: {path} is an input; choose another folder")
         settings = json.loads(json.dumps(settings))
         former = self._former()
@@ -94,9 +107,9 @@ class ResultFolder:
         if not overwrite:
             self._refuse_others(tasks, settings, former)
         make_folder(self.path)
-        place = self.path.resolve()
+        place = os.path.realpath(self.path)
         if place not in _LOCKS:
-            _LOCKS[place] = lock_folder(place)
+            _LOCKS[place] = lock_folder(self.path)
         record = {**settings, "sources": {**noted, **{task.name: task.places() for task in tasks}}}
         if overwrite:
             self._note(record)

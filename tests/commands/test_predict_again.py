@@ -220,3 +220,27 @@ def test_names_as_long_as_there_are(run, tmp_path, stem) -> None:
     assert main([str(image), "--checkpoint", str(run), "--output", str(output), "--marginals"]) == 0
     for folder, suffix in (("labels", "png"), ("overlays", "png"), ("marginals", "npz")):
         assert [path.name for path in (output / folder).iterdir()] == [f"{stem}.{suffix}"]
+
+
+def test_results_of_earlier_runs_are_no_images(run, arguments, photos, tmp_path, capsys) -> None:
+    """Neither beside photographs, where the legend lies, nor in sub-folders of a folder of them."""
+    inside = [str(photos), "--checkpoint", str(run), "--output"]
+    assert main([*inside, str(photos)]) == 0
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("3 of 3 images") == 2
+    above = [str(tmp_path), "--checkpoint", str(run), "--output", str(tmp_path / "all")]
+    assert main(above) == 0
+    assert "3 of 3 images" in capsys.readouterr().out
+    assert main([str(tmp_path / "out"), *above[1:-1], str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'out'}: no images in this folder")
+    assert "results of earlier runs" in error
+    assert main([str(tmp_path / "out" / "overlays"), *above[1:-1], str(tmp_path / "again")]) == 0
+
+
+def test_a_link_that_leads_to_itself_is_one_image_less(arguments, photos, capsys) -> None:
+    (photos / "loop.png").symlink_to(photos / "loop.png")
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.strip() == f"error: {photos / 'loop.png'}: no such file"
+    assert "3 of 4 images" in told.out

@@ -111,3 +111,32 @@ def test_names_as_long_as_there_are(tmp_path: Path, stem: str) -> None:
     assert main(arguments) == 0
     for folder, suffix in (("labels", "png"), ("probabilities", "npz")):
         assert [p.name for p in (tmp_path / "out" / folder).iterdir()] == [f"{stem}.{suffix}"]
+
+
+def test_results_of_earlier_runs_are_no_masks(folders: Path, capsys) -> None:
+    """Of any output, in the folder of the masks or of the images; but where they are asked for."""
+    inputs = [str(folders / "images"), str(folders / "masks")]
+    fast = ["--dense-crf-iterations", "0", "--device", "cpu"]
+    for output in ("masks", "masks/fine", "images/fine", "out"):
+        assert main([*inputs, "--output", str(folders / output), *fast]) == 0
+        told = capsys.readouterr()
+        assert "2 of 2 masks" in told.out
+        assert told.err == ""
+    inputs[1] += "/labels"
+    assert main([*inputs, "--output", str(folders / "twice"), *fast]) == 0
+    inputs[1] = str(folders / "masks")
+    pattern = ["--mask-pattern", "labels/{name}.png"]
+    assert main([*inputs, "--output", str(folders / "again"), *fast, *pattern]) == 0
+    assert capsys.readouterr().out.count("2 of 2 masks") == 2
+
+
+def test_links_that_lead_to_themselves(folders: Path, capsys) -> None:
+    (folders / "images" / "c.png").symlink_to(folders / "images" / "c.png")
+    (folders / "masks" / "c.png").symlink_to(folders / "masks" / "c.png")
+    assert run(folders) == 1
+    told = capsys.readouterr()
+    assert "2 of 3 masks" in told.out
+    assert "c.png: no such file" in told.err
+    (folders / "loop").symlink_to(folders / "loop")
+    assert run(folders, "--output", str(folders / "loop")) == 2
+    assert "loop cannot be written (it is no folder)" in capsys.readouterr().err

@@ -11,7 +11,13 @@ import pytest
 
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.records.folder_lock import lock_folder, locked
-from deepcrf_ext.records.result_folder import ResultFolder, Task
+from deepcrf_ext.records.result_folder import (
+    PREDICTED,
+    REFINED,
+    ResultFolder,
+    Task,
+    is_result,
+)
 
 SETTINGS = {"alpha": 0.5, "scales": (1.0, 2.0)}
 
@@ -182,3 +188,24 @@ def test_one_process_at_a_time_writes_to_a_folder(folder: Path, tmp_path: Path) 
     assert begin(folder, [a]) == begin(folder, [a]) == [a], "one after another in this process"
     with pytest.raises(InputError, match="is being written by another process"):
         lock_folder(folder)
+
+
+def test_links_that_lead_to_themselves(folder: Path, tmp_path: Path) -> None:
+    """They are as good as files that are not there."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    a = Task("a", (tmp_path / "loop",), (folder / "a.png",))
+    assert begin(folder, [a]) == [a]
+    with pytest.raises(InputError, match="loop cannot be written"):
+        begin(tmp_path / "loop", [Task("a", (tmp_path / "a",), (tmp_path / "loop" / "a.png",))])
+
+
+@pytest.mark.parametrize("record", [PREDICTED, REFINED])
+def test_results_are_told_by_the_record_beside_them(tmp_path: Path, record: str) -> None:
+    run = tmp_path / "photos" / "run"
+    run.mkdir(parents=True)
+    made = ("labels/a.png", "overlays/deep/a.png", "marginals/a.npz", "legend.png")
+    assert not any(is_result(run / name, tmp_path) for name in made), "without a record"
+    (run / record).touch()
+    assert all(is_result(run / name, top) for name in made for top in (tmp_path, run))
+    assert not is_result(run / "a.png", tmp_path)
+    assert not is_result(run / "labels" / "a.png", run / "labels"), "a folder that is asked for"
