@@ -69,12 +69,20 @@ def _legend(
     if os.path.realpath(path) in map(os.path.realpath, images):
         raise InputError(f"--output: {path} is an input; choose another folder")
     picture = legend(classes, palette)
-    if not overwrite and path.exists() and not np.array_equal(read_image(path), picture):
+    if not overwrite and path.exists() and not _is_picture(path, picture):
         raise InputError(
-            f"--output: {path} is of other classes; choose another folder, or give --overwrite to "
-            "replace it"
+            f"--output: {path} is of other classes, or no legend; choose another folder, or give "
+            "--overwrite to replace it"
         )
     return picture
+
+
+def _is_picture(path: Path, picture: npt.NDArray[np.uint8]) -> bool:
+    """Whether a file is this picture."""
+    try:
+        return np.array_equal(read_image(path), picture)
+    except InputError:
+        return False
 
 
 def _parser() -> ArgumentParser:

@@ -24,6 +24,7 @@ from deepcrf_ext.evaluation.prediction import named_variant
 from deepcrf_ext.paper.voc_archive import write_archive
 from deepcrf_ext.parallel.device import choose_device
 from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.whole_files import make_folder
 
 COMPETITIONS = {
     "comp5": "trained on VOC's own annotation alone",
@@ -72,6 +73,8 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(
             f"competition: got {arguments.competition!r}, must be one of {', '.join(COMPETITIONS)}"
         )
+    if output.is_dir():
+        raise InputError(f"output: {output} is a folder; must be the name of a file, as x/a.tgz")
     if output.exists() and not arguments.overwrite:
         raise InputError(f"output: {output} exists; choose another file, or give --overwrite")
     model, config, metadata = load_model(arguments.checkpoint, choose_device(arguments.device))
@@ -84,7 +87,7 @@ def _run(argv: Sequence[str]) -> None:
     name = arguments.row or next(reversed(model.variants()), None)
     variant = named_variant(model, name)
     dense_crf = dense_crf_settings(arguments, variant.dense_crf, "--row full")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     folder = f"results/VOC2012/Segmentation/{arguments.competition}_{arguments.data.split}_cls"
     write_archive(
         model, variant, dataset, folder, output, views_of(arguments), config.amp, dense_crf

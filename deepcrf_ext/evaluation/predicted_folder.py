@@ -114,8 +114,6 @@ class PredictedFolder:
             others = () if self.marginals else marginals
             tasks.append(Task(target.name, (path,), results, others))
         todo = {task.name for task in folder.begin(tasks, settings, overwrite)}
-        for parent in {result.parent for task in tasks for result in task.results}:
-            parent.mkdir(parents=True, exist_ok=True)
         return {path: target for path, target in targets.items() if target.name in todo}
 
     def _targets(self, name: str) -> Targets:

@@ -107,7 +107,6 @@ class RefinedFolder:
 
     @staticmethod
     def _write(path: Path, write: Callable[[Any], object]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as file:
             write(file)
 

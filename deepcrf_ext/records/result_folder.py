@@ -90,10 +90,10 @@ class ResultFolder:
         if such a run is stopped, the next one goes on where it was. inputs: further files that no
         result may replace.
 
-        Raises InputError where an input would be replaced or removed, and where another process
-        writes to the folder; and, unless these are to be overwritten, where the folder holds
-        results of other settings, of other files under the name of a task, or files of which
-        nothing is noted.
+        Makes the folders of the results. Raises InputError where one cannot be written, where an
+        input would be replaced or removed, and where another process writes to the folder; and,
+        unless these are to be overwritten, where the folder holds results of other settings, of
+        other files under the name of a task, or files of which nothing is noted.
         """
         kept = {os.path.realpath(path) for task in tasks for path in task.sources}
         kept.update(os.path.realpath(path) for path in inputs)
@@ -110,6 +110,8 @@ class ResultFolder:
         place = os.path.realpath(self.path)
         if place not in _LOCKS:
             _LOCKS[place] = lock_folder(self.path)
+        for parent in {path.parent for task in tasks for path in task.results}:
+            make_folder(parent)
         record = {**settings, "sources": {**noted, **{task.name: task.places() for task in tasks}}}
         if overwrite:
             self._note(record)

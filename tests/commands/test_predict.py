@@ -195,6 +195,11 @@ def test_results_replace_nothing_unasked_and_inputs_never(run, pictures, tmp_pat
     further[0] = str(pictures / "wide.png")
     assert main(further) == 2
     assert "legend.png is of other classes" in capsys.readouterr().err
+    (output / "legend.png").write_bytes(b"")
+    assert main(further) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output: {output / 'legend.png'} is of other classes, or no")
+    assert "--overwrite" in error
     assert main([*further, "--overwrite"]) == 0
     assert files_of(output)["legend.png"] == before["legend.png"]
 

@@ -114,6 +114,8 @@ def test_an_archive_is_not_replaced_by_chance(run, voc, tmp_path, capsys):
     assert output.read_bytes() == b"earlier"
     assert submit(run, voc, output, "--overwrite") == 0
     assert tarfile.is_tarfile(output)
+    assert submit(run, voc, tmp_path, "--overwrite") == 2, "before the images are segmented"
+    assert f"output: {tmp_path} is a folder; must be the name of a file" in capsys.readouterr().err
 
 
 def test_a_failing_image_leaves_no_archive(run, voc, tmp_path, capsys):

@@ -209,3 +209,14 @@ def test_results_are_told_by_the_record_beside_them(tmp_path: Path, record: str)
     assert all(is_result(run / name, top) for name in made for top in (tmp_path, run))
     assert not is_result(run / "a.png", tmp_path)
     assert not is_result(run / "labels" / "a.png", run / "labels"), "a folder that is asked for"
+
+
+def test_folders_of_results_are_made_before_any_is(folder: Path, tmp_path: Path) -> None:
+    deep = Task("a", (tmp_path / "a.jpg",), (folder / "labels" / "x" / "a.png",))
+    begin(folder, [deep])
+    assert (folder / "labels" / "x").is_dir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "labels").touch()
+    blocked = Task("a", deep.sources, (tmp_path / "other" / "labels" / "a.png",))
+    with pytest.raises(InputError, match="output: .*labels cannot be written .it is no folder"):
+        begin(tmp_path / "other", [blocked])
