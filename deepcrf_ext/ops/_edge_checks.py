@@ -11,6 +11,7 @@ from deepcrf_ext.ops._tensor_checks import (
     check_device,
     check_device_type,
     check_integer,
+    have_values,
 )
 
 MAX_NODES = 2**31 - 1  # targets are int32
@@ -20,9 +21,10 @@ def checked_edges(
     source_index: Tensor, target_index: Tensor, num_nodes: int
 ) -> tuple[Tensor, Tensor, int]:
     """Both ends of the edges as int64 [E], and the number of nodes, checked."""
-    num_nodes = checked_int("num_nodes", num_nodes)
-    if not 0 <= num_nodes <= MAX_NODES:
-        raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{MAX_NODES}")
+    if not torch.compiler.is_compiling():  # a size may be open there
+        num_nodes = checked_int("num_nodes", num_nodes)
+        if not 0 <= num_nodes <= MAX_NODES:
+            raise ValueError(f"num_nodes: got {num_nodes}, must be in 0..{MAX_NODES}")
     check_dense("source_index", source_index)
     check_dense("target_index", target_index)
     check_device_type("source_index", source_index)
@@ -43,7 +45,10 @@ def _index(index: Tensor, name: str, limit_name: str, limit: int) -> Tensor:
     if index.dim() != 1:
         raise ValueError(f"{name}: got {list(index.shape)}, must have shape [E]")
     index = index.long()  # first: there is little else that torch does with uint16
-    if index.numel() > 0:
+    if not have_values(index):
+        good = index == index.clamp(0, limit - 1)
+        torch._assert_async(good.all(), f"{name}: must be in 0..{limit_name}-1")
+    elif index.numel() > 0:
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < 0 or high >= limit:
             raise ValueError(

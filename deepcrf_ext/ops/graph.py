@@ -250,7 +250,7 @@ class EdgeGraph:
             reverse_edges,
             source.int(),
             edge_order,
-            int((source == target).sum()),
+            (source == target).sum().item(),  # type: ignore[arg-type]
         )
 
     @classmethod

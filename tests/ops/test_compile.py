@@ -20,9 +20,11 @@ from problems import (
 from targets import OPERATOR_TARGETS, Target
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
 
 import deepcrf_ext
 from deepcrf_ext import EdgeGraph
+from deepcrf_ext.nn import PairwisePotential
 
 
 def sized_problem(loops: bool, kind: str, height: int, width: int) -> Problem:
@@ -118,6 +120,33 @@ def test_compiled_code_checks_labels() -> None:
         labels[4] = label
         with pytest.raises(RuntimeError, match=r"labels: must be in 0\.\.2 or ignore_index = 255"):
             compiled(labels)
+
+
+class GraphNetwork(torch.nn.Module):
+    """A network over any graph, whose edges are an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unary = torch.nn.Linear(4, 3)
+        self.pairwise = PairwisePotential(4, 3, hidden=5)
+
+    def forward(self, features: Tensor, edges: Tensor) -> Tensor:
+        graph = EdgeGraph.from_edges(edges[0], edges[1], features.shape[0])
+        potential = self.pairwise(features, graph)
+        return deepcrf_ext.mean_field(self.unary(features), [potential], iterations=3)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_network_over_edges_exports_for_any_graph(strict: bool) -> None:
+    network = GraphNetwork()
+    features, edges = torch.randn(6, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    sizes = {"features": {0: Dim("nodes")}, "edges": {1: Dim("edges")}}
+    exported = torch.export.export(network, (features, edges), dynamic_shapes=sizes, strict=strict)
+    for nodes, count in ((6, 4), (9, 31), (3, 7)):
+        arguments = torch.randn(nodes, 4), torch.randint(nodes, (2, count))
+        assert_close(exported.module()(*arguments).detach(), network(*arguments).detach())
+    with pytest.raises(RuntimeError, match=r"target_index: must be in 0\.\.num_nodes-1"):
+        exported.module()(features, torch.tensor([[0, 1, 2], [1, 2, 6]]))
 
 
 def refined(image: Tensor) -> Tensor:
