@@ -26,7 +26,7 @@ from deepcrf_ext.explanation.analysis import compatibility, explain_node
 from deepcrf_ext.explanation.pictures import compatibility_picture, node_picture
 from deepcrf_ext.models import DeepCRF, Variant
 from deepcrf_ext.parallel.device import autocast, choose_device
-from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.checkpoint import find_trained, load_model
 from deepcrf_ext.records.provenance import made_by, provenance
 from deepcrf_ext.whole_files import write_json
 
@@ -152,8 +152,7 @@ def _run_image(arguments: Namespace, argv: Sequence[str]) -> None:
     explanation = explain_node(model, energies, variant, node)
 
     if arguments.output is None and arguments.image is not None:
-        run = arguments.checkpoint
-        arguments.output = (run if run.is_dir() else run.parent) / "explain"
+        arguments.output = find_trained(arguments.checkpoint).parent / "explain"
     folder = output_folder(arguments, "explain")
     name = f"explain-{sample.name}-{x}-{y}"
     palette = np.array(metadata["palette"], np.uint8)

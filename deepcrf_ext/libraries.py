@@ -64,6 +64,7 @@ class _Lazy:
 cv2: Any = _Lazy("cv2")
 """OpenCV. Some of its wheels need libraries of a display (libGL), which slim machines lack."""
 tifffile: Any = _Lazy("tifffile")
+yaml: Any = _Lazy("yaml")
 
 
 def end_in_one_line() -> None:

@@ -15,12 +15,12 @@ from deepcrf_ext.data import DATASETS, SegmentationDataset, open_dataset, refuse
 from deepcrf_ext.data.base import labels_in
 from deepcrf_ext.data.label_maps import read_labels_setting
 from deepcrf_ext.data.predictions import Layout
-from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.evaluation.masks import CERTAINTY, Kind, MaskSettings, about_labels
 from deepcrf_ext.models import VARIANTS
 from deepcrf_ext.models.refine import DenseCRFSettings
 from deepcrf_ext.ops.dense_crf_params import PRESETS
+from deepcrf_ext.settings_files import home_expanded
 from deepcrf_ext.whole_files import make_folder
 
 _SOURCE_OPTIONS = {

@@ -15,10 +15,10 @@ from jsonargparse.typing import Path as ConfigPath
 
 from deepcrf_ext.cli.help import HelpFormatter
 from deepcrf_ext.cli.messages import plain_message
-from deepcrf_ext.data.settings_files import home_expanded, read_text, refuse_repeated_keys
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.libraries import require
 from deepcrf_ext.ops import _backend
+from deepcrf_ext.settings_files import home_expanded, read_text, refuse_repeated_keys
 
 _MODE = "deepcrf_ext"
 _YAML = get_loader("yaml")

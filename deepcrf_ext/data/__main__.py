@@ -18,10 +18,10 @@ from deepcrf_ext.config.data import DataConfig
 from deepcrf_ext.data.base import FileDataset, require_folder
 from deepcrf_ext.data.overview import Overview, describe, list_splits, survey, values_as_classes
 from deepcrf_ext.data.reduced import spread
-from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.pictures.labels import colour, overlay, picture_grid
 from deepcrf_ext.progress import Progress
+from deepcrf_ext.settings_files import home_expanded
 from deepcrf_ext.whole_files import make_folder
 
 _DESCRIPTION = """Show what a data set holds, and check every file of it.

@@ -12,8 +12,8 @@ import numpy as np
 
 from deepcrf_ext.data.images import voc_palette
 from deepcrf_ext.data.label_maps import IGNORE, MAX_CLASSES, Colour, parse_colour
-from deepcrf_ext.data.settings_files import find_file, parse_yaml, read_text
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import find_file, parse_yaml, read_text
 
 Classes = Sequence[str] | Mapping[str, object] | str | Path
 Value = TypeVar("Value")

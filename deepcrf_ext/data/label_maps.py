@@ -18,8 +18,8 @@ import numpy as np
 from deepcrf_ext.constants import IGNORE_INDEX
 from deepcrf_ext.data import camvid, voc
 from deepcrf_ext.data.images import is_lossy, voc_palette
-from deepcrf_ext.data.settings_files import read_settings
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import read_settings
 
 Colour = tuple[int, int, int]
 Labels = dict[int | str, int | str]

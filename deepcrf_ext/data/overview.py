@@ -28,8 +28,8 @@ from deepcrf_ext.data.label_maps import LOSSY, Labels, describe_code
 from deepcrf_ext.data.masks import read_codes
 from deepcrf_ext.data.pairing import pair_files
 from deepcrf_ext.data.registry import DATASETS, open_dataset
-from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import home_expanded
 
 MAX_VALUES = 64  # a folder without a label map: more values in its masks are no coding
 

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from deepcrf_ext.config.data import DataSource
 from deepcrf_ext.data.base import LabelledFile
 from deepcrf_ext.data.file_patterns import MASK_SUFFIXES, FilePattern, Found, describe_folders
-from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import below, existing_pair, is_header, read_lines
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import find_file
 
 
 @dataclass

@@ -11,9 +11,9 @@ from deepcrf_ext.data.base import SegmentationDataset, require_folder
 from deepcrf_ext.data.camvid import CamVid
 from deepcrf_ext.data.folder import FolderDataset
 from deepcrf_ext.data.scenes import Scenes
-from deepcrf_ext.data.settings_files import home_expanded
 from deepcrf_ext.data.voc import Voc
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import home_expanded
 
 Factory = Callable[[Path | None, str], SegmentationDataset]
 

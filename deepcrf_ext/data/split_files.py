@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from os.path import isfile
 from pathlib import Path, PurePosixPath
 
-from deepcrf_ext.data.settings_files import read_text
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.settings_files import read_text
 
 _COLUMN = "images?|imgs?|masks?|labels?|annotations?|files?|names?|paths?|ids?"
 _HEADER = re.compile(rf'([\s,;_"]*({_COLUMN}))+[\s,;"]*', re.IGNORECASE)

@@ -14,9 +14,9 @@ from scipy.io.matlab import MatReadError
 from deepcrf_ext.data.base import FileDataset, LabelledFile, listed, require_folder
 from deepcrf_ext.data.file_patterns import visible
 from deepcrf_ext.data.images import read_labels, voc_palette
-from deepcrf_ext.data.settings_files import find_file
 from deepcrf_ext.data.split_files import existing_pair, pairs, read_lines
 from deepcrf_ext.errors import InputError, reason
+from deepcrf_ext.settings_files import find_file
 
 # All that scipy is known to raise on damaged files.
 _MAT_ERRORS = (

@@ -3,7 +3,6 @@ grid of nodes to pixels."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from deepcrf_ext.ops.dense_crf_params import (
     DenseCRFParams,
     unary_from_probabilities,
 )
+from deepcrf_ext.settings_files import parse_yaml
 
 NUMBERS = tuple(f.name for f in fields(DenseCRFParams) if f.name in (*WIDTHS, *WEIGHTS))
 """The parameters that options and files hold as numbers; beside them "normalisation"."""
@@ -54,7 +54,7 @@ class DenseCRFSettings:
             raise InputError(
                 f"dense CRF: {source} is neither a file nor one of {', '.join(PRESETS)}"
             )
-        values = _parse(path)
+        values = parse_yaml(path)
         if not isinstance(values, Mapping):
             raise InputError(f"{path}: must hold some of {', '.join(NUMBERS)}, iterations")
         return cls._of_mapping(values, str(path))
@@ -96,22 +96,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _parse(path: Path) -> Any:
-    """What a JSON or YAML file holds. Raises InputError if it is neither."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text)  # YAML reads 1e-05, which JSON writers give, as a string
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not YAML or JSON: {error}") from error
-    except json.JSONDecodeError:
-        import yaml  # settings in YAML alone need it
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from error
 
 
 def refine(marginals: Tensor, image: Tensor, settings: DenseCRFSettings | None = None) -> Tensor:

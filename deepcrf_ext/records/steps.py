@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it to do this step again") from error
+        raise InputError(f"{path}: not JSON ({error}); delete it to have it made anew") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; delete it to do this step again")
+        raise InputError(f"{path}: not a JSON object; delete it to have it made anew")
     return value

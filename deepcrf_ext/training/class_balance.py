@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from deepcrf_ext.data import SegmentationDataset
-from deepcrf_ext.data.settings_files import home_expanded, parse_yaml
 from deepcrf_ext.errors import InputError
 from deepcrf_ext.parallel.world import ALONE, World
 from deepcrf_ext.progress import progress
+from deepcrf_ext.settings_files import home_expanded, parse_yaml
 
 
 def median_frequency_weights(dataset: SegmentationDataset, world: World = ALONE) -> Tensor:

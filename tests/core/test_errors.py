@@ -11,10 +11,10 @@ from PIL import Image
 
 from deepcrf_ext.data.arrays import read_array
 from deepcrf_ext.data.images import read_image, read_labels
-from deepcrf_ext.data.settings_files import read_text
 from deepcrf_ext.data.tiff_bands import as_rgb
 from deepcrf_ext.data.voc import read_sbd_labels
 from deepcrf_ext.errors import InputError, reason
+from deepcrf_ext.settings_files import read_text
 
 
 @pytest.mark.parametrize("read", [read_array, read_text, as_rgb, read_sbd_labels])

@@ -17,7 +17,7 @@ import deepcrf_ext
 from deepcrf_ext.libraries import EXTRA
 
 PACKAGE = Path(deepcrf_ext.__file__).parent
-ANYWHERE = {"errors", "constants", "libraries", "progress", "whole_files"}
+ANYWHERE = {"errors", "constants", "libraries", "progress", "settings_files", "whole_files"}
 """What every part may import."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "constants": set(),
     "libraries": set(),
     "progress": set(),
+    "settings_files": set(),
     "whole_files": set(),
     "ops": set(),
     "reference": {"ops"},

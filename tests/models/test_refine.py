@@ -63,7 +63,7 @@ def test_row_full_of_a_model_needs_the_images_size(tmp_path: Path) -> None:
             model.predict(images, "full", (10, 15))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("writer", [json.dumps, yaml.safe_dump])
 def test_settings_come_back_from_a_file(
     tmp_path: Path, writer: Callable[[Any], str], encoding: str
@@ -98,6 +98,7 @@ def test_settings_by_name_and_in_part() -> None:
         ("{iterations: -1}", "iterations: got -1, must be at least 0"),
         ("[1, 2]", "must hold some of"),
         ("{a: [", "not YAML"),
+        ("{iterations: 2, iterations: 3}", "the key 'iterations' is there twice"),
         ("", "must hold some of"),
     ],
 )

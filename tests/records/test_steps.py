@@ -40,7 +40,7 @@ def test_a_step_that_fails_leaves_no_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "train.json: not JSON "), ("[3]", "train.json: not a JSON object; delete it to do")],
+    [("{", "train.json: not JSON "), ("[3]", "train.json: not a JSON object; delete it to have")],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "train.json").write_text(content)

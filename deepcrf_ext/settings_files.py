@@ -1,4 +1,4 @@
-"""Files that settings of data name: found below the root or where they are, YAML, JSON or text."""
+"""Files that settings name or are: found below a root or where they are, YAML, JSON or text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepcrf_ext.errors import InputError, reason
+from deepcrf_ext.libraries import yaml
 
 
 def find_file(option: str, name: str | Path, root: Path, purpose: str) -> Path:
@@ -54,14 +53,15 @@ def parse_yaml(path: Path) -> Any:
     text = read_text(path)
     try:
         try:
-            return json.loads(text, object_pairs_hook=_mapping)  # with tabs, which YAML refuses
+            # YAML refuses its tabs, and takes 1e-05, as JSON is written, for text.
+            return json.loads(text, object_pairs_hook=_mapping)
         except json.JSONDecodeError:
             refuse_repeated_keys(text)
             return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from error
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
