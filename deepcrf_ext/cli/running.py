@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from deepcrf_ext.cli.streams import lasting_streams
 from deepcrf_ext.errors import InputError, TrainingError, reason
+
+# Of a home folder that cannot be written to, matplotlib would tell as it is loaded.
+logging.getLogger("matplotlib").addHandler(logging.NullHandler())
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2

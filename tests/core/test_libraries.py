@@ -114,3 +114,17 @@ def test_the_extra_is_that_of_the_package() -> None:
         re.match(r"[\w-]+(\[\w+\])?", requirement).group()
         for requirement in re.findall(r'"(.+?)"', extra)
     }
+
+
+@pytest.mark.parametrize("command", ["refine", "explain", "reproduce"])
+def test_a_home_that_cannot_be_written_to_is_nobodys_concern(tmp_path: Path, command: str) -> None:
+    """As of a service, or in a container: matplotlib then keeps its fonts elsewhere."""
+    (tmp_path / "file").touch()
+    result = subprocess.run(
+        [sys.executable, "-m", f"deepcrf_ext.{command}", "--help"],
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path / "file" / "x"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
