@@ -89,7 +89,7 @@ def choose_variants(model: DeepCRF, names: Sequence[str] | None) -> dict[str, Va
     if not names:
         return before_and_after(model)
     if "all" in names:
-        return model.variants() or before_and_after(model)
+        return model.variants()
     return {name: named_variant(model, name) for name in names}
 
 

@@ -147,7 +147,7 @@ def named_variant(model: DeepCRF, name: str | None) -> Variant:
     missing = [p for p in VARIANTS[name].potentials if p not in model.potential_names]
     raise InputError(
         f"row: {name!r} needs the potentials {', '.join(missing)}, which this checkpoint lacks; "
-        f"it has the rows {', '.join(variants) or 'none'}. Train with --model.potentials all, or "
+        f"it has the rows {', '.join(variants)}. Train with --model.potentials all, or "
         f"with {', '.join(missing)} in their list, for this row"
     )
 

@@ -185,6 +185,22 @@ def test_flip_and_multi_scale_testing(run, tmp_path):
         assert report["rows"][name]["confusion"] == scores.confusion.tolist()
 
 
+def test_networks_compute_as_in_training(run, tmp_path):
+    state = load_checkpoint(run / "last.pt")
+    state["config"]["amp"] = True
+    save_checkpoint(tmp_path / "mixed.pt", state)
+    assert main(["--checkpoint", str(tmp_path / "mixed.pt"), "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    model, config, _ = load_model(run)
+    dataset = open_dataset("camvid", config.data.root, "val")
+    mixed, plain = (
+        evaluate(model, dataset, before_and_after(model), amp, boundaries=False).probabilities
+        for amp in (True, False)
+    )
+    for name, scores in mixed.items():
+        assert report["rows"][name]["nll"] == scores.nll != plain[name].nll
+
+
 def test_data_can_be_overridden(run, tmp_path):
     other = write_camvid(tmp_path / "other", "test", count=1)
     arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]

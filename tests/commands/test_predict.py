@@ -16,8 +16,9 @@ from deepcrf_ext.data import read_image, read_labels
 from deepcrf_ext.evaluation.predicted_folder import find_images, output_names
 from deepcrf_ext.evaluation.prediction import predict_image, upsample_labels
 from deepcrf_ext.evaluation.views import Views
+from deepcrf_ext.nn.grid_graphs import graph_bytes
 from deepcrf_ext.predict import main
-from deepcrf_ext.records.checkpoint import load_model
+from deepcrf_ext.records.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 
 @pytest.fixture
@@ -64,6 +65,43 @@ def test_command_says_where_the_networks_see_less(run, tmp_path, capsys):
     assert main([*arguments, "--overwrite"]) == 0
     assert "instead" not in capsys.readouterr().err
     assert all(small < whole for small, whole in zip(fitting, grid(), strict=True))
+
+
+def test_what_the_networks_see_is_bounded_where_scales_or_windows_are_given(run, tmp_path, capsys):
+    """Graphs grow with the fourth power of the scale; those of windows do not with the image."""
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(picture)
+    model, _, _ = load_model(run)
+    grid = model.grid_size(120, 160)
+    boxes = [relation.box(*grid) for relation in model.config.relations.values()]
+    needed = sum(graph_bytes(box, 1, *grid) for box in boxes)
+    arguments = [str(picture), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    arguments += ["--overwrite", "--memory"]
+    for options, told in (
+        ([str(2e-9 * needed)], False),
+        ([str(2e-9 * needed), "--scales", "[1.0,1.5]"], True),
+        ([str(5e-10 * needed)], True),
+        ([str(5e-10 * needed), "--window", "60", "--max-size", "160"], False),
+    ):
+        assert main([*arguments, *options]) == 0
+        assert ("instead of 160 pixels a side" in capsys.readouterr().err) == told
+
+
+def test_networks_compute_as_in_training(run, pictures, tmp_path):
+    state = load_checkpoint(run / "last.pt")
+    state["config"]["amp"] = True
+    save_checkpoint(tmp_path / "mixed.pt", state)
+    picture = pictures / "a.png"
+    arguments = ["--checkpoint", str(tmp_path / "mixed.pt"), "--output", str(tmp_path / "out")]
+    assert main([str(picture), *arguments, "--marginals"]) == 0
+    found = np.load(tmp_path / "out" / "marginals" / "a.npz")["marginals"]
+    model, _, _ = load_model(run)
+    mixed, plain = (
+        predict_image(model, read_image(picture), "1unary+2pair", 640, amp).marginals
+        for amp in (True, False)
+    )
+    np.testing.assert_array_equal(found, mixed)
+    assert (found != plain).any()
 
 
 def test_an_image_too_large_to_be_seen_whole_is_left_out(run, tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from tiny_run import TINY_MODEL, lines
 from deepcrf_ext.config import DataConfig, TrainConfig
 from deepcrf_ext.data import LabelledPairs
 from deepcrf_ext.errors import InputError
+from deepcrf_ext.evaluation.evaluation import before_and_after, evaluate
 from deepcrf_ext.parallel.world import World
 from deepcrf_ext.records.checkpoint import load_checkpoint
 from deepcrf_ext.records.folder_lock import locked
@@ -129,6 +130,17 @@ def test_a_run_stopped_while_it_validates_continues_exactly(tmp_path: Path) -> N
     states = [load_checkpoint(folder / "last.pt") for folder in (run, tmp_path / "whole")]
     one, other = (state["model"] for state in states)
     assert all(one[name].equal(other[name]) for name in other)
+
+
+def test_validation_computes_as_training_does() -> None:
+    trainer = make_trainer(amp=True)
+    found = trainer.validate(trainer.model.potential_names, StopRequest())
+    model, val_set = trainer.model, trainer.val_set
+    mixed, plain = (
+        evaluate(model, val_set, before_and_after(model), amp, boundaries=False).summary()
+        for amp in (True, False)
+    )
+    assert found == mixed != plain
 
 
 def test_every_step_of_every_process_draws_anew() -> None:
