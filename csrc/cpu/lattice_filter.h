@@ -17,7 +17,7 @@ template <typename T_, int V_, int R>
 struct Row {
   using T = T_;
   static constexpr int V = V_;
-  static constexpr int kStep = R > 0 ? R : 4;  // vectors that are held in registers
+  static constexpr int kStep = R > 0 ? R : 8;  // vectors that are held in registers
   using Vector = typename RowVector<T, V>::type;
 
   explicit Row(int64_t num_channels) : vectors_(ceil_div(num_channels, V)) {}
@@ -70,14 +70,16 @@ void with_corners(const PermutohedralLattice& lattice, Function&& function) {
 }
 
 // Calls function(r, S) for the vectors r..r+S-1 of a row, S a constant, until all have had their
-// turn: sums of S vectors are held in registers.
+// turn: sums of S vectors are held in registers, as many as are left or half as many and so on.
+template <int Step, typename Row, typename Function>
+void for_vectors_from(int64_t r, const Row& row, Function&& function) {
+  for (; r + Step <= row.vectors(); r += Step) function(r, std::integral_constant<int, Step>{});
+  if constexpr (Step > 1) for_vectors_from<Step / 2>(r, row, function);
+}
+
 template <typename Row, typename Function>
 void for_vectors(const Row& row, Function&& function) {
-  int64_t r = 0;
-  for (; r + Row::kStep <= row.vectors(); r += Row::kStep) {
-    function(r, std::integral_constant<int, Row::kStep>{});
-  }
-  for (; r < row.vectors(); ++r) function(r, std::integral_constant<int, 1>{});
+  for_vectors_from<Row::kStep>(0, row, function);
 }
 
 // entries += scale * weight * value, over the vertices of the positions first..first+count-1. Those
