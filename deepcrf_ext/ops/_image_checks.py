@@ -29,6 +29,9 @@ def check_image_tensor(image: Any, sizes: dict[str, int]) -> None:
 def check_range(image: Tensor, name: str, width: Any, image_name: str = "image") -> None:
     """Refuse values that are not finite; warn, once each, of a range that fits no width of 1 up.
 
+    Such are 0..1, and values on both sides of 0 that differ by no more than two widths: normalised
+    ones, unlike Lab colours, Hounsfield units or bytes less their mean.
+
     Looks at no image on CUDA, for which nothing waits, nor in traced code.
 
     Args:
@@ -45,7 +48,8 @@ def check_range(image: Tensor, name: str, width: Any, image_name: str = "image")
     if isinstance(width, Tensor) and not are_seen(width):
         return
     narrowest = float(torch.as_tensor(width, device="cpu").detach().min())
-    negative = low < -0.01 * abs(high)  # by more than the rounding of a normalisation undone
+    # Below 0 by more than the rounding of a normalisation undone.
+    negative = low < -0.01 * abs(high) and high - low <= 2 * narrowest
     found = "negative values" if negative else "values within 0..1" if 0 < high <= 1 else ""
     if found and narrowest >= 1 and found not in _warned:
         _warned.add(found)

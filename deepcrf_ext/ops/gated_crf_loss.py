@@ -93,8 +93,9 @@ def gated_crf_loss(
         TypeError, ValueError: an argument does not fit; the message names it.
 
     Warns:
-        UserWarning: once, a floating-point image within 0..1 or with negative values meets colour
-            widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
+        UserWarning: once, a floating-point image within 0..1, or of both signs within two widths,
+            meets colour widths of 1 or more. Not on CUDA and not in compiled code, where values are
+            not seen.
 
     Example:
         >>> import torch

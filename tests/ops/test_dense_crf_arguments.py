@@ -133,6 +133,24 @@ def test_images_in_other_units_warn_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert warnings_of(image) == []
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "srgb", "warns"),
+    [
+        (-2.1, 2.6, 13, True),  # less the mean and over the deviation
+        (-2.1, 2.6, 3, True),
+        (-1000, 3000, 50, False),  # Hounsfield units
+        (-120, 150, 13, False),  # bytes less their mean
+        (-100, 100, 5, False),  # Lab
+    ],
+)
+def test_negative_values_warn_where_widths_are_too_large_for_them(
+    monkeypatch: pytest.MonkeyPatch, low: float, high: float, srgb: float, warns: bool
+) -> None:
+    monkeypatch.setattr(_image_checks, "_warned", set())
+    image = torch.linspace(low, high, 60).view(1, 3, 4, 5)
+    assert len(warnings_of(image, DenseCRFParams(bilateral_srgb=srgb))) == warns
+
+
 @pytest.mark.parametrize(("srgb", "warns"), [(1.0, True), (0.99, False), ((5, 0.5, 5), False)])
 def test_units_at_the_border_of_what_warns(
     monkeypatch: pytest.MonkeyPatch, srgb: float | tuple[float, ...], warns: bool
@@ -161,8 +179,8 @@ def test_warnings_name_the_line_of_the_caller(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_negative_values_beyond_rounding_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = torch.full((1, 3, 4, 5), 200.0)
-    for low, count in ((-1.9, 0), (-2.1, 1)):
+    image = torch.full((1, 3, 4, 5), 20.0)
+    for low, count in ((-0.19, 0), (-0.21, 1)):
         monkeypatch.setattr(_image_checks, "_warned", set())
         image[0, 0, 0, 0] = low
         assert len(warnings_of(image)) == count
