@@ -83,7 +83,8 @@ class DenseCRFSettings:
         object.__setattr__(self, "iterations", iterations)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `read` takes back; without a compatibility, which only Python code sets."""
+        """What `read` takes back where no weight is a matrix; without a compatibility. Only Python
+        code sets these."""
         values = {name: _plain(getattr(self.params, name)) for name in NUMBERS}
         values["iterations"] = self.iterations
         if self.params.normalisation != DenseCRFParams.normalisation:

@@ -52,7 +52,8 @@ class DenseCRF(nn.Module):
             the logits ``torch.cat([torch.zeros_like(l), l], 1)``.
         iterations: mean-field updates. With 0 the result is ``log_softmax(logits)``.
         params: widths and weights at the start, as `deepcrf_ext.dense_crf` takes them; None for the
-            defaults, which are for RGB images in 0..255.
+            defaults, which are for RGB images in 0..255. A weight that is a matrix [K, K], such as
+            ``3 * torch.eye(K)``, is learnt as one where weights are.
         learn: which of them are learnt: "weights" (of the two kernels), "compatibility" (a matrix
             [K, K], at the start Potts: 1 off the diagonal, 0 on it), "widths" (positive, as factors
             ``exp(log_scale)`` of those at the start). () for a layer without parameters.
@@ -62,7 +63,8 @@ class DenseCRF(nn.Module):
             network's input can be handed in; a uint8 image is taken as it is.
 
     Attributes:
-        gaussian_weight, bilateral_weight, compatibility: parameters, where they are learnt.
+        gaussian_weight, bilateral_weight, compatibility: parameters, where they are learnt;
+            matrices that are not are buffers, the rest None.
         log_scales: a parameter for each width by its name, where they are learnt, beside a buffer
             of that name, the width at the start.
 
@@ -84,6 +86,8 @@ class DenseCRF(nn.Module):
 
     mean: Tensor | None
     std: Tensor | None
+    gaussian_weight: Tensor | None
+    bilateral_weight: Tensor | None
     compatibility: Tensor | None
 
     def __init__(
@@ -103,15 +107,20 @@ class DenseCRF(nn.Module):
         self.iterations = checked_iterations(iterations)
         self.learn = _checked_names(learn)
         self.params = _fixed(params)
-        """The parameters at the start, as numbers; without the compatibility."""
+        """The parameters at the start, without matrices of labels."""
         means, stds = _channel_values("mean", mean), _channel_values("std", std, positive=True)
         _warn_of_units([*(means or ()), *(stds or ())], self.params.bilateral_srgb)
         self._first: dict[str, Any] = {"mean": means, "std": stds}
         """The values at the start of parameters and buffers."""
-        if "weights" in self.learn:
-            for name in WEIGHTS:
-                self._first[name] = getattr(self.params, name)
-                setattr(self, name, nn.Parameter(torch.empty(())))
+        for name in WEIGHTS:
+            matrix = self._matrix(f"a {name}", getattr(params, name))
+            if "weights" in self.learn:
+                self._first[name] = getattr(self.params, name) if matrix is None else matrix
+                shape = () if matrix is None else matrix.shape
+                setattr(self, name, nn.Parameter(torch.empty(shape)))
+            else:
+                self._first[name] = matrix
+                self._register(name, _empty_as(matrix))
         self._first["compatibility"] = self._first_compatibility(params.compatibility)
         if "compatibility" in self.learn:
             self.compatibility = nn.Parameter(torch.empty(self.num_classes, self.num_classes))
@@ -149,9 +158,15 @@ class DenseCRF(nn.Module):
         if given is None:
             identity = torch.eye(self.num_classes, device="cpu")
             return 1 - identity if "compatibility" in self.learn else None
+        return self._matrix("a compatibility", given)
+
+    def _matrix(self, what: str, given: Any) -> Tensor | None:
+        """A copy of a matrix of the labels of `params`, or None where it is a single number."""
+        if not isinstance(given, Tensor) or given.dim() == 0:
+            return None
         if given.shape[0] != self.num_classes:
             raise ValueError(
-                f"params: got a compatibility of {given.shape[0]} labels, must be of "
+                f"params: got {what} of {given.shape[0]} labels, must be of "
                 f"num_classes = {self.num_classes}"
             )
         return given.detach().cpu().clone()
@@ -195,14 +210,19 @@ class DenseCRF(nn.Module):
     def current_params(self) -> DenseCRFParams:
         """What `deepcrf_ext.dense_crf` takes to compute the same, tensors where they are learnt."""
         changes: dict[str, Any] = {"compatibility": self.compatibility}
-        if "weights" in self.learn:
-            changes.update({name: getattr(self, name) for name in WEIGHTS})
+        for name in WEIGHTS:
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
         for name, scale in self.log_scales.items():
             changes[name] = getattr(self, name) * scale.exp()
         return replace(self.params, **changes)
 
     def extra_repr(self) -> str:
-        numbers = [f"{name}={getattr(self.params, name)}" for name in (*WIDTHS, *WEIGHTS)]
+        matrices = [name for name, first in self._first.items() if isinstance(first, Tensor)]
+        numbers = [
+            f"{name}={'matrix' if name in matrices else getattr(self.params, name)}"
+            for name in (*WIDTHS, *WEIGHTS)
+        ]
         return ", ".join(
             [
                 f"num_classes={self.num_classes}",
@@ -267,10 +287,10 @@ def _checked_names(learn: Any) -> tuple[str, ...]:
 
 
 def _fixed(params: DenseCRFParams) -> DenseCRFParams:
-    """The parameters as numbers, without the compatibility."""
+    """The parameters as numbers, without matrices of labels: 1 in the place of weights."""
     tensors = {name: getattr(params, name) for name in (*WIDTHS, *WEIGHTS)}
     numbers: dict[str, Any] = {
-        name: value.detach().tolist()
+        name: 1.0 if value.dim() == 2 else value.detach().tolist()
         for name, value in tensors.items()
         if isinstance(value, Tensor)
     }

@@ -42,7 +42,7 @@ def dense_crf(
 ) -> Tensor:
     """Marginals of a dense CRF over the pixels of images or the voxels of volumes, by mean field.
 
-    ``Q⁰ = softmax(-unary)``, then ``Q ← softmax(-unary - Σ_kernels weight · μ · K̃ Q)``, where ``K̃``
+    ``Q⁰ = softmax(-unary)``, then ``Q ← softmax(-unary - Σ_kernels μ · weight · K̃ Q)``, where ``K̃``
     is the Gaussian kernel between all pairs of pixels on the permutohedral lattice, normalised
     symmetrically: ``K̃ = D^-½ K D^-½``, ``D = diag(K 1)`` (Krähenbühl and Koltun 2011, and their
     code, where a pixel is also its own neighbour). Potts is ``μ = -1``, which differs from
@@ -85,8 +85,9 @@ def dense_crf(
             widths that are tensors.
 
     Warns:
-        UserWarning: once, a floating-point image within 0..1 or with negative values meets colour
-            widths of 1 or more. Not on CUDA and not in compiled code, where values are not seen.
+        UserWarning: once, a floating-point image within 0..1, or of both signs within two widths,
+            meets colour widths of 1 or more. Not on CUDA and not in compiled code, where values are
+            not seen.
 
     Example:
         >>> import torch
@@ -162,17 +163,23 @@ def check_dense_crf(unary: Any, image: Any, params: Any, iterations: Any) -> Non
 
 def _compatibility(params: DenseCRFParams, name: str, unary: Tensor, dtype: torch.dtype) -> Tensor:
     """What a kernel's messages are multiplied by: a weight for Potts, else a [K, K] matrix."""
-    weight = getattr(params, name)
+    weight, sizes = getattr(params, name), {"K": unary.shape[1]}
     if isinstance(weight, Tensor):
+        if weight.dim() == 2:
+            check_tensor(name, weight, "K K", sizes)
         check_device(name, weight.device, unary.device, "unary")
-        scale = weight.to(dtype)
+        weight = weight.to(dtype)
     else:
-        scale = torch.full((), weight, dtype=dtype, device=unary.device)
+        weight = torch.full((), weight, dtype=dtype, device=unary.device)
     if params.compatibility is None:
-        return scale
-    check_tensor("compatibility", params.compatibility, "K K", {"K": unary.shape[1]})
+        return weight if weight.dim() == 0 else -weight
+    check_tensor("compatibility", params.compatibility, "K K", sizes)
     check_device("compatibility", params.compatibility.device, unary.device, "unary")
-    return scale * params.compatibility.to(dtype)
+    compatibility = params.compatibility.to(dtype)
+    if weight.dim() == 0:
+        return weight * compatibility
+    with torch.autocast(unary.device.type, enabled=False):
+        return compatibility @ weight
 
 
 @dataclass(frozen=True)

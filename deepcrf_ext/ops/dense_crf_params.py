@@ -69,7 +69,8 @@ class DenseCRFParams:
 
     Args:
         gaussian_sxy: standard deviation of the spatial kernel, in pixels.
-        gaussian_weight: its weight, a number or a 0-dimensional tensor.
+        gaussian_weight: its weight, a number or a 0-dimensional tensor; or a matrix [K, K] that
+            mixes the labels of what the kernel gathers, as those of Zheng et al. 2015.
         bilateral_sxy: standard deviation of the bilateral kernel in position, in pixels.
         bilateral_srgb: and in colour, in the units of the image: of RGB 0..255.
         bilateral_weight: its weight, as `gaussian_weight`.
@@ -103,7 +104,10 @@ class DenseCRFParams:
         for name in WEIGHTS:
             value = getattr(self, name)
             if isinstance(value, Tensor):
-                check_tensor(name, value, "", {})
+                check_dense(name, value)
+                if value.dim() != 0 and (value.dim() != 2 or value.shape[0] != value.shape[1]):
+                    got = list(value.shape)
+                    raise ValueError(f"{name}: got shape {got}, must be [] or [K, K]")
                 check_floating(name, value)
                 _check_finite(name, value)
             elif is_number(value):

@@ -61,10 +61,14 @@ def dense_crf(
             total = energies
             for smooth, weight in filters:
                 message = smooth(marginals)
-                if params.compatibility is None:
-                    total = total - weight * message
+                if isinstance(weight, Tensor) and weight.dim() == 2:
+                    message = message @ weight.to(total.dtype).t()
                 else:
-                    total = total + weight * (message @ params.compatibility.to(total.dtype).t())
+                    message = weight * message
+                if params.compatibility is None:
+                    total = total - message
+                else:
+                    total = total + message @ params.compatibility.to(total.dtype).t()
             marginals = (-total).softmax(1)
         results.append(marginals.t())
     return torch.stack(results).view(unary.shape)

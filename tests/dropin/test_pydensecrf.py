@@ -158,6 +158,23 @@ def test_agrees_with_the_operator() -> None:
     assert np.array_equal(d.inference(10), wanted.flatten(2)[0].numpy())
 
 
+@pytest.mark.parametrize("kind", COMPATIBILITIES)
+def test_compatibilities_are_weights_of_the_operator(kind: str) -> None:
+    """Numbers as they are; diagonals and matrices, which are energies, by their negatives."""
+    unary, image = problem()
+    given = COMPATIBILITIES[kind]
+    result = script(ours, unary, image, compat=given, compat_bilateral=1.5)
+    weight: Any = given
+    if kind == "diagonal":
+        weight = -torch.diag(torch.from_numpy(given))
+    elif kind == "matrix":
+        weight = -torch.from_numpy(given + given.T) / 2
+    params = DenseCRFParams(3, weight, (60, 80), (13, 11, 17), 1.5)
+    energies = torch.from_numpy(unary).view(1, K, H, W)
+    wanted = dense_crf(energies, torch.from_numpy(image).permute(2, 0, 1)[None], params, 5)
+    np.testing.assert_allclose(result, wanted.flatten(2)[0], atol=1e-5)
+
+
 def test_steps_are_the_iterations() -> None:
     unary, image = problem()
     d = ours.DenseCRF2D(W, H, K)

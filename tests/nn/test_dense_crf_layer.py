@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
 LEARN: list[tuple[str, ...]] = [(), ("weights",), ("compatibility",), ("widths",)]
-TWO_LABELS = DenseCRFParams(compatibility=torch.eye(2))
 ALL = ("weights", "compatibility", "widths")
 
 
@@ -40,6 +40,28 @@ def test_a_fresh_layer_is_the_operator(learn: tuple[str, ...], iterations: int) 
     for result in (layer(logits, image), layer.requires_grad_(False)(logits, image)):
         assert result.dtype == torch.float32
         assert_close(result.detach().exp(), wanted)
+
+
+@pytest.mark.parametrize("learn", [(), ("weights",), ALL])
+def test_matrices_of_weights(learn: tuple[str, ...]) -> None:
+    """Of one kernel or both; learnt, kept in the state, and there again after a reset."""
+    logits, image = problem()
+    matrix = torch.rand(3, 3, generator=torch.Generator().manual_seed(5))
+    for params in (
+        DenseCRFParams(2, matrix, 4, 25, 2.0),
+        DenseCRFParams(2, matrix, 4, 25, matrix.t(), normalisation="after"),
+    ):
+        layer = DenseCRF(3, 3, params, learn)
+        assert_close(layer(logits, image).detach().exp(), dense_crf(-logits, image, params, 3))
+        assert "gaussian_weight=matrix" in repr(layer)
+        if learn:
+            nll_loss(layer(logits, image), torch.zeros(2, 7, 9, dtype=torch.int64)).backward()
+            assert layer.gaussian_weight.grad.count_nonzero() == 9  # type: ignore[union-attr]
+        other = DenseCRF(3, 3, replace(params, gaussian_weight=torch.zeros(3, 3)), learn)
+        other.load_state_dict(layer.state_dict())
+        assert torch.equal(other(logits, image), layer(logits, image))
+        other.reset_parameters()
+        assert not other.gaussian_weight.any()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

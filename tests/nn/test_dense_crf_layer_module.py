@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PARAMS = DenseCRFParams(2, 1.0, 4, 25, 2.0)
 TWO_LABELS = DenseCRFParams(compatibility=torch.eye(2))
+TWO_WEIGHTS = DenseCRFParams(gaussian_weight=torch.eye(2))
 ALL = ("weights", "compatibility", "widths")
 
 
@@ -110,6 +111,7 @@ def test_repr() -> None:
         (ValueError, "iterations: got -1", {"iterations": -1}),
         (TypeError, "params: got dict", {"params": {}}),
         (ValueError, "params: got a compatibility of 2", {"params": TWO_LABELS}),
+        (ValueError, "params: got a gaussian_weight of 2", {"params": TWO_WEIGHTS}),
         (TypeError, "learn: got str", {"learn": "weights"}),
         (TypeError, "learn: got int", {"learn": 5}),
         (ValueError, "learn: got 'weight', must be some of weights", {"learn": ("weight",)}),

@@ -109,7 +109,7 @@ def test_compatibility_matrix(target: Target) -> None:
 def test_autocast_changes_nothing(operator_target: Target) -> None:
     unary, image = scene(9, 12, 4, operator_target.device)
     uneven = torch.rand(4, 4, generator=torch.Generator().manual_seed(3)).to(unary)
-    params = replace(SMALL, compatibility=uneven)
+    params = replace(SMALL, gaussian_weight=uneven, compatibility=uneven)
     for energies in (unary, unary.clone().requires_grad_()):
         wanted = dense_crf(energies, image, params, 3)
         with torch.autocast(operator_target.device.type, torch.bfloat16):

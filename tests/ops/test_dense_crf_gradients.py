@@ -75,6 +75,43 @@ def test_through_every_normalisation(normalisation: Normalisation) -> None:
         assert float((own - other).abs().max()) <= 2e-5 * float(other.abs().max())
 
 
+@pytest.mark.parametrize("potts", [True, False])
+def test_matrices_of_weights(operator_target: Target, potts: bool) -> None:
+    """Each kernel has one of its own, with and without gradients in them and the compatibility."""
+    unary, image = scene(9, 12, 3)
+    generator = torch.Generator().manual_seed(4)
+    matrices = [torch.rand(3, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
+    results = []
+    for device, function in (("cpu", reference.dense_crf), (operator_target.device, dense_crf)):
+        for trained in (False, True):
+            leaves = [matrix.to(device, copy=True).requires_grad_(trained) for matrix in matrices]
+            params = DenseCRFParams(
+                2, leaves[0], 4, 25, leaves[1], None if potts else leaves[2], "after"
+            )
+            marginals = function(unary.double().to(device), image.to(device), params, 3)
+            results.append([marginals.detach().cpu()])
+            if trained:
+                used = leaves[: 2 if potts else 3]
+                total = marginals[:, 0].sum()
+                results[-1] += [grad.cpu() for grad in torch.autograd.grad(total, used)]
+    for own, wanted in zip(results[2] + results[3], results[0] + results[1], strict=True):
+        assert float((own - wanted).abs().max()) <= 1e-9 * float(wanted.abs().max())
+    scalar = DenseCRFParams(2, 2.0, 4, 25, 3.0)
+    identity = torch.eye(3)
+    same = replace(scalar, gaussian_weight=2 * identity, bilateral_weight=3 * identity)
+    torch.testing.assert_close(dense_crf(unary, image, same), dense_crf(unary, image, scalar))
+
+
+@pytest.mark.parametrize("name", ["gaussian_weight", "bilateral_weight"])
+def test_matrices_of_other_labels(name: str) -> None:
+    unary, image = scene(6, 8, 3)
+    for shape in ((3, 4), (3,)):
+        with pytest.raises(ValueError, match=rf"^{name}: got shape .*, must be \[\] or \[K, K\]"):
+            DenseCRFParams(**{name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match=rf"^{name}: got shape \[4, 4\]"):
+        dense_crf(unary, image, DenseCRFParams(**{name: torch.eye(4)}))
+
+
 @pytest.mark.parametrize(("shape", "num_channels"), SHAPES)
 def test_near_the_exact_ones(shape: tuple[int, ...], num_channels: int) -> None:
     """In direction and in size: the normalisation takes the factor of the lattice away."""
