@@ -104,6 +104,17 @@ GIVEN = {
         },
         {},
     ],
+    "moving.md": [
+        {"points": random(9, 3), "colours": random(9, 3).sigmoid(), "num_labels": 4}
+        | {"logits": random(9, 4).requires_grad_()},
+        {"coarse_logits": random(2, 21, 3, 4), "normalised_images": random(2, 3, 24, 32)},
+        {"photos": 255 * random(2, 3, 24, 32).sigmoid(), "labels": integers(21, 2, 24, 32)},
+        {"unary": random(1, 3, 4, 6, 7), "scans": integers(900, 1, 2, 4, 6, 7).short()},
+        {"scribbles": integers(256, 2, 24, 32), "depth": random(2, 1, 24, 32).abs()}
+        | {"probabilities": random(2, 21, 24, 32).softmax(1)},
+        {"length": 7, "transitions": random(5, 5), "emissions": random(7, 5)}
+        | {"labels_of_words": integers(5, 7)},
+    ],
     "data.md": [{"any_torch_dataset": SET, "another": SET}],
 }
 """What each Python block of a document takes for granted, beside what those before it define."""

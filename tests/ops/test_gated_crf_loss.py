@@ -318,3 +318,29 @@ def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
             )
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_sources_are_a_factor_of_the_probabilities() -> None:
+    """Up to a constant: pairs whose other pixel is no source get no gradient."""
+    values, image, _ = segmentation(2, 3, 3, (5, 6))
+    values.requires_grad_()
+    rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")
+    positions = torch.stack([rows, columns]).flatten(1).t().double()
+    steps = torch.cdist(positions, positions, p=math.inf)
+    near = (steps > 0) & (steps <= 2)
+    generator = torch.Generator().manual_seed(6)
+    sources = (torch.rand(2, 30, generator=generator) > 0.3).double()
+    charged = sources * (torch.arange(30) % 2)
+    total = values.new_zeros(())
+    for s, colours, speaks, counts in zip(
+        values.flatten(2), image.double().flatten(2), sources, charged, strict=True
+    ):
+        kernel = (-torch.cdist(positions, positions).square() / (2 * 3**2)).exp() * near
+        kernel = kernel * (-torch.cdist(colours.t(), colours.t()).square() / (2 * 20**2)).exp()
+        total = total + (counts[:, None] * kernel * speaks * (1 - s.t() @ s)).sum()
+    (wanted,) = torch.autograd.grad(total / charged.sum(), values)
+    factor, mask = (m.view(-1, 1, 5, 6) for m in (sources, charged))
+    loss = gated_crf_loss(values * factor, image, 2, ((1.0, 3.0, 20.0),), mask)
+    (result,) = torch.autograd.grad(loss, values)
+    assert wanted.any()
+    torch.testing.assert_close(result, wanted)
