@@ -95,6 +95,8 @@ GIVEN = {
     "python.md": [
         {},
         {},
+        {"points": random(20, 3), "edge_index": integers(7, 2, 12), "num_nodes": 7},
+        {},
         {"probabilities": random(1, 3, 6, 8).softmax(1), "images": PHOTOS["photos"][:1]},
         {
             "cross_entropy": torch.nn.functional.cross_entropy,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from deepcrf_ext import EdgeGraph, mean_field, pairwise_nll
+from deepcrf_ext import EdgeGraph, FactoredPotential, mean_field, pairwise_nll
 from deepcrf_ext.nn import PairwisePotential
 
 
@@ -98,6 +99,27 @@ def test_every_parameter_and_the_features_get_the_gradient_of_the_network() -> N
     inputs = [features, *layer.parameters()]
     found, wanted = (torch.autograd.grad(value, inputs) for value in (loss, wanted_loss))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_potential_is_an_argument_of_a_checkpoint(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    layer, graph = spread(PairwisePotential(4, 3, hidden=6)), graphs()["superpixels"]
+    features, unary = torch.randn(graph.num_nodes, 4), torch.randn(graph.num_nodes, 3)
+
+    def marginals(unary: Tensor, potential: FactoredPotential) -> Tensor:
+        return mean_field(unary, [potential])
+
+    unary.requires_grad_()
+    wanted = marginals(unary, layer(features, graph)).square().sum()
+    found = checkpoint(marginals, unary, layer(features, graph), use_reentrant=reentrant)
+    inputs = [unary, *layer.parameters()]
+    gradients = torch.autograd.grad(wanted, inputs)
+    found.square().sum().backward()
+    torch.testing.assert_close([own.grad for own in inputs], list(gradients))
+    if reentrant:
+        with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+            checkpoint(marginals, unary.detach(), layer(features, graph), use_reentrant=True)
 
 
 def test_a_fresh_layer_says_next_to_nothing_but_can_learn() -> None:
