@@ -48,6 +48,7 @@ def picture(height: int, width: int) -> np.ndarray:
         ((40, 60), (40, 20), 0.0, [0], [0, 20, 40]),
         ((40, 60), (20, 40), 0.5, [0, 10, 20], [0, 20]),
         ((41, 3), (20, 1), 0.25, [0, 10, 21], [0, 1, 2]),
+        ((5, 9), (5, 5), 0.3, [0], [0, 2, 4]),  # two would share 1 of 5 columns
     ],
 )
 def test_windows_cover_a_view(size, window, overlap, tops, lefts) -> None:
@@ -141,6 +142,13 @@ def test_labels_of_views_are_those_of_the_nodes(model: DeepCRF, run: Path) -> No
     assert parts[3][1].numel() == parts[3][0].unaries["unary"].shape[0]
     corner = labels[12:, 15:]
     assert set(parts[3][1].tolist()) <= set(corner.unique().tolist())
+
+
+def test_labels_of_a_view_are_those_at_the_centres_of_its_pixels() -> None:
+    labels = torch.arange(6 * 9).view(6, 9)
+    third = labels[[1, 4]][:, [1, 4, 7]]
+    assert View(torch.zeros(1, 3, 2, 3), False).labels(labels).equal(third)
+    assert View(torch.zeros(1, 3, 2, 3), True).labels(labels).equal(third.flip(1))
 
 
 def test_statistics_of_the_image_itself() -> None:
