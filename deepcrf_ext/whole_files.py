@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 
 _LONGEST_NAME = 143  # bytes that every file system takes; most take 255
 
@@ -23,7 +23,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     except OSError as error:
-        why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        why = "it is no folder" if isinstance(error, FileExistsError) else reason(error)
         raise InputError(
             f"output: {folder} cannot be written ({why}); choose another folder"
         ) from error

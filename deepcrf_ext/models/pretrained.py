@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcrf_ext.config import ModelConfig, from_dict, to_dict
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 from deepcrf_ext.models.deep_crf import DeepCRF
 from deepcrf_ext.whole_files import write_json, write_whole
 
@@ -52,8 +52,8 @@ def from_pretrained(folder: Path, backbone: nn.Module | None) -> DeepCRF:
         config = from_dict(description["model"], ModelConfig)
         model = DeepCRF(config, description["num_classes"], backbone)
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{folder / CONFIG_FILE}: {reason}") from error
+        why = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{folder / CONFIG_FILE}: {why}") from error
     check_weights(model, weights, folder / WEIGHTS_FILE)
     model.load_state_dict(weights)
     model.classes, model.palette = description.get("classes"), description.get("palette")
@@ -64,7 +64,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the folder holds no saved model") from error
+        raise InputError(f"{path}: {reason(error)}; the folder holds no saved model") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -79,7 +79,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {reason(error)}") from error
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deepcrf_ext.config import TrainConfig, from_dict
-from deepcrf_ext.errors import InputError
+from deepcrf_ext.errors import InputError, reason
 from deepcrf_ext.models import DeepCRF
 from deepcrf_ext.models.pretrained import check_weights
 from deepcrf_ext.whole_files import write_whole
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(f"{path}: {reason(error)}") from error
     with file:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
